@@ -1,0 +1,136 @@
+"""What a trained model is judged by: AUC, log-loss, accuracy, errors; delta-m and mean rank over methods."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtl.errors import NonFiniteError
+
+
+def _finite(scores: Tensor, name: str) -> Tensor:
+    if not bool(torch.isfinite(scores).all()):
+        bad = int((~torch.isfinite(scores)).sum())
+        raise NonFiniteError(f"{name}: every value must be finite, found {bad} NaN or infinite of {scores.numel()}")
+    return scores
+
+
+def auc(scores: Tensor, labels: Tensor) -> Tensor:
+    """Area under the ROC curve from ranks, ties counted half, on the device of `scores`.
+
+    AUC = (sum of the positives' ranks - n1 (n1 + 1) / 2) / (n1 n0), tied scores sharing their mean rank
+    (Mann and Whitney 1947; Hanley and McNeil 1982). Shapes: scores (N,), labels (N,) of 0 and 1 -> scalar
+    float64. Raises ValueError where the labels hold one class only, NonFiniteError for NaN scores.
+
+    >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1])).item()
+    0.75
+    """
+    if scores.shape != labels.shape or scores.dim() != 1:
+        raise ValueError(f"scores and labels must be (N,) alike, found {tuple(scores.shape)} and {tuple(labels.shape)}")
+    scores = _finite(scores.detach(), "scores")
+    ordered = scores.sort().values
+    # searchsorted instead of unique: fixed shapes, and it gives each score the mean rank of its ties at once
+    below = torch.searchsorted(ordered, scores.contiguous())
+    upto = torch.searchsorted(ordered, scores.contiguous(), right=True)
+    rank = (below + upto + 1).double() / 2
+    positive = labels.double()
+    n1 = positive.sum()
+    n0 = positive.numel() - n1
+    if not bool((n1 > 0) & (n0 > 0)):
+        raise ValueError(f"labels: AUC needs both classes, found {int(n1)} ones among {labels.numel()}")
+    return ((rank * positive).sum() - n1 * (n1 + 1) / 2) / (n1 * n0)
+
+
+def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy in nats, -mean(y log p + (1 - y) log(1 - p)) with p = sigmoid(logit).
+
+    Shapes: logits (N,), labels (N,) -> scalar float64.
+
+    >>> round(log_loss(torch.zeros(4), torch.tensor([0, 1, 1, 0])).item(), 4)
+    0.6931
+    """
+    return F.binary_cross_entropy_with_logits(_finite(logits.detach(), "logits").double(), labels.double())
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers: sign of a logit (N,), or largest of C class scores (N, C). Scalar float64.
+
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
+    0.5
+    """
+    outputs = _finite(outputs.detach(), "outputs")
+    guess = outputs.argmax(1) if outputs.dim() == 2 else outputs > 0
+    return (guess == labels.to(guess.dtype)).double().mean()
+
+
+def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """mean |output - target|, scalar float64.
+
+    >>> mean_absolute_error(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item()
+    1.5
+    """
+    return (_finite(outputs.detach(), "outputs").double() - targets.double()).abs().mean()
+
+
+def delta_m(
+    values: ArrayLike, baseline: ArrayLike, higher_is_better: Sequence[bool], tasks: Sequence[str] | None = None
+) -> NDArray[np.float64]:
+    """Mean relative drop against single-task values, in per cent; negative means better than the baseline.
+
+    delta_m = 100 / K sum_k s_k (M_k - B_k) / B_k with s_k = -1 where higher is better, +1 elsewhere
+    (Maninis et al. 2019, with the sign of Navon et al. 2022). Without `tasks` all K metrics weigh the same
+    (metric-averaged); with `tasks`, one name per metric, metrics are averaged within each task first
+    (task-averaged). The two differ as soon as tasks have unequal numbers of metrics.
+    Shapes: values (..., K), baseline (K,) -> (...). Raises ValueError for a baseline of zero.
+
+    >>> delta_m([0.9, 2.2], [1.0, 2.0], [True, False]).round(6).item()
+    10.0
+    >>> delta_m([0.5, 1.0, 1.0], [1.0, 1.0, 1.0], [True] * 3, tasks=["a", "b", "b"]).item()
+    25.0
+    """
+    value, base = np.asarray(values, float), np.asarray(baseline, float)
+    sign = np.where(np.asarray(higher_is_better, bool), -1.0, 1.0)
+    if base.ndim != 1 or value.shape[-1:] != base.shape or sign.shape != base.shape:
+        raise ValueError(
+            f"values, baseline and higher_is_better must agree in the last dimension, "
+            f"found {value.shape}, {base.shape} and {sign.shape}"
+        )
+    if (base == 0).any():
+        raise ValueError(f"baseline: delta-m divides by it, found 0 at position {int(np.flatnonzero(base == 0)[0])}")
+    drop = 100 * sign * (value - base) / np.abs(base)
+    if tasks is None:
+        return np.asarray(drop.mean(-1))
+    if len(tasks) != base.size:
+        raise ValueError(f"tasks must name one task per metric ({base.size}), found {len(tasks)}")
+    names = list(dict.fromkeys(tasks))
+    groups = [drop[..., [i for i, task in enumerate(tasks) if task == name]].mean(-1) for name in names]
+    return np.asarray(np.mean(groups, axis=0))
+
+
+def mean_rank(values: ArrayLike, higher_is_better: Sequence[bool]) -> NDArray[np.float64]:
+    """Mean rank of each of M methods over K metrics, 1 = best, ties sharing their mean rank.
+
+    The ranks of a column add up to M (M + 1) / 2, so the result averages (M + 1) / 2: checked here, since
+    published tables are known to break it when rows were left out after ranking.
+    Shapes: values (M, K) -> (M,). Raises ValueError for NaN (a missing cell has no rank).
+
+    >>> mean_rank([[0.9, 1.0], [0.8, 2.0], [0.9, 3.0]], [True, False])
+    array([1.25, 2.5 , 2.25])
+    """
+    table = np.asarray(values, float)
+    better = np.asarray(higher_is_better, bool)
+    if table.ndim != 2 or better.shape != table.shape[1:]:
+        raise ValueError(f"values must be (M, K) with K directions, found {table.shape} and {better.shape}")
+    if np.isnan(table).any():
+        raise ValueError(f"values: a missing cell has no rank, found {int(np.isnan(table).sum())} NaN")
+    cost = np.where(better, -table, table)
+    below = (cost[None] < cost[:, None]).sum(1)
+    equal = (cost[None] == cost[:, None]).sum(1)
+    ranks = (below + (equal + 1) / 2).mean(1)
+    expected = (len(table) + 1) / 2
+    if not np.isclose(ranks.mean(), expected):
+        raise ArithmeticError(f"mean ranks must average {expected}, found {ranks.mean()}")
+    return np.asarray(ranks)

@@ -1,0 +1,21 @@
+"""Models: shared parameters, one head per task, and the representation between them."""
+
+from mtl.models.base import Branched, MultiTaskModel, SingleTask, seeded
+from mtl.models.recsys import PLE, MMoE, TabularInput, shared_bottom, single_task
+from mtl.models.small import lenet, lenet_single_task, mlp, mlp_single_task
+
+__all__ = [
+    "PLE",
+    "Branched",
+    "MMoE",
+    "MultiTaskModel",
+    "SingleTask",
+    "TabularInput",
+    "lenet",
+    "lenet_single_task",
+    "mlp",
+    "mlp_single_task",
+    "seeded",
+    "shared_bottom",
+    "single_task",
+]

@@ -1,0 +1,93 @@
+"""The contract of a multi-task model: one representation, one output per task, and who owns which parameter."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Build modules under their own CPU random stream; the global one is put back as it was.
+
+    nn.Module initialisers take no generator, so the default CPU generator is seeded inside a fork of it;
+    CUDA generators are not touched.
+
+    >>> with seeded(0):
+    ...     a = nn.Linear(2, 2)
+    >>> with seeded(0):
+    ...     b = nn.Linear(2, 2)
+    >>> bool((a.weight == b.weight).all())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+class MultiTaskModel(nn.Module):
+    """`forward = outputs(features(inputs))`; a parameter is shared if the losses of two tasks depend on it.
+
+    `features` returns the tensors through which every task reaches the shared parameters, so that a caller
+    can cut the graph there, go through each head once, and only then through the trunk.
+    """
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The shared representation, as one or more tensors (B, ...)."""
+        raise NotImplementedError
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        """One output per task from the shared representation."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """One output per task: logits (B,) of a binary task, (B, C) of C classes."""
+        return self.outputs(self.features(*inputs))
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All parameters that no head owns."""
+        owned = {id(p) for head in self.head_parameters() for p in head}
+        return [p for p in self.parameters() if id(p) not in owned]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        """Parameters of each task, one list per task."""
+        raise NotImplementedError
+
+
+class Branched(MultiTaskModel):
+    """A trunk that all tasks share (hard parameter sharing), and one head per task."""
+
+    def __init__(self, trunk: nn.Module, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleList(heads)
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.trunk(*inputs),)
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        return [head(features[0]).squeeze(-1) for head in self.heads]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        return [list(head.parameters()) for head in self.heads]
+
+
+class SingleTask(MultiTaskModel):
+    """One whole net per task and nothing shared: the STL baseline trained in one pass.
+
+    `features` returns the inputs themselves, since there is no shared representation.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return inputs
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        return [net(*features)[0] for net in self.nets]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        return [list(net.parameters()) for net in self.nets]

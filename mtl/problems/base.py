@@ -1,0 +1,196 @@
+"""The contract of a problem: batches, a model, T losses, and what the model is judged by."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtl import metrics
+from mtl.models.base import MultiTaskModel
+
+Batch = tuple[Tensor, ...]
+SPLITS = ("train", "validation", "test")
+SCALES = ("smoke", "quick", "paper")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a results table."""
+
+    name: str
+    task: str
+    unit: str
+    higher_is_better: bool
+
+    @property
+    def key(self) -> str:
+        """Its key in what `Problem.evaluate` returns."""
+        return f"{self.task}/{self.name}"
+
+
+class Problem:
+    """Data in memory, split three ways; subclasses say what the data are, which models fit, which losses.
+
+    A batch is a tuple of input tensors followed by the targets (B, T). Validation rows come from the training
+    file, never from the test file. `embedded_default` is true where the data stand in for a data set that was
+    asked for and not found.
+    """
+
+    name: ClassVar[str]
+    models: ClassVar[tuple[str, ...]]
+    synthetic: bool = False
+    embedded_default: bool = False
+    baseline: Mapping[str, float] | None = None
+
+    def __init__(
+        self,
+        scale: str,
+        tasks: Sequence[str],
+        splits: Mapping[str, Batch],
+        *,
+        source: str,
+        fingerprint: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.scale = check_scale(scale)
+        self.tasks = tuple(tasks)
+        self.options = dict(options or {})  # as given to `problem`, for a row's configuration
+        self.source = source
+        self.fingerprint = fingerprint
+        self.sizes = {split: len(splits[split][0]) for split in SPLITS}
+        self._data: dict[torch.device, Mapping[str, Batch]] = {torch.device("cpu"): splits}
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The columns that `evaluate` fills, task by task."""
+        raise NotImplementedError
+
+    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
+        """A freshly initialised model, named in `models`; `sizes` overrides the scale's own."""
+        raise NotImplementedError
+
+    def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+        """One scalar per task from the model's outputs and the targets (B, T)."""
+        raise NotImplementedError
+
+    def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """Scalar metrics "<task>/<metric>" and "<task>/score" from the outputs over a whole split."""
+        raise NotImplementedError
+
+    def data(self, split: str, device: torch.device | str = "cpu") -> Batch:
+        """The tensors of a split, resident on `device` from the first call on."""
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
+        device = torch.device(device)
+        if device not in self._data:
+            cpu = self._data[torch.device("cpu")]
+            self._data[device] = {name: tuple(t.to(device) for t in cpu[name]) for name in SPLITS}
+        return self._data[device][split]
+
+    def batches(
+        self, split: str, seed: int = 0, batch_size: int = 1024, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """Batches of tensors on `device`; "train" is shuffled by `seed` (take another per epoch), no row is dropped.
+
+        The order is drawn on the CPU, so it is the same on every device.
+        """
+        tensors = self.data(split, device)
+        n = self.sizes[split]
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        if split != "train":
+            for rows in _slices(n, batch_size):
+                yield tuple(t[rows] for t in tensors)
+            return
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+        for index in order.split(batch_size):
+            yield tuple(t.index_select(0, index) for t in tensors)
+
+    def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
+        """The T losses of a batch."""
+        return self.task_losses(model(*batch[:-1]), batch[-1])
+
+    def losses_and_features(self, model: MultiTaskModel, batch: Batch) -> tuple[tuple[Tensor, ...], Batch]:
+        """The T losses, and the shared representation in the graph that they hang on."""
+        features = model.features(*batch[:-1])
+        return self.task_losses(model.outputs(features), batch[-1]), features
+
+    @torch.inference_mode()
+    def evaluate(self, model: MultiTaskModel, split: str, device: torch.device | str = "cpu") -> dict[str, float]:
+        """All metrics over a split, plus "<task>/score" and their mean "score" (higher is better).
+
+        A task whose outputs hold NaN or infinity has NaN in all its metrics, and so has the mean.
+        """
+        *inputs, targets = self.data(split, device)
+        training = model.training
+        model.eval()
+        try:
+            # in order, also for "train": outputs must stay beside their targets
+            parts = [model(*(t[rows] for t in inputs)) for rows in _slices(self.sizes[split], 4096)]
+        finally:
+            model.train(training)
+        outputs = [torch.cat(task) for task in zip(*parts, strict=True)]
+        broken = [not bool(output.isfinite().all()) for output in outputs]
+        usable = [output.nan_to_num() if bad else output for output, bad in zip(outputs, broken, strict=True)]
+        values = self.scores(usable, targets)
+        for task in itertools.compress(self.tasks, broken):
+            values |= {key: value * math.nan for key, value in values.items() if key.startswith(f"{task}/")}
+        values["score"] = torch.stack([values[f"{task}/score"] for task in self.tasks]).mean()
+        # one transfer for all numbers
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+    def describe(self) -> str:
+        """What was read, how it is split, which tasks; a sentence of its own where the data are a stand-in."""
+        counts = ", ".join(f"{n:,} {split}" for split, n in self.sizes.items())
+        kind = "synthetic" if self.synthetic else "real"
+        return f"{self.source} ({kind}); scale {self.scale}: {counts} rows; tasks: {', '.join(self.tasks)}."
+
+
+class BinaryProblem(Problem):
+    """T binary tasks: targets (B, T) of 0 and 1, logits (B,), binary cross-entropy; the score is the AUC."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        kinds = (("auc", "", True), ("log-loss", "nat", False), ("accuracy", "", True))
+        return tuple(Metric(name, task, unit, up) for task in self.tasks for name, unit, up in kinds)
+
+    def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(outputs, targets.unbind(1), strict=True)
+        return tuple(F.binary_cross_entropy_with_logits(logit, label) for logit, label in pairs)
+
+    def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        values = {}
+        for task, logit, label in zip(self.tasks, outputs, targets.unbind(1), strict=True):
+            values[f"{task}/auc"] = metrics.auc(logit, label)
+            values[f"{task}/log-loss"] = metrics.log_loss(logit, label)
+            values[f"{task}/accuracy"] = metrics.accuracy(logit, label)
+            values[f"{task}/score"] = values[f"{task}/auc"]
+        return values
+
+    def describe(self) -> str:
+        rates = self.data("train")[-1].mean(0).tolist()
+        shown = ", ".join(f"{task} {100 * rate:.1f} %" for task, rate in zip(self.tasks, rates, strict=True))
+        return f"{super().describe()} Positives in the training rows: {shown}."
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def check_scale(scale: str) -> str:
+    """`scale` itself if it is one of smoke, quick, paper."""
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, found {scale!r}")
+    return scale
+
+
+def choose(models: Mapping[str, Any], name: str) -> Any:
+    """The entry of a model table; an unknown name raises ValueError listing the valid ones."""
+    if name not in models:
+        raise ValueError(f"model must be one of {', '.join(models)}, found {name!r}")
+    return models[name]
