@@ -53,7 +53,9 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layers(x)
-        return F.normalize(y.float(), dim=1) if self.unit else y  # float: also under autocast
+        # float32 also under autocast; with the default eps a pixel of zeros, which dead units and zero biases do
+        # give, would have a gradient of 1e12
+        return F.normalize(y.float(), dim=1, eps=1e-3) if self.unit else y
 
 
 class Trunk(nn.Module):

@@ -1,0 +1,267 @@
+"""One style for every figure, one colour and marker per method, and a handful of plots."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mtl import toy
+from mtl.toy import ToyRuns
+
+WIDTHS = {"column": 3.3, "text": 6.9}  # inches
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.02,
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, as most venues ask
+}
+
+# Okabe and Ito's palette without its yellow, which vanishes on white; colour and marker together are unique.
+BLACK, GREY, ORANGE, SKY = "#000000", "#8A8A8A", "#E69F00", "#56B4E9"
+GREEN, BLUE, RED, PINK = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+METHODS: dict[str, tuple[str, str, str]] = {
+    "stl": ("STL", GREY, "*"),
+    "ls": ("LS", BLACK, "o"),
+    "scalarization": ("Scalarization", BLACK, "s"),
+    "si": ("SI", BLACK, "^"),
+    "rlw": ("RLW", BLACK, "v"),
+    "dwa": ("DWA", BLACK, "D"),
+    "uw": ("UW", GREY, "o"),
+    "gradnorm": ("GradNorm", GREY, "s"),
+    "gls": ("GLS", GREY, "^"),
+    "stch": ("STCH", GREY, "v"),
+    "famo": ("FAMO", GREY, "D"),
+    "db-mtl": ("DB-MTL", GREY, "P"),
+    "imtl-l": ("IMTL-L", PINK, "s"),
+    "bandit": ("BanditMTL", ORANGE, "s"),
+    "mgda": ("MGDA", SKY, "^"),
+    "mgda-ub": ("MGDA-UB", SKY, "v"),
+    "sdmgrad": ("SDMGrad", SKY, "D"),
+    "pcgrad": ("PCGrad", ORANGE, "o"),
+    "gradvac": ("GradVac", ORANGE, "^"),
+    "graddrop": ("GradDrop", ORANGE, "v"),
+    "cagrad": ("CAGrad", ORANGE, "D"),
+    "imtl-g": ("IMTL-G", PINK, "D"),
+    "imtl": ("IMTL", PINK, "o"),
+    "nash": ("Nash-MTL", GREEN, "D"),
+    "fairgrad": ("FairGrad", BLUE, "s"),
+    "fair-loss": ("Fair loss", BLUE, "o"),
+    "aligned": ("Aligned-MTL", GREEN, "o"),
+    "upgrad": ("UPGrad", GREEN, "s"),
+    "dualproj": ("DualProj", GREEN, "^"),
+    "adatask": ("AdaTask", GREEN, "v"),
+    "emtl": ("EMTL", RED, "o"),
+}
+
+
+def look(method: str) -> tuple[str, str, str]:
+    """Label, colour and marker of a method; "emtl (rho=.5)" looks like "emtl" and keeps its parenthesis.
+
+    >>> look("emtl (raw)")
+    ('EMTL (raw)', '#D55E00', 'o')
+    """
+    base, bracket, rest = method.partition(" (")
+    if base not in METHODS:
+        raise ValueError(f"method: no look is fixed for {base!r}; known are {', '.join(METHODS)}")
+    label, colour, marker = METHODS[base]
+    return label + bracket + rest, colour, marker
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, width: Literal["column", "text"] = "text", height: float = 2.2, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure at its printed size (inches) in the style of the project, and its axes as a 2-D array."""
+    if width not in WIDTHS:
+        raise ValueError(f"width: one of {', '.join(WIDTHS)}, found {width!r}")
+    plt.rcParams.update(cast(Any, STYLE))
+    return plt.subplots(rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options)
+
+
+def trajectories(
+    ax: Axes,
+    paths: ArrayLike,
+    method: str,
+    *,
+    front: ArrayLike | None = None,
+    star: ArrayLike | None = None,
+    predicted: ArrayLike | None = None,
+    contour: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+) -> None:
+    """Paths (runs, steps, 2) in a plane: start hollow, end filled; front a grey band, star its best average.
+
+    `contour` (x, y, z) draws level lines underneath: for parameter space.
+    """
+    _, colour, _ = look(method)
+    if contour is not None:
+        ax.contour(*contour, levels=12, colors="0.75", linewidths=0.4, linestyles="solid", zorder=1)
+        ax.grid(False)
+    if front is not None:
+        ax.plot(*np.asarray(front).T, color="0.55", lw=3, alpha=0.6, solid_capstyle="round", zorder=2)
+    for path in np.asarray(paths):
+        ax.plot(*path.T, color=colour, lw=0.9, alpha=0.85, zorder=3)
+        ax.plot(*path[0], "o", mfc="white", mec=colour, ms=3, mew=0.7, zorder=4)
+    for path in np.asarray(paths):
+        ax.plot(*path[-1], "o", color=colour, mec="black", mew=0.4, ms=3.6, zorder=6)
+    if star is not None:
+        ax.plot(*np.asarray(star), "*", color="white", mec="black", mew=0.6, ms=7, zorder=5)
+    if predicted is not None:
+        ax.plot(*np.asarray(predicted), "+", color="black", mew=0.9, ms=7, zorder=7)
+
+
+def intervals(
+    axes: Sequence[Axes],
+    table: pd.DataFrame,
+    metrics: Mapping[str, str] | Sequence[str],
+    *,
+    reference: Callable[[str], str] | None = None,
+) -> None:
+    """One axis per metric, one line per method: mean (marker) and 95 % interval, from `results_table(raw=True)`.
+
+    `metrics` maps a metric to its axis label (with unit). Rows are methods, or labels which `reference` maps to
+    methods. The best row is not marked: the interval is the message.
+    """
+    names = dict(metrics) if isinstance(metrics, Mapping) else {m: m for m in metrics}
+    if len(names) != len(axes):
+        raise ValueError(f"metrics: one axis per metric, found {len(names)} metrics and {len(axes)} axes")
+    places = np.arange(len(table))[::-1]
+    for ax, (metric, label) in zip(axes, names.items(), strict=True):
+        for place, (method, row) in zip(places, table.iterrows(), strict=True):
+            _, colour, marker = look(reference(str(method)) if reference else str(method))
+            half = row[metric, "ci"] if np.isfinite(row[metric, "ci"]) else 0.0
+            ax.errorbar(row[metric, "mean"], place, xerr=half, fmt=marker, color=colour, ms=4, elinewidth=1, capsize=2)
+        ax.set(xlabel=label, yticks=places, ylim=(-0.6, len(table) - 0.4))
+        ax.set_yticklabels([str(m) if reference else look(str(m))[0] for m in table.index] if ax is axes[0] else [])
+        ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=4)
+
+
+def weights_over_time(
+    ax: Axes, steps: ArrayLike, weights: ArrayLike, tasks: Sequence[str], *, unit: str = "step", legend: bool = True
+) -> None:
+    """Task weights (steps, T) or (seeds, steps, T): one line per task, mean and range over seeds."""
+    values = np.asarray(weights, dtype=float)
+    values = values[None] if values.ndim == 2 else values
+    palette = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, GREY)
+    for t, task in enumerate(tasks):
+        colour, dash = palette[t % 8], ("-", "--", ":", "-.")[t // 8 % 4]
+        ax.plot(steps, values[..., t].mean(0), dash, color=colour, label=task)
+        if len(values) > 1:
+            ax.fill_between(steps, values[..., t].min(0), values[..., t].max(0), color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel=unit, ylabel="task weight")
+    if legend:
+        ax.legend(ncols=2 if len(tasks) > 3 else 1)
+
+
+def gradient_arrows(ax: Axes, grads: ArrayLike, directions: Mapping[str, ArrayLike], *, unit: bool = True) -> None:
+    """Two task gradients (2, 2) in dark grey, the cone that harms neither in light grey, one arrow per method.
+
+    With `unit` each arrow is drawn at length 1: direction is what the methods differ in.
+    """
+    tasks = np.asarray(grads, dtype=float)
+    if tasks.shape != (2, 2):
+        raise ValueError(f"grads: two gradients in the plane, shape (2, 2), found {tasks.shape}")
+
+    def scaled(vector: np.ndarray) -> np.ndarray:
+        return vector / max(float(np.linalg.norm(vector)), 1e-12) if unit else vector
+
+    middle = sum(vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in tasks)
+    angles = np.arctan2(middle[1], middle[0]) + np.linspace(-np.pi, np.pi, 721)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    safe = circle[(circle @ tasks.T >= -1e-12).all(1)]
+    ax.fill(*np.vstack([np.zeros((1, 2)), safe]).T, color="0.88", lw=0, zorder=0)
+    for index, vector in enumerate(tasks, start=1):
+        _arrow(ax, scaled(vector), "0.4", rf"$g_{index}$", 1.8)
+    for name, direction in directions.items():
+        label, colour, marker = look(name)
+        vector = scaled(np.asarray(direction, dtype=float))
+        _arrow(ax, vector, colour, "", 1.2)
+        ax.plot(*vector, marker, color=colour, ms=4, label=label, zorder=5)
+    ax.set(aspect="equal", xlabel=r"$\theta_1$", ylabel=r"$\theta_2$")
+    ax.margins(0.18)
+
+
+def _arrow(ax: Axes, vector: np.ndarray, colour: str, label: str, lw: float) -> None:
+    look = {"arrowstyle": "-|>", "color": colour, "lw": lw, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (vector[0], vector[1]), (0, 0), arrowprops=look)
+    ax.plot(*vector, alpha=0)  # annotations do not widen the axes
+    if label:
+        ax.annotate(label, (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
+
+
+def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *, start: int = 2) -> Figure:
+    """Figure 1: a column per method; per scale a row in loss space and one in parameter space; below, p_1 over steps.
+
+    The last row follows the run from `start`: where there is a player its p_1 (running mean over 31 records, faintly
+    p_1 itself) between the edges of its ball (grey), else the weight of loss 1 in the update; solid for the first
+    scale, dotted for the second. A cross marks the predicted end.
+    """
+    rows = 2 * len(scales) + 1
+    fig, axes = subplots(rows, len(labels), height=1.16 * rows, sharey="row")
+    side = np.linspace(-10.5, 10.5, 81)
+    plane = np.stack([np.tile(side, 81), np.repeat(side, 81)], 1)
+    for row, scale in enumerate(scales):
+        problem, best = toy.ToyProblem(scale), toy.star(scale)
+        front, values = toy.pareto_front(scale)
+        mean = problem.losses(plane)[0].mean(1).reshape(81, 81)
+        for upper, lower, label in zip(axes[2 * row], axes[2 * row + 1], labels, strict=True):
+            run = runs.index(label, scale)
+            end = toy.predicted_x1(runs.configs[run])
+            marks = np.stack([best, toy.on_front(end)]) if np.isfinite(end) else np.stack([best, [np.nan, np.nan]])
+            seen = problem.losses(marks)[0]
+            paths, shown = np.moveaxis(runs.x[:, run], 0, 1), np.moveaxis(runs.f[:, run], 0, 1)
+            trajectories(upper, shown, label, front=values, star=seen[0], predicted=seen[1])
+            trajectories(lower, paths, label, front=front, star=best, predicted=marks[1], contour=(side, side, mean))
+            upper.set(xlim=(-21.5 * scale, 11 * scale), ylim=(-21.5, 11), yticks=[-20, 0], xticks=[-20 * scale, 0])
+            lower.set(xlim=(-10.5, 10.5), ylim=(-10.5, 10.5), xticks=[-7, 0, 7], yticks=[-8, 0, 8])
+            upper.set_xlabel("loss 1", labelpad=1)
+            lower.set_xlabel("$x_1$", labelpad=1)
+        axes[2 * row, 0].set_ylabel(f"$s$ = {scale:g}\nloss 2")
+        axes[2 * row + 1, 0].set_ylabel(f"$s$ = {scale:g}\n$x_2$", labelpad=-1)
+    for ax, label in zip(axes[-1], labels, strict=True):
+        for scale, dash in zip(scales, ("-", ":", "--", "-."), strict=False):
+            run = runs.index(label, scale)
+            played = np.isfinite(runs.p[0, run, start])
+            path = (runs.p if played else runs.share)[:, run, start]
+            if played:  # it chatters: faint as it is, strong as its running mean
+                ax.plot(runs.steps / 1000, path, dash, color=look(label)[1], lw=0.4, alpha=0.3)
+                path = pd.Series(path).rolling(31, center=True, min_periods=1).mean().to_numpy()
+            ax.plot(runs.steps / 1000, path, dash, color=look(label)[1])
+        if (config := runs.configs[runs.index(label, scales[0])]) and np.isfinite(limit := toy.ball_edge(config)):
+            for level in (limit, 1 - limit):
+                ax.axhline(level, color="0.6", lw=0.6, zorder=0)
+        ax.set(ylim=(-0.05, 1.05), yticks=[0, 0.5, 1], xticks=[0, round(runs.steps[-1] / 1000, 1)])
+        ax.set_xlabel("steps / 1000", labelpad=1)
+    axes[-1, 0].set_ylabel("$p_1$, or weight\nof loss 1")
+    for ax, label in zip(axes[0], labels, strict=True):
+        ax.set_title(look(label)[0].replace(" (", "\n(").replace("combine=", "").replace("_", " "), fontsize=7)
+    return fig

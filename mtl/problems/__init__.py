@@ -1,0 +1,69 @@
+"""Problems: one file per benchmark; `problem(name, scale, ...)` builds one from the data found."""
+
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+
+from mtl.problems.base import SCALES, SPLITS, Batch, BinaryProblem, Metric, Problem
+from mtl.problems.census import Census
+from mtl.problems.cityscapes import Cityscapes
+from mtl.problems.digits import Digits
+from mtl.problems.multimnist import MultiMNIST
+from mtl.problems.nyuv2 import NYUv2
+from mtl.problems.raw import MissingDataError
+from mtl.problems.rooms import Rooms
+
+PROBLEMS: dict[str, type[Problem]] = {
+    "census": Census,
+    "multimnist": MultiMNIST,
+    "digits": Digits,
+    "nyuv2": NYUv2,
+    "cityscapes": Cityscapes,
+    "rooms": Rooms,
+}
+
+__all__ = [
+    "PROBLEMS",
+    "SCALES",
+    "SPLITS",
+    "Batch",
+    "BinaryProblem",
+    "Metric",
+    "MissingDataError",
+    "Problem",
+    "problem",
+]
+
+
+def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **options: Any) -> Problem:
+    """Build a problem by name at a scale; options are the problem's own (tasks=3, ...).
+
+    A data set that is nowhere to be found raises DataError saying what to run; with fallback="digits" the
+    digits that come with scikit-learn take its place (for scenes: fallback="rooms", rendered ones), which
+    `embedded_default` and `describe()` then say.
+    Damaged data always raise. Raises ValueError for an unknown name, scale, option or fallback.
+
+    >>> problem("digits", tasks=3).tasks
+    ('odd', 'five-or-more', 'prime')
+    """
+    if name not in PROBLEMS:
+        near = get_close_matches(name, PROBLEMS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
+    scenes = name in ("nyuv2", "cityscapes", "rooms")
+    if fallback not in (None, "rooms" if scenes else "digits"):
+        raise ValueError(f"fallback of {name} must be {'rooms' if scenes else 'digits'!r} or None, found {fallback!r}")
+    kind: Any = PROBLEMS[name]
+    valid = set(signature(kind).parameters) - {"scale", "stands_in_for"}
+    if unknown := sorted(set(options) - valid):
+        raise ValueError(f"options of {name} are {', '.join(sorted(valid)) or 'none'}, found {', '.join(unknown)}")
+    try:
+        built: Problem = kind(scale, **options)
+    except MissingDataError:
+        if fallback is None:
+            raise
+        if scenes:
+            kept = {key: value for key, value in options.items() if key in signature(Rooms).parameters}
+            return Rooms(scale, stands_in_for=name, **kept)
+        return Digits(scale, tasks=options.get("tasks", 2), stands_in_for=name)
+    return built
