@@ -1,0 +1,9 @@
+"""Multi-task optimisation: EMTL, FairGrad and the methods that they are compared with."""
+
+from mtl.gradients import backward
+from mtl.methods import METHODS, aggregate, method
+from mtl.problems import PROBLEMS, problem
+from mtl.rules import rule
+from mtl.training import Budget, fit
+
+__all__ = ["METHODS", "PROBLEMS", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]

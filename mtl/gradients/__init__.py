@@ -1,0 +1,101 @@
+"""From T losses to one weighted update in `.grad`: per-task gradients, Gram matrix, data-parallel reduction."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtl.gradients.inputs import check as check_inputs
+from mtl.gradients.parallel import Group, Ranks
+from mtl.gradients.paths import Vjp, choose
+from mtl.gradients.run import Run
+from mtl.gradients.step import Pending, Step
+from mtl.methods.base import Method
+
+__all__ = ["Step", "backward"]
+
+
+def backward(
+    losses: Tensor | Sequence[Tensor],
+    *,
+    shared: Iterable[Tensor],
+    heads: Sequence[Iterable[Tensor]] | None = None,
+    method: Method,
+    features: Tensor | Sequence[Tensor] | None = None,
+    vjp: Vjp = "auto",
+    check: Literal["raise", "defer"] = "raise",
+    scale: float | Tensor | None = None,
+    group: Group = "auto",
+    retain_graph: bool = False,
+    diagnostics: bool = False,
+) -> Step:
+    """Add sum_t w_t g_t to `.grad` of the shared parameters and h_t dL_t/dphi_t to that of the heads.
+
+    w = method.weights(L, K) with K = G G^T, rows g_t = dL_t/dtheta; h = w or 1 as the method says.
+
+    `losses`: T scalars, or a vector (T,). `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those
+    of task t; list a tied parameter under each task that uses it. Parameters in neither list get no gradient.
+    `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
+    does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched").
+    `check`: losses and K are always checked; "raise" waits for the device once, "defer" never waits and raises at a
+    later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
+    more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
+    `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,
+    `step.overflow` is set and `scaler.step` skips the update.
+    `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised); pass the
+    module itself, not its DistributedDataParallel wrapper. `diagnostics`: compute K for methods that do not need it.
+
+    Raises ValueError or TypeError (argument, rule, value found) and NonFiniteError; every `.grad` is then as before.
+
+    >>> from mtl.methods.base import Method
+    >>> class Equal(Method):
+    ...     needs = "gram"
+    ...     def weights(self, losses, gram=None):
+    ...         return torch.ones_like(losses)
+    >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> step = backward([theta[0] ** 2, 3 * theta.sum()], shared=[theta], method=Equal(2))
+    >>> theta.grad.tolist(), step.gram.tolist()
+    ([5.0, 3.0], [[4.0, 6.0], [6.0, 18.0]])
+    """
+    if check not in ("raise", "defer"):
+        raise ValueError(f'check: must be "raise" or "defer", found {check!r}')
+    if scale is not None and check == "defer":
+        raise ValueError('check: must be "raise" with a loss scale, since an overflow decides the step; found "defer"')
+    Pending.read(method)
+    given = check_inputs(losses, shared, heads, features, method)
+    way = choose(vjp)
+    device = given.values.device
+    factor = None if scale is None else torch.as_tensor(scale, device=device, dtype=torch.float32)
+    run = Run(given, method, Ranks(group), check, factor, retain_graph)
+    learned = method.parameters()
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _adding([*given.parameters, *learned]):
+        if method.needs == "losses" and not diagnostics:
+            return run.from_losses()
+        if method.needs == "features":
+            return run.from_features()
+        return run.from_gradients(way)
+
+
+@contextmanager
+def _adding(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Start from `.grad` = None; afterwards add what was there before, or on an error put just that back."""
+    before = [(p, p.grad) for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    except BaseException:
+        for p, old in before:
+            p.grad = old
+        raise
+    for p, old in before:
+        if old is not None:
+            new = p.grad
+            if new is None:
+                p.grad = old
+            elif old.is_sparse:
+                p.grad = new + old
+            else:
+                p.grad = old.add_(new)

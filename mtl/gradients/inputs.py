@@ -1,0 +1,134 @@
+"""What `backward` is given: checked once, brought into one shape, before any `.grad` is touched."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtl.methods.base import Method
+
+Output = Tensor | GradientEdge
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The losses as given and as T graph outputs, their values (T,), the parameters that take part, the features."""
+
+    roots: list[Tensor]
+    outputs: list[Output]
+    values: Tensor
+    shared: list[Tensor]
+    heads: list[list[Tensor]]
+    features: list[Tensor]
+
+    @property
+    def own(self) -> list[Tensor]:
+        """Head parameters, each once."""
+        return _once(p for head in self.heads for p in head)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Shared and head parameters, each once."""
+        return [*self.shared, *self.own]
+
+
+def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+def _parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that require a gradient, each once; frozen ones are left out."""
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{name}: must be a list of parameters, found {type(given).__name__}")
+    found = list(given)
+    for i, p in enumerate(found):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{name}[{i}]: must be a parameter, found {type(p).__name__}")
+        if p.requires_grad and not p.is_leaf:
+            raise ValueError(f"{name}[{i}]: must be a leaf tensor, found one computed by {p.grad_fn}")
+    return _once(p for p in found if p.requires_grad)
+
+
+def _outputs(losses: Tensor | Sequence[Tensor]) -> tuple[list[Output], Tensor]:
+    """T differentiable scalars and their values.
+
+    A vector made by torch.stack is taken apart again along its graph, since a gradient that enters through the
+    stack would run through all T heads for each task.
+    """
+    rule = "losses: must hold one scalar per task, shape (T,)"
+    if isinstance(losses, Tensor):
+        if losses.dim() != 1:
+            raise ValueError(f"{rule}, found shape {tuple(losses.shape)}")
+        if not losses.requires_grad:
+            raise ValueError("losses: must be differentiable, found a tensor without a graph (requires_grad=False)")
+        node = losses.grad_fn
+        if node is not None and node.name() == "StackBackward0":
+            for t, (source, _) in enumerate(node.next_functions):
+                if source is None:
+                    raise ValueError(f"losses: must be differentiable, found no graph behind task {t}")
+            edges: list[Output] = [GradientEdge(*edge) for edge in node.next_functions]  # type: ignore[arg-type]
+            return edges, losses.detach()
+        with torch.enable_grad():
+            return list(losses.unbind()), losses.detach()
+    scalars = list(losses)
+    for t, loss in enumerate(scalars):
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"{rule}, found {type(loss).__name__} for task {t}")
+        if loss.dim() != 0:
+            raise ValueError(f"{rule}, found shape {tuple(loss.shape)} for task {t}")
+        if not loss.requires_grad:
+            raise ValueError(f"losses: must be differentiable, found no graph behind task {t} (requires_grad=False)")
+    _one("losses", "dtype", [loss.dtype for loss in scalars])
+    _one("losses", "device", [loss.device for loss in scalars])
+    return list(scalars), torch.stack([loss.detach() for loss in scalars]) if scalars else torch.empty(0)
+
+
+def _one(names: str, what: str, found: Iterable[object]) -> None:
+    kinds = sorted({str(kind) for kind in found})
+    if len(kinds) > 1:
+        raise ValueError(f"{names}: must have one {what}, found {' and '.join(kinds)}")
+
+
+def check(
+    losses: Tensor | Sequence[Tensor],
+    shared: Iterable[Tensor],
+    heads: Sequence[Iterable[Tensor]] | None,
+    features: Tensor | Sequence[Tensor] | None,
+    method: Method,
+) -> Inputs:
+    """Inputs of one step. Raises ValueError or TypeError, naming the argument, the rule and what was found."""
+    outputs, values = _outputs(losses)
+    n, name = len(outputs), type(method).__name__
+    if n != method.n_tasks:
+        raise ValueError(f"losses: {name} was made for {method.n_tasks} tasks, found {n} losses")
+    common = _parameters("shared", shared)
+    if not common:
+        raise ValueError("shared: must hold at least one parameter that requires a gradient, found none")
+    if heads is not None and (isinstance(heads, Tensor) or not isinstance(heads, Sequence) or len(heads) != n):
+        size = f"{len(heads)}" if isinstance(heads, Sequence) else type(heads).__name__
+        raise ValueError(f"heads: must hold one list of parameters per task, {n} of them, found {size}")
+    own = [_parameters(f"heads[{t}]", head) for t, head in enumerate(heads or [[] for _ in range(n)])]
+    places = {id(p): i for i, p in enumerate(common)}
+    for t, head in enumerate(own):
+        for p in head:
+            if id(p) in places:
+                raise ValueError(
+                    f"heads[{t}]: a parameter belongs to shared or to heads, "
+                    f"found shared[{places[id(p)]}] of shape {tuple(p.shape)} in both"
+                )
+    cut = [features] if isinstance(features, Tensor) else list(features or [])
+    for i, z in enumerate(cut):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"features[{i}]: must be a tensor, found {type(z).__name__}")
+    roots = [losses] if isinstance(losses, Tensor) else list(losses)
+    inputs = Inputs(roots, outputs, values, common, own, _once(z for z in cut if z.requires_grad))
+    if method.needs == "features" and not inputs.features:
+        raise ValueError(f"features: {name} needs the shared representation, found no tensor that requires a gradient")
+    _one("shared, heads", "dtype", [p.dtype for p in inputs.parameters])
+    _one("losses, shared, heads", "device", [p.device for p in inputs.parameters] + [values.device])
+    kind = common[0].dtype
+    if torch.finfo(values.dtype).bits > torch.finfo(kind).bits:
+        raise ValueError(f"losses, shared: losses must not be wider, found {values.dtype} and parameters of {kind}")
+    return inputs

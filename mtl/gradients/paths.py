@@ -1,0 +1,134 @@
+"""Ways through the graph: task by task, all tasks at once, or cut at the shared representation."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.gradients.inputs import Inputs
+from mtl.gradients.tasks import TaskGradients
+
+Vjp = Literal["auto", "loop", "batched"]
+Grads = Sequence[Tensor | None]
+
+
+@dataclass
+class Heads:
+    """What the heads give: dL_t/dphi_t, dL_t/dZ as (T, *Z.shape), and shared gradients that go around Z."""
+
+    own: list[Grads] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    around: list[Grads] = field(default_factory=list)
+
+
+def choose(vjp: Vjp) -> Literal["loop", "batched"]:
+    """ "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
+
+    `python -m benchmarks.step --vjp` on one CPU thread, MGDA, x T backwards, loop / batched from the features:
+    W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.39 / 1.61. Not measured on a GPU, where launches may turn it.
+    """
+    if vjp not in ("auto", "loop", "batched"):
+        raise ValueError(f'vjp: must be "auto", "loop" or "batched", found {vjp!r}')
+    return "batched" if vjp == "batched" else "loop"
+
+
+def unreached(task: int) -> ValueError:
+    """The error for a task without any gradient over the shared parameters."""
+    return ValueError(f"losses: must depend on the shared parameters, found that task {task} does not")
+
+
+def _seeds(given: Inputs, scale: Tensor | None) -> Tensor:
+    """Factors (T,) in front of the losses, in their dtype."""
+    ones = torch.ones_like(given.values)
+    return ones if scale is None else ones * scale.to(ones.dtype)
+
+
+def loop(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_graph: bool) -> Heads:
+    """One backward per task through its head and the trunk; heads' gradients come in the same pass."""
+    heads, n = Heads(), len(given.outputs)
+    for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+        grads = torch.autograd.grad(
+            output,
+            [*given.shared, *given.heads[t]],
+            seed,
+            retain_graph=retain_graph or t < n - 1,
+            allow_unused=True,
+        )
+        into.store(t, grads[: len(given.shared)])
+        heads.own.append(grads[len(given.shared) :])
+    return heads
+
+
+def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_graph: bool) -> Heads:
+    """All tasks through the trunk in one vectorised backward; from the features' gradients where these are given."""
+    outputs: Any = given.outputs  # tensors or graph edges, which torch's own annotation does not mix
+    if given.features:
+        heads = through_heads(given, scale)
+        outputs, seeds = given.features, heads.features
+    else:
+        heads = Heads(own=[_own(given, t, seed) for t, seed in enumerate(_seeds(given, scale))])
+        seeds = list(torch.diag(_seeds(given, scale)))
+    try:
+        into.store_all(
+            torch.autograd.grad(
+                outputs, given.shared, seeds, retain_graph=retain_graph, allow_unused=True, is_grads_batched=True
+            )
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            'vjp: "batched" must have a graph that torch can vectorise (not a compiled model or a sparse embedding), '
+            f'found one it cannot; use vjp="loop" ({str(error).splitlines()[0]})'
+        ) from error
+    for t, around in enumerate(heads.around):
+        into.store(t, around)
+    return heads
+
+
+def _own(given: Inputs, t: int, seed: Tensor) -> Grads:
+    if not given.heads[t]:
+        return []
+    return torch.autograd.grad(given.outputs[t], given.heads[t], seed, retain_graph=True, allow_unused=True)
+
+
+def through_heads(given: Inputs, scale: Tensor | None) -> Heads:
+    """Each head once, down to the features and not beyond.
+
+    Paths that reach a shared parameter around the features are found on the way, so that the sum of both parts is
+    exact also where the features do not separate the heads from the trunk, or where one feature feeds another.
+    """
+    heads, cut = Heads(), len(given.features)
+    parts: list[Grads] = []
+    with _closed(given.features):
+        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+            targets = [*given.features, *given.shared, *given.heads[t]]
+            grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
+            if all(g is None for g in grads[: cut + len(given.shared)]):
+                raise unreached(t)
+            parts.append(grads[:cut])
+            heads.around.append(grads[cut : cut + len(given.shared)])
+            heads.own.append(grads[cut + len(given.shared) :])
+    for i, z in enumerate(given.features):
+        rows = [part[i] for part in parts]
+        heads.features.append(torch.stack([torch.zeros_like(z) if row is None else row for row in rows]))
+    return heads
+
+
+@contextmanager
+def _closed(features: Sequence[Tensor]) -> Iterator[None]:
+    """Let no gradient through the features. The engine captures theirs before the node's pre-hook empties it."""
+    handles = []
+    for z in features:
+        if z.grad_fn is not None:
+
+            def empty(grads: Sequence[Tensor | None], at: int = z.output_nr) -> tuple[Tensor | None, ...]:
+                return tuple(None if i == at else g for i, g in enumerate(grads))
+
+            handles.append(z.grad_fn.register_prehook(empty))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

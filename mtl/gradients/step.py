@@ -1,0 +1,112 @@
+"""What a training step tells: losses, weights, Gram matrix and what follows from them; checks that may arrive later."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from mtl.errors import NonFiniteError
+from mtl.methods.base import Method
+from mtl.solvers import Certificate
+
+
+class Report:
+    """A few numbers on their way from the device to the host, and the rule that each must obey."""
+
+    def __init__(self, rows: dict[str, Tensor], positive: frozenset[str] = frozenset(), name: str = "") -> None:
+        self.kinds, self.positive, self.name = list(rows), positive, name
+        numbers = torch.stack([row.detach().to(torch.float64) for row in rows.values()])
+        self.event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.numbers = numbers
+
+    def arrived(self) -> bool:
+        return self.event is None or self.event.query()
+
+    def finite(self, kind: str) -> bool:
+        """Whether the row `kind` is finite; waits for it."""
+        if self.event is not None:
+            self.event.synchronize()
+        return bool(self.numbers[self.kinds.index(kind)].isfinite().all())
+
+    def check(self) -> None:
+        """Raise NonFiniteError or ValueError at the first number that breaks its rule; waits for it."""
+        if self.event is not None:
+            self.event.synchronize()
+        for kind, row in zip(self.kinds, self.numbers.tolist(), strict=True):
+            for t, value in enumerate(row):
+                if not -float("inf") < value < float("inf"):
+                    raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
+                if kind in self.positive and value <= 0:
+                    raise ValueError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
+
+
+class Pending:
+    """Reports of a method's earlier steps that nobody has read yet."""
+
+    waiting: ClassVar[WeakKeyDictionary[Method, deque[Report]]] = WeakKeyDictionary()
+
+    @classmethod
+    def add(cls, method: Method, report: Report) -> None:
+        cls.waiting.setdefault(method, deque()).append(report)
+
+    @classmethod
+    def read(cls, method: Method, *, wait: bool = False) -> None:
+        """Raise what the reports that have arrived hold against a step; `wait` for all of them."""
+        queue = cls.waiting.get(method, deque())
+        while queue and (wait or queue[0].arrived()):
+            report = queue.popleft()
+            try:
+                report.check()
+            except ValueError:
+                queue.clear()
+                raise
+
+
+@dataclass(frozen=True)
+class Step:
+    """Outcome of `backward`; all tensors are detached and on the device.
+
+    `losses` (T,); `weights` (T,), None for methods that combine gradients themselves; `gram` (T, T) over the shared
+    parameters (over the features for representation methods), None for methods that need losses only;
+    `certificate` of the method's solver; `overflow`: loss scaling overflowed, `.grad` is not finite and the
+    method was not asked.
+    """
+
+    losses: Tensor
+    weights: Tensor | None
+    gram: Tensor | None
+    certificate: Certificate | None = None
+    overflow: bool = False
+    method: Method | None = field(default=None, repr=False)
+
+    @cached_property
+    def norms(self) -> Tensor | None:
+        """|g_t| (T,)."""
+        return None if self.gram is None else self.gram.diagonal().clamp_min(0).sqrt()
+
+    @cached_property
+    def cosines(self) -> Tensor | None:
+        """cos(g_s, g_t) (T, T); NaN where a gradient is zero."""
+        if self.gram is None or self.norms is None:
+            return None
+        return (self.gram / self.norms / self.norms[:, None]).clamp(-1, 1)
+
+    @cached_property
+    def rates(self) -> Tensor | None:
+        """Relative rates r_t = L_t / |g_t| (T,), EMTL's Eq. 1; infinite where a gradient is zero."""
+        return None if self.norms is None else self.losses / self.norms
+
+    def check(self) -> None:
+        """Raise what this and earlier steps of the method left unread; waits for the device."""
+        if self.method is not None:
+            Pending.read(self.method, wait=True)

@@ -1,0 +1,166 @@
+"""Task gradients over the shared parameters: one (T, D) matrix in blocks, and what is computed from it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Method
+
+CHUNK = 1 << 22  # columns widened at a time where the Gram matrix needs more bits than the gradients have
+
+
+@dataclass
+class Column:
+    """Where parameter `index` lies in a block: from `start` on; `rows` are the touched ones of a sparse gradient."""
+
+    index: int
+    start: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    rows: Tensor | None = None
+
+    def of(self, block: Tensor) -> Tensor:
+        """The parameter's part of (T, n) or (n,), in the parameter's own layout: (T, *shape) or (*shape)."""
+        lead = block.dim() - 1
+        return block.as_strided(
+            (*block.shape[:lead], *self.shape),
+            (*block.stride()[:lead], *self.stride),
+            block.storage_offset() + self.start,
+        )
+
+
+def _layout(p: Tensor) -> tuple[int, ...]:
+    """The parameter's strides where it fills its memory, so that optimisers stay on their fast path."""
+    if torch.ops.aten.is_non_overlapping_and_dense(p):
+        return tuple(p.stride())
+    return tuple(torch.empty(p.shape, device="meta").stride())
+
+
+class Workspace:
+    """One (T, D) buffer per method, kept between steps on the CPU, where fresh pages cost as much as filling them.
+
+    It lives through the step anyway, so the peak is the same; it is freed with the method.
+    """
+
+    kept: ClassVar[WeakKeyDictionary[Method, Tensor]] = WeakKeyDictionary()
+
+    @classmethod
+    def take(cls, method: Method | None, shape: tuple[int, int], like: Tensor) -> Tensor:
+        if method is None or like.device.type != "cpu":
+            return like.new_empty(shape)
+        buffer = cls.kept.get(method)
+        if buffer is None or buffer.shape != shape or buffer.dtype != like.dtype:
+            buffer = cls.kept[method] = like.new_empty(shape)
+        return buffer
+
+
+class TaskGradients:
+    """g_t of T tasks over the shared parameters, filled task by task (`store`) or at once (`store_all`).
+
+    A parameter that no task reaches takes no space and gets no update. Sparse gradients (nn.Embedding(sparse=True))
+    take only the rows that some task touched.
+    """
+
+    def __init__(self, shared: Sequence[Tensor], n_tasks: int, *, all_dense: bool = False, owner: Method | None = None):
+        self.shared, self.n_tasks = shared, n_tasks
+        self.blocks: list[tuple[Tensor, list[Column]]] = []
+        self.views: dict[int, Tensor] = {}
+        self.sparse: dict[int, list[tuple[int, Tensor]]] = {}
+        self.touched: list[bool] = [False] * n_tasks
+        self._filled: dict[int, set[int]] = {}
+        self._all_dense, self._owner = all_dense, owner
+
+    def _allocate(self, indices: Sequence[int]) -> None:
+        columns, start = [], 0
+        for i in indices:
+            p = self.shared[i]
+            columns.append(Column(i, start, p.shape, _layout(p)))
+            start += p.numel()
+        owner = self._owner if not self.blocks else None
+        matrix = Workspace.take(owner, (self.n_tasks, start), self.shared[indices[0]])
+        self.blocks.append((matrix, columns))
+        self.views |= {c.index: c.of(matrix) for c in columns}
+
+    def store(self, t: int, grads: Sequence[Tensor | None]) -> None:
+        """Row t: one gradient per shared parameter, None where it is not reached; a second call adds."""
+        dense = {i: g for i, g in enumerate(grads) if g is not None and not g.is_sparse}
+        for i, g in enumerate(grads):
+            if g is not None and g.is_sparse:
+                self.sparse.setdefault(i, []).append((t, g))
+        self.touched[t] |= any(g is not None for g in grads)
+        wanted = [i for i in range(len(grads)) if i not in self.sparse] if self._all_dense else list(dense)
+        if new := [i for i in wanted if i not in self.views]:
+            self._allocate(new)
+        fresh = [i for i in dense if t not in self._filled.setdefault(i, set())]
+        if fresh:
+            torch._foreach_copy_([self.views[i][t] for i in fresh], [dense[i] for i in fresh])
+        for i in dense:
+            if i not in fresh:
+                self.views[i][t] += dense[i]
+            self._filled[i].add(t)
+
+    def store_all(self, grads: Sequence[Tensor | None]) -> None:
+        """All rows at once: one (T, *shape) gradient per shared parameter; these are kept, not copied."""
+        for i, (p, g) in enumerate(zip(self.shared, grads, strict=True)):
+            if g is None and not self._all_dense:
+                continue
+            self.touched = [True] * self.n_tasks if g is not None else self.touched
+            whole = p.new_zeros((self.n_tasks, *p.shape)) if g is None else g.contiguous()
+            column = Column(i, 0, p.shape, tuple(whole.stride()[1:]))
+            self.blocks.append((whole.reshape(self.n_tasks, -1), [column]))
+            self.views[i] = whole
+            self._filled[i] = set(range(self.n_tasks))
+
+    def finish(self, union: Callable[[Tensor], Tensor] = torch.unique) -> None:
+        """Zero what was never written, and gather the touched rows of sparse gradients into blocks of their own."""
+        for i, view in self.views.items():
+            for t in set(range(self.n_tasks)) - self._filled.get(i, set()):
+                view[t].zero_()
+        for i, parts in self.sparse.items():
+            if i in self.views:  # dense for one task, sparse for another
+                for t, g in parts:
+                    self.views[i][t] += g.to_dense()
+                continue
+            # indices are taken as they are: coalescing each task first would sort T times
+            rows = union(torch.cat([g._indices()[0] for _, g in parts]))
+            rest = self.shared[i].shape[1:]
+            values = self.shared[i].new_zeros((self.n_tasks, len(rows), *rest))
+            for t, g in parts:
+                values[t].index_add_(0, torch.searchsorted(rows, g._indices()[0]), g._values())
+            column = Column(i, 0, values.shape[1:], tuple(values.stride()[1:]), rows)
+            self.blocks.append((values.view(self.n_tasks, -1), [column]))
+
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """K = G G^T (T, T) in `dtype`, the sum over blocks."""
+        return sum((product(block, dtype) for block, _ in self.blocks), self._zeros(dtype))
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.n_tasks, self.n_tasks, dtype=dtype, device=self.shared[0].device)
+
+    def update(self, weights: Tensor) -> list[Tensor | None]:
+        """sum_t w_t g_t per shared parameter; None where no task reaches it."""
+        found: list[Tensor | None] = [None] * len(self.shared)
+        for block, columns in self.blocks:
+            d = weights.to(block.dtype) @ block
+            for c in columns:
+                part = c.of(d)
+                if c.rows is not None:
+                    part = torch.sparse_coo_tensor(
+                        c.rows[None], part, self.shared[c.index].shape, is_coalesced=True, check_invariants=False
+                    )
+                found[c.index] = part
+        return found
+
+
+def product(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """B B^T (T, T) of a (T, n) block, without rounding inputs below `dtype` (bfloat16 gradients, TF32 products)."""
+    lossy = block.is_cuda and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    if block.dtype == dtype and not lossy:
+        return block @ block.T
+    wide = torch.float64 if lossy else dtype
+    parts = (block[:, a : a + CHUNK].to(wide) for a in range(0, block.shape[1], CHUNK))
+    return sum((part @ part.T for part in parts), block.new_zeros(len(block), len(block), dtype=wide)).to(dtype)

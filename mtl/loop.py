@@ -1,0 +1,299 @@
+"""What changes while a run goes on: model, optimiser, method, position, diagnostics; `training.fit` drives it."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtl.errors import NonFiniteError, RunError
+from mtl.gradients import Step, backward
+from mtl.ledger import plain
+from mtl.methods.base import Method
+from mtl.problems.base import Problem
+
+Progress = Callable[[dict[str, Any]], None]
+POINTS = 200  # weights over time are thinned to about so many
+WINDOW = 512  # steps whose diagnostics wait on the device before one transfer fetches them all
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend: Adam's learning rate and weight decay, epochs, batch size, patience in epochs.
+
+    `patience=None` trains all epochs; the best-validation state is kept either way.
+
+    >>> Budget(epochs=3, batch_size=256).lr
+    0.001
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if not (value is None and name == "patience") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: must be a whole number of at least 1, found {value!r}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr: must be positive and finite, found {self.lr}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: must be finite and not negative, found {self.weight_decay}")
+
+
+class Failure(Exception):
+    """A value that is not finite: where it was met, for the row."""
+
+    def __init__(self, message: str, epoch: int, step: int | None, task: str | None) -> None:
+        super().__init__(message)
+        self.entry = {"epoch": epoch, "step": step, "task": task, "message": message}
+
+
+class Trace:
+    """Diagnostics of one epoch: kept on the device, fetched in windows, so that steps need not wait."""
+
+    names = ("losses", "weights", "gram", "residual", "converged")
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self.fetched: dict[str, list[Tensor]] = {name: [] for name in self.names}
+
+    def add(self, step: Step) -> None:
+        certificate = step.certificate
+        # A method may go on to change its weights in place; losses and Gram matrix are the step's own.
+        weights = None if step.weights is None else step.weights.clone()
+        values = {"losses": step.losses, "weights": weights, "gram": step.gram}
+        if certificate is not None:
+            values |= {"residual": certificate.residual, "converged": certificate.converged}
+        for name, value in values.items():
+            if value is not None:
+                self.waiting[name].append(value.detach())
+
+    def fetch(self) -> None:
+        for name, values in self.waiting.items():
+            if values:
+                self.fetched[name].append(torch.stack(values).to("cpu", torch.float64))
+                values.clear()
+
+    def get(self, name: str) -> Tensor | None:
+        return torch.cat(self.fetched[name]) if self.fetched[name] else None
+
+    def first_bad(self) -> tuple[int, int, str] | None:
+        """Step, task and what of the first value that is not finite, or None."""
+        self.fetch()
+        gram = self.get("gram")
+        rows = {"loss": self.get("losses"), "weight": self.get("weights")}
+        rows["squared gradient norm"] = None if gram is None else gram.diagonal(dim1=1, dim2=2)
+        found = []
+        for what, values in rows.items():
+            if values is not None and not bool(values.isfinite().all()):
+                step, task = (int(i) for i in (~values.isfinite()).nonzero()[0])
+                found.append((step, task, what))
+        return min(found, key=lambda place: place[0], default=None)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        self.fetch()
+        return {name: value for name in self.names if (value := self.get(name)) is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.fetched = {name: [state[name]] if name in state else [] for name in self.names}
+
+
+def direction(problem: Problem, select: str) -> float:
+    """+1 where a higher value of the metric `select` is better, -1 where a lower one is."""
+    signs = {"score": 1.0} | {f"{task}/score": 1.0 for task in problem.tasks}
+    signs |= {f"{m.task}/{m.name}": 1.0 if m.higher_is_better else -1.0 for m in problem.metrics}
+    if select not in signs:
+        raise ValueError(f"select: must be one of {sorted(signs)}, found {select!r}")
+    return signs[select]
+
+
+def finite(values: Mapping[str, float], split: str, epoch: int, tasks: tuple[str, ...]) -> dict[str, float]:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            task = name.partition("/")[0]
+            raise Failure(
+                f"{split} metric {name} is {value} after epoch {epoch}", epoch, None, task if task in tasks else None
+            )
+    return {name: float(value) for name, value in values.items()}
+
+
+class Loop:
+    """Everything that changes while a run goes on, and therefore all that a checkpoint holds."""
+
+    def __init__(self, problem: Problem, method: Method, model: str, seed: int, budget: Budget, device: torch.device):
+        self.problem, self.method, self.seed, self.budget, self.device = problem, method, seed, budget, device
+        self.model = problem.model(model, seed).to(device)
+        for p in method.parameters():
+            p.data = p.data.to(device)
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        if learned := method.parameters():
+            groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
+        self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
+        self.shared = self.model.shared_parameters()
+        self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
+        if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
+            self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
+        # The host reads losses at the end of an epoch, not at each step; on the CPU reading costs nothing.
+        self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" else "defer"
+        self.epoch = self.step = self.total = 0
+        self.wall = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.points: list[tuple[int, list[float]]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = -1
+        self.best_value = -math.inf
+        self.trace = Trace()
+        self.last: Step | None = None
+        per_epoch = math.ceil(problem.sizes["train"] / budget.batch_size)
+        self.every = max(1, math.ceil(budget.epochs * per_epoch / POINTS))
+
+    def batch(self, batch: Any) -> None:
+        """One step; every value stays on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        features = None
+        if self.method.needs == "features":
+            losses, features = self.problem.losses_and_features(self.model, batch)
+        else:
+            losses = self.problem.losses(self.model, batch)
+        with self.watched():
+            step = backward(
+                losses, shared=self.shared, heads=self.heads, method=self.method, features=features, check=self.when
+            )
+        self.optimizer.step()
+        if self.method.wants_after_step:
+            with torch.no_grad():
+                after = torch.stack(self.problem.losses(self.model, batch))
+            self.method.after_step(after)
+        self.trace.add(step)
+        self.last = step
+        self.step += 1
+        self.total += 1
+        if self.step % WINDOW == 0:
+            self.check()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn NonFiniteError into a failure with its place, which may be an earlier step than the present one."""
+        try:
+            yield
+        except NonFiniteError as error:
+            self.check()
+            named = re.search(r"task (\d+)", str(error))
+            task = self.problem.tasks[int(named[1])] if named else None
+            raise Failure(str(error), self.epoch, self.step, task) from error
+
+    def check(self) -> None:
+        """Fetch what waits; raise if a loss, weight or gradient norm was not finite, naming the first one."""
+        if bad := self.trace.first_bad():
+            step, index, what = bad
+            task = self.problem.tasks[index]
+            raise Failure(f"the {what} of task {task!r} is not finite", self.epoch, step, task)
+
+    def end_epoch(self, select: str, sign: float) -> dict[str, Any]:
+        """Validate, keep the best state, write one line of history."""
+        self.check()
+        if self.last is not None:
+            with self.watched():
+                self.last.check()
+        self.method.end_epoch()
+        values = finite(
+            self.problem.evaluate(self.model, "validation", self.device), "validation", self.epoch, self.problem.tasks
+        )
+        if select not in values:
+            raise ValueError(f"select: {select!r} is not among the validation metrics {sorted(values)}")
+        losses, weights, gram, residual, converged = (self.trace.get(name) for name in Trace.names)
+        assert losses is not None
+        rates = None
+        if gram is not None and self.method.needs != "features":  # their K is not that of the parameters
+            rates = losses / gram.diagonal(dim1=1, dim2=2).sqrt()
+        if weights is not None:
+            first = self.total - len(weights)
+            kept = range(-first % self.every, len(weights), self.every)
+            self.points += [(first + i, weights[i].tolist()) for i in kept]
+        self.history.append(
+            plain(
+                {
+                    "epoch": self.epoch,
+                    "steps": self.total,
+                    "losses": losses.mean(0),
+                    "weights": None if weights is None else weights.mean(0),
+                    "rates": None if rates is None else rates.mean(0),
+                    "residual": None if residual is None else residual.max(),
+                    "unconverged": None if converged is None else int((converged == 0).sum()),
+                    "validation": values,
+                }
+            )
+        )
+        if sign * values[select] > self.best_value:
+            self.best_value, self.best_epoch = sign * values[select], self.epoch
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.epoch, self.step, self.trace = self.epoch + 1, 0, Trace()
+        return self.history[-1]
+
+    @property
+    def done(self) -> bool:
+        waited = self.epoch - 1 - self.best_epoch
+        patience = self.budget.patience
+        return self.epoch >= self.budget.epochs or (patience is not None and self.epoch > 0 and waited >= patience)
+
+    def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
+        while not self.done:
+            self.model.train()
+            order = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0])
+            batches = self.problem.batches("train", order, self.budget.batch_size, self.device)
+            state = self.generators()
+            remaining = iter(batches)
+            for _ in range(self.step):
+                next(remaining)
+            self.set_generators(state)  # what the skipped batches drew had been drawn before the stop
+            for batch in remaining:
+                self.batch(batch)
+                save()
+            if self.step == 0:
+                raise RunError(f"problem {self.problem.name!r}: its training split gave no batch")
+            line = self.end_epoch(select, sign)
+            if progress is not None:
+                progress({**line, "epochs": self.budget.epochs, "best_epoch": self.best_epoch})
+
+    def generators(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_generators(self, state: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+    counters = ("epoch", "step", "total", "best_epoch", "best_value", "history", "points", "best")
+
+    def state_dict(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "method": self.method,
+            "trace": self.trace,
+        }
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state["learned"] = [p.detach() for p in self.method.parameters()]
+        return state | {"generators": self.generators()} | {name: getattr(self, name) for name in self.counters}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("model", "optimizer", "trace", "method"):
+            getattr(self, name).load_state_dict(state[name])
+        with torch.no_grad():
+            for p, saved in zip(self.method.parameters(), state["learned"], strict=True):
+                p.copy_(saved)
+        for name in self.counters:
+            setattr(self, name, state[name])
+        self.set_generators(state["generators"])

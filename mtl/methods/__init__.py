@@ -1,0 +1,158 @@
+"""Methods by name: `method` makes one, `aggregate` is its mathematics in one call."""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.errors import NonFiniteError
+from mtl.methods.base import Method
+from mtl.methods.elementwise import DBMTL, AdaTask, GradDrop
+from mtl.methods.emtl import EMTL, FairLoss
+from mtl.methods.gram import (
+    IMTL,
+    IMTLG,
+    MGDA,
+    MGDAUB,
+    Aligned,
+    CAGrad,
+    DualProj,
+    FairGrad,
+    Nash,
+    SDMGrad,
+    UPGrad,
+)
+from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
+from mtl.methods.losses import DWA, GLS, LS, RLW, SI, STCH, STL, Scalarization
+from mtl.methods.surgery import GradVac, PCGrad
+from mtl.solvers import Certificate
+
+__all__ = ["METHODS", "Aggregate", "Method", "aggregate", "method"]
+
+METHODS: dict[str, type[Method]] = {
+    "ls": LS,
+    "scalarization": Scalarization,
+    "si": SI,
+    "rlw": RLW,
+    "dwa": DWA,
+    "uw": UW,
+    "gradnorm": GradNorm,
+    "gls": GLS,
+    "stch": STCH,
+    "famo": FAMO,
+    "db-mtl": DBMTL,
+    "imtl-l": IMTLL,
+    "bandit": Bandit,
+    "mgda": MGDA,
+    "mgda-ub": MGDAUB,
+    "pcgrad": PCGrad,
+    "gradvac": GradVac,
+    "cagrad": CAGrad,
+    "imtl-g": IMTLG,
+    "imtl": IMTL,
+    "nash": Nash,
+    "fairgrad": FairGrad,
+    "aligned": Aligned,
+    "upgrad": UPGrad,
+    "dualproj": DualProj,
+    "sdmgrad": SDMGrad,
+    "graddrop": GradDrop,
+    "adatask": AdaTask,
+    "emtl": EMTL,
+    "fair-loss": FairLoss,
+    "stl": STL,
+}
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What `aggregate` returns: direction (D,), weights (T,) (None for elementwise methods), certificate."""
+
+    direction: Tensor
+    weights: Tensor | None
+    certificate: Certificate | None
+
+
+def _unknown(kind: str, found: str, valid: Iterable[str]) -> ValueError:
+    valid = list(valid)
+    near = difflib.get_close_matches(found, valid, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{kind}: must be one of {', '.join(valid) or '(none)'}, found {found!r}{hint}")
+
+
+def method(name: str, n_tasks: int, **hyper: Any) -> Method:
+    """A fresh method by name, with the paper's hyperparameters.
+
+    Raises:
+        ValueError: unknown name or hyperparameter (the valid ones are listed), or a value out of range.
+
+    >>> method("fairgrad", n_tasks=3, alpha=2.0).alpha
+    2.0
+    """
+    if name not in METHODS:
+        raise _unknown("method", name, METHODS)
+    kind: Any = METHODS[name]
+    valid = [key for key in inspect.signature(kind).parameters if key != "n_tasks"]
+    for key in hyper:
+        if key not in valid:
+            raise _unknown(f"hyperparameter of {name}", key, valid)
+    made: Method = kind(n_tasks, **hyper)
+    return made
+
+
+def _check(name: str, grads: Tensor, losses: Tensor) -> None:
+    if not isinstance(grads, Tensor) or grads.dim() != 2 or 0 in grads.shape:
+        found = tuple(grads.shape) if isinstance(grads, Tensor) else type(grads).__name__
+        raise ValueError(f"grads: must have shape (T, D), found {found}")
+    if not isinstance(losses, Tensor) or losses.shape != grads.shape[:1]:
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"losses: must have shape ({len(grads)},), one for each row of grads, found {found}")
+    for label, value in (("grads", grads), ("losses", losses)):
+        if not value.is_floating_point():
+            raise ValueError(f"{label}: must be floating point, found {value.dtype}")
+    if losses.dtype != grads.dtype or losses.device != grads.device:
+        raise ValueError(
+            f"losses: must have the dtype and device of grads ({grads.dtype}, {grads.device}), "
+            f"found {losses.dtype}, {losses.device}"
+        )
+    for label, finite in (("losses", losses.isfinite()), ("grads", grads.isfinite().all(-1))):
+        if not bool(finite.all()):
+            task = int(finite.logical_not().nonzero()[0])
+            raise NonFiniteError(f"{label}: must be finite, found NaN or infinity for task {task}")
+
+
+def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, **hyper: Any) -> Aggregate:
+    """The first update of one method from task gradients (T, D) and losses (T,): the paper's mathematics.
+
+    `official` adds the authors' own scaling, clipping and regularisation where these differ. The Gram matrix is formed
+    in float64. Methods with state start fresh; drive `method(...)` for more steps.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, names or hyperparameters that do not fit; losses <= 0 where a method takes
+            their logarithm.
+        NonFiniteError: a loss or gradient is NaN or infinite; names the task.
+
+    >>> aggregate("mgda", grads=torch.tensor([[1.0, 0.0], [0.0, 3.0]]), losses=torch.ones(2)).weights.tolist()
+    [0.8999999761581421, 0.10000000149011612]
+    """
+    _check(name, grads, losses)
+    if name in METHODS and official:
+        hyper = {**METHODS[name].official_hyper, **hyper}
+    m = method(name, n_tasks=len(losses), **hyper)
+    if m.positive_losses and bool((losses <= 0).any()):
+        task = int((losses <= 0).nonzero()[0])
+        raise ValueError(f"losses: must be positive for {name}, found {float(losses[task]):g} for task {task}")
+    with torch.no_grad():
+        if m.needs == "gradients":
+            direction, w = m.combine([grads], losses)[0], None
+        else:
+            G = grads.double()
+            w = m.weights(losses.double(), G @ G.T)
+            direction = w @ G
+        factor = m.official_factor(direction) if official else 1.0
+        w = None if w is None else (factor * w).to(losses.dtype)
+        return Aggregate((factor * direction).to(grads.dtype), w, m.certificate)

@@ -1,0 +1,135 @@
+"""The contract of a multi-task method: from losses and Gram matrix to one weight per task."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.solvers import Certificate
+
+Needs = Literal["losses", "gram", "features", "gradients"]
+Heads = Literal["raw", "weighted"]
+
+
+class Method:
+    """One weight per task, w = f(losses, K); the training step does the rest.
+
+    `needs` says what `weights` is given: "losses" (nothing but the losses), "gram" (K = G G^T of the
+    task gradients over the shared parameters), "features" (K over the shared representation), or
+    "gradients" (`combine` is called with the task gradients themselves, and `weights` is not).
+    `heads` says how task-specific parameters move: "raw" (gradient of L_t) or "weighted" (of w_t L_t).
+    `certificate` tells how exactly the last problem was solved; None where there is nothing to solve.
+    A subclass overrides `weights` (or `combine`); all else has a default. `weights` never waits for the
+    device: values are checked by `mtl.backward` and `mtl.aggregate`, shapes here.
+    """
+
+    needs: Needs = "losses"
+    heads: Heads = "weighted"
+    certificate: Certificate | None = None
+    positive_losses: bool = False
+    """The method takes logarithms or powers of the losses."""
+    state: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None."""
+    official_hyper: ClassVar[dict[str, Any]] = {}
+    """Hyperparameters with which the authors' code departs from their paper; `aggregate(official=True)` sets them."""
+
+    def __init__(self, n_tasks: int) -> None:
+        if n_tasks < 1:
+            raise ValueError(f"n_tasks: must be at least 1, found {n_tasks}")
+        self.n_tasks = n_tasks
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here."""
+        raise NotImplementedError
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        """Shared-parameter update from per-parameter task gradients (T, *shape); only if needs == "gradients"."""
+        raise NotImplementedError
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """Factor (T,) in front of each head's gradient."""
+        return weights if self.heads == "weighted" else torch.ones_like(weights)
+
+    def after_step(self, losses: Tensor) -> None:
+        """Called with the losses (T,) of the same batch after the optimiser step, if `wants_after_step`."""
+
+    wants_after_step: bool = False
+
+    def end_epoch(self) -> None:
+        """Called after the last step of an epoch; for methods that compare epochs."""
+
+    def parameters(self) -> list[Tensor]:
+        """Learned weights, for the optimiser; `learning_rate` is their own."""
+        return []
+
+    learning_rate: float = 0.025
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        """What the authors' code multiplies the direction (D,) by, where it departs from their paper."""
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: tensors, numbers, strings."""
+        return {name: _saved(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; unknown or missing keys, and states of another number of tasks, raise."""
+        if set(state) != set(self.state):
+            raise ValueError(f"state: {type(self).__name__} keeps {sorted(self.state)}, found {sorted(state)}")
+        for name, value in state.items():
+            setattr(self, name, _loaded(f"state[{name!r}]", getattr(self, name), value))
+
+    def check(self, losses: Tensor, gram: Tensor | None = None) -> None:
+        """Raise ValueError unless losses are (T,) and K, where the method needs it, is (T, T)."""
+        T, name = self.n_tasks, type(self).__name__
+        if losses.shape != (T,):
+            raise ValueError(f"losses: {name} was made for {T} tasks, found shape {tuple(losses.shape)}")
+        if self.needs in ("gram", "features"):
+            if gram is None:
+                raise ValueError(f"gram: {name} needs the Gram matrix of the task gradients, found None")
+            if gram.shape != (T, T):
+                raise ValueError(f"gram: must have shape ({T}, {T}), found {tuple(gram.shape)}")
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, list):
+        return [_saved(v) for v in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _loaded(name: str, present: Any, value: Any) -> Any:
+    if isinstance(present, torch.Generator):
+        present.set_state(value)
+        return present
+    if isinstance(present, Tensor):
+        if not isinstance(value, Tensor) or value.shape != present.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: must be a tensor of shape {tuple(present.shape)}, found {found}")
+        if present.requires_grad:
+            with torch.no_grad():
+                present.copy_(value)
+            return present
+        return value.detach().clone().to(present)
+    return _saved(value)
+
+
+def on(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in float64 on the device of `like`; learned weights and players are kept in float64."""
+    return value.detach().to(device=like.device, dtype=torch.float64)
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> float:
+    """The number itself if it is finite and positive (or zero, if allowed), else ValueError."""
+    if not (isinstance(value, int | float) and value >= 0 and value != float("inf") and (zero or value > 0)):
+        raise ValueError(f"{name}: must be finite and {'>= 0' if zero else '> 0'}, found {value!r}")
+    return float(value)
+
+
+def chosen(name: str, value: str, valid: Sequence[str]) -> str:
+    """The string itself if it is one of `valid`, else ValueError."""
+    if value not in valid:
+        raise ValueError(f"{name}: must be one of {', '.join(valid)}, found {value!r}")
+    return value

@@ -1,0 +1,160 @@
+"""Methods that need the task gradients themselves, coordinate by coordinate."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Heads, Method, positive
+
+
+class GradDrop(Method):
+    """GradDrop (Chen et al., NeurIPS 2020, algorithm 1), on shared-parameter gradients: one sign survives per coordinate.
+
+    Purity P = (1 + sum_t g_t/sum_t|g_t|)/2; u ~ U(0,1); d = sum_t (l + (1-l) M_t) g_t with M_t keeping g_t > 0 where
+    P > u and g_t < 0 where P < u; leak l = 0. Deviation: the paper works on activations. Its own generator (`seed`)
+    lives on the device of the gradients. Heads: raw.
+
+    >>> GradDrop(2).combine([torch.tensor([[1.0, 2.0], [3.0, -2.0]])], torch.ones(2))[0][0].item()
+    4.0
+    """
+
+    needs = "gradients"
+    heads: Heads = "raw"
+
+    def __init__(self, n_tasks: int, leak: float | Sequence[float] = 0.0, seed: int = 0) -> None:
+        super().__init__(n_tasks)
+        leaks = [leak] * n_tasks if isinstance(leak, int | float) else list(leak)
+        if len(leaks) != n_tasks or not all(0 <= x <= 1 for x in leaks):
+            raise ValueError(f"leak: must be in [0, 1], one number or one for each of {n_tasks} tasks, found {leak!r}")
+        self.leak, self.seed = torch.tensor(leaks, dtype=torch.float64), seed
+        self.generator: torch.Generator | None = None
+        self.resumed: Tensor | None = None
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        self.check(losses)
+        return [self._drop(g) for g in grads]
+
+    def _drop(self, g: Tensor) -> Tensor:
+        if self.generator is None:
+            self.generator = torch.Generator(g.device).manual_seed(self.seed)
+            if self.resumed is not None:
+                self.generator.set_state(self.resumed)
+        purity = 0.5 * (1 + g.sum(0) / g.abs().sum(0))
+        u = torch.rand(g.shape[1:], generator=self.generator, dtype=g.dtype, device=g.device)
+        kept = ((g > 0) & (purity > u)) | ((g < 0) & (purity < u))
+        self.leak = self.leak.to(g.device)
+        leak = self.leak.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+        return ((leak + (1 - leak) * kept) * g).sum(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.resumed if self.generator is None else self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if set(state) != {"generator"}:
+            raise ValueError(f"state: GradDrop keeps ['generator'], found {sorted(state)}")
+        self.generator, self.resumed = None, state["generator"]
+
+
+class Buffers(Method):
+    """A method that keeps one tensor per shared parameter and name; shapes are learned at the first step."""
+
+    needs = "gradients"
+    kept: tuple[str, ...] = ()
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__(n_tasks)
+        self.steps = 0
+        self.buffers: dict[str, list[Tensor]] = {}
+
+    def take(self, grads: Sequence[Tensor]) -> None:
+        """One step more; buffers start at zero."""
+        self.steps += 1
+        if not self.buffers:
+            self.buffers = {name: [torch.zeros_like(g) for g in grads] for name in self.kept}
+        old = [b.shape for b in self.buffers[self.kept[0]]]
+        if old != [g.shape for g in grads]:
+            name = type(self).__name__
+            raise ValueError(f"grads: {name} began with shapes {[tuple(s) for s in old]}, found others")
+        for name, buffers in self.buffers.items():  # a resumed run may have loaded them on another device
+            self.buffers[name] = [b.to(g) for b, g in zip(buffers, grads, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, **{k: [b.clone() for b in v] for k, v in self.buffers.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rest = set(state) - {"steps"}
+        if "steps" not in state or rest not in (set(), set(self.kept)):
+            raise ValueError(f"state: {type(self).__name__} keeps {['steps', *self.kept]}, found {sorted(state)}")
+        self.steps = state["steps"]
+        self.buffers = {k: [b.clone() for b in state[k]] for k in self.kept if k in state}
+
+
+class AdaTask(Buffers):
+    """AdaTask with Adam (Yang et al., AAAI 2023, algorithm 2): moments m_t, v_t of each task's own gradient.
+
+    d = sum_t mhat_t/(sqrt(vhat_t) + eps): an update at the level of the optimiser, so give the shared parameters plain
+    SGD; under Adam it would be normalised twice. Scaling one loss leaves d unchanged up to eps. Heads: raw.
+
+    >>> m = AdaTask(2)
+    >>> [round(x, 6) for x in m.combine([torch.tensor([[1.0, -5.0], [100.0, -1.0]])], torch.ones(2))[0].tolist()]
+    [2.0, -2.0]
+    """
+
+    heads: Heads = "raw"
+    kept = ("first", "second")
+
+    def __init__(self, n_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        super().__init__(n_tasks)
+        for name, value in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: must be in [0, 1), found {value}")
+        self.beta1, self.beta2, self.eps = beta1, beta2, positive("eps", eps, zero=True)
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        self.check(losses)
+        self.take(grads)
+        update = []
+        for m, v, g in zip(self.buffers["first"], self.buffers["second"], grads, strict=True):
+            m.lerp_(g, 1 - self.beta1)
+            v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+            root = (v / (1 - self.beta2**self.steps)).sqrt_().add_(self.eps)
+            update.append((m / (1 - self.beta1**self.steps) / root).sum(0))
+        return update
+
+
+class DBMTL(Buffers):
+    """DB-MTL (Lin et al., arXiv 2308.12029): gradients of log L_t, smoothed, all scaled to the largest of their norms.
+
+    b_t <- g_t/(L_t + 1e-8) + (beta/k^sigma)(b_t - g_t/(L_t + 1e-8)), b = 0 at the start, without bias correction;
+    d = sum_t (max_s|b_s|/(|b_t| + 1e-8)) b_t. beta = 0.9, sigma = 0. Heads: 1/(L_t + 1e-8).
+
+    >>> m = DBMTL(2, beta=0.0)
+    >>> [round(x, 4) for x in m.combine([torch.tensor([[3.0, 0.0], [0.0, 1.0]])], torch.ones(2))[0].tolist()]
+    [3.0, 3.0]
+    """
+
+    positive_losses = True
+    kept = ("mean",)
+
+    def __init__(self, n_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> None:
+        super().__init__(n_tasks)
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta: must be in [0, 1), found {beta}")
+        self.beta, self.sigma = beta, positive("sigma", sigma, zero=True)
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        self.check(losses)
+        self.take(grads)
+        rate = self.beta / self.steps**self.sigma
+        for b, g in zip(self.buffers["mean"], grads, strict=True):
+            logarithmic = g / (losses.to(g) + 1e-8).view(-1, *[1] * (g.dim() - 1))
+            b.lerp_(logarithmic, 1 - rate)
+        buffers = self.buffers["mean"]
+        norms = torch.stack([torch.linalg.vector_norm(b.flatten(1), dim=1) for b in buffers]).square().sum(0).sqrt()
+        factor = norms.max() / (norms + 1e-8)
+        return [torch.tensordot(factor.to(b.dtype), b, 1) for b in buffers]
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return (1 / (losses + 1e-8)).to(weights.dtype)

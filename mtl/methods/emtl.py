@@ -1,0 +1,168 @@
+"""EMTL (Yuan & Zhang, arXiv 2306.09373), and the alpha-fair loss transform of any method."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Method, Needs, chosen, on, positive
+from mtl.solvers import Certificate, kl_ball_step
+
+
+def _inner(base: str | Method, n_tasks: int, hyper: dict[str, Any] | None) -> Method:
+    from mtl.methods import method  # the registry holds these classes too
+
+    return base if isinstance(base, Method) else method(base, n_tasks=n_tasks, **(hyper or {}))
+
+
+class EMTL(Method):
+    """EMTL: a player p on the relative rates of loss to gradient norm, merged with the weights w of a Gram method.
+
+    Eq. 1:  r_t = w_t L_t/|g_t| (rate="weighted"), or L_t/|g_t| (rate="raw", free of the losses' scale)
+    Eq. 12: p <- argmax eta <r, q> - KL(q || p) over KL(q || 1/T) <= rho; p persists, exact in logarithms
+    Eq. 13: min sum_t (alpha w_t + (1 - alpha) p_t) L_t over shared and head parameters
+
+    w are the weights of `base` (any method that needs the Gram matrix; MGDA) with hyperparameters `base_hyper`. p is
+    used in the step that updates it. rho = 0.3, eta = 0.5, alpha = 0.5: a reconstruction, the published text lacks its
+    formulas. combine="frozen_norm" takes p_t/|g_t|, normalised, for p in Eq. 13 (the gradient of sum_t p_t r_t at fixed
+    norms), "product" takes p_t w_t. rho >= ln T makes the ball the whole simplex: warn, and use 0.95 ln T, unless
+    `strict`. A zero gradient counts as one of 1e-8 times the largest norm. `player` holds the certificate of Eq. 12.
+
+    >>> m = EMTL(2, alpha=0.0, rho=0.1)
+    >>> m.weights(torch.tensor([4.0, 1.0]), torch.eye(2)).argmax().item()
+    0
+    """
+
+    needs: Needs = "gram"
+    player: Certificate | None = None
+
+    def __init__(
+        self,
+        n_tasks: int,
+        rho: float = 0.3,
+        eta: float = 0.5,
+        alpha: float = 0.5,
+        rate: Literal["weighted", "raw"] = "weighted",
+        combine: Literal["literal", "frozen_norm", "product"] = "literal",
+        base: str | Method = "mgda",
+        base_hyper: dict[str, Any] | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(n_tasks)
+        self.base = _inner(base, n_tasks, base_hyper)
+        if self.base.needs not in ("gram", "features"):
+            raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
+        self.needs, self.positive_losses = self.base.needs, self.base.positive_losses
+        self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
+        self.alpha = float(alpha)
+        self.rate = chosen("rate", rate, ("weighted", "raw"))
+        self.form = chosen("combine", combine, ("literal", "frozen_norm", "product"))
+        limit = math.log(n_tasks)
+        if n_tasks > 1 and rho >= limit and not strict:
+            self.rho = 0.95 * limit
+            warnings.warn(
+                f"rho: {rho:g} >= ln {n_tasks} = {limit:.4f} makes the ball the whole simplex; using {self.rho:.4f} "
+                "(strict=True keeps it)",
+                stacklevel=3,
+            )
+        self.log_p = torch.full((n_tasks,), -limit, dtype=torch.float64)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        assert gram is not None
+        w = self.base.weights(losses, gram).double()
+        norms = gram.detach().double().diagonal().clamp_min(0).sqrt()
+        largest = norms.amax()
+        norms = torch.maximum(norms, torch.where(largest > 0, 1e-8 * largest, 1.0))
+        payoff = losses.detach().double() / norms * (w if self.rate == "weighted" else 1)
+        step = kl_ball_step(on(self.log_p, losses), payoff, self.eta, self.rho)
+        self.log_p, self.player, self.certificate = step.log_p, step.certificate, self.base.certificate
+        p = step.p
+        if self.form == "frozen_norm":
+            p = p / norms
+            p = p / p.sum()
+        elif self.form == "product":
+            p = p * w
+        return (self.alpha * w + (1 - self.alpha) * p).to(losses.dtype)
+
+    def parameters(self) -> list[Tensor]:
+        return self.base.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_p": self.log_p.clone(), "base": self.base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if set(state) != {"log_p", "base"}:
+            raise ValueError(f"state: EMTL keeps ['base', 'log_p'], found {sorted(state)}")
+        if state["log_p"].shape != self.log_p.shape:
+            found = tuple(state["log_p"].shape)
+            raise ValueError(f"state['log_p']: must be a tensor of shape ({self.n_tasks},), found {found}")
+        self.base.load_state_dict(state["base"])
+        self.log_p = state["log_p"].detach().clone()
+
+
+class FairLoss(Method):
+    """Alpha-fair loss transform of any method (Ban & Ji, ICML 2024, section 4): L -> L^(1-alpha)/(1-alpha), log L at 1.
+
+    The method sees the transformed losses and the gradients f_t g_t, f_t = L_t^-alpha; w_t = f_t (its weight), heads
+    move by f_t times its head factor. alpha = 0 is the method itself; base="ls", alpha=1 is SI.
+
+    >>> FairLoss(2, base="ls", alpha=1.0).weights(torch.tensor([4.0, 0.5])).tolist()
+    [0.25, 2.0]
+    """
+
+    positive_losses = True
+
+    def __init__(
+        self, n_tasks: int, base: str | Method = "ls", alpha: float = 1.0, base_hyper: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(n_tasks)
+        self.base, self.alpha = _inner(base, n_tasks, base_hyper), positive("alpha", alpha, zero=True)
+        self.needs, self.wants_after_step = self.base.needs, self.base.wants_after_step
+        self.learning_rate = self.base.learning_rate
+        if self.base.positive_losses and alpha >= 1:
+            raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be positive, found {alpha}")
+
+    def _fair(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        L = losses.detach()
+        changed = L.log() if self.alpha == 1 else L ** (1 - self.alpha) / (1 - self.alpha)
+        return changed, L**-self.alpha
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        changed, f = self._fair(losses)
+        w = self.base.weights(changed, None if gram is None else gram * f.to(gram) * f.to(gram)[:, None])
+        self.certificate = self.base.certificate
+        return f * w
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        changed, f = self._fair(losses)
+        return self.base.combine([g * f.to(g).view(-1, *[1] * (g.dim() - 1)) for g in grads], changed)
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        changed, f = self._fair(losses)
+        f = f.to(weights.dtype)
+        return f * self.base.head_weights(changed, weights / f)
+
+    def after_step(self, losses: Tensor) -> None:
+        self.base.after_step(self._fair(losses)[0])
+
+    def end_epoch(self) -> None:
+        self.base.end_epoch()
+
+    def parameters(self) -> list[Tensor]:
+        return self.base.parameters()
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.base.official_factor(direction)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base.load_state_dict(state)

@@ -1,0 +1,340 @@
+"""Gradient balancing: weights from the Gram matrix K = G G^T of the task gradients."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Heads, Method, Needs, chosen, on, positive
+from mtl.methods.learned import Learned
+from mtl.solvers import (
+    Certificate,
+    alpha_fair,
+    cagrad_step,
+    dual_cone,
+    equal_angles,
+    inverse_root,
+    min_norm,
+    project_simplex,
+)
+
+
+class GramMethod(Method):
+    """A method whose weights follow from K; a subclass gives `solve`."""
+
+    needs: Needs = "gram"
+
+    def __init__(self, n_tasks: int, heads: Heads | None = None) -> None:
+        super().__init__(n_tasks)
+        if heads is not None:
+            chosen("heads", heads, ("raw", "weighted"))
+            self.heads = heads
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        assert gram is not None
+        return self.solve(gram.detach(), losses.detach()).to(losses.dtype)
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        """Weights (T,) from K (T, T) and losses (T,)."""
+        raise NotImplementedError
+
+
+class MGDA(GramMethod):
+    """MGDA (Désidéri 2012; Sener & Koltun, NeurIPS 2018, eq. 3): w = argmin over the simplex of |sum_t w_t g_t/c_t|^2.
+
+    c_t is 1 ("none"), |g_t| ("l2"), L_t ("loss") or L_t|g_t| ("loss+"); the weights act on the raw losses. Exact, where
+    the common Frank-Wolfe codes stop 1e-3 away and never reach a vertex. Heads: weighted (authors). A zero gradient
+    takes all the weight: the point is Pareto stationary, and d = 0.
+
+    >>> MGDA(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 3.0]))).tolist()
+    [0.75, 0.25]
+    """
+
+    def __init__(
+        self, n_tasks: int, norm: Literal["none", "l2", "loss", "loss+"] = "none", heads: Heads | None = None
+    ) -> None:
+        super().__init__(n_tasks, heads)
+        self.norm = chosen("norm", norm, ("none", "l2", "loss", "loss+"))
+        self.positive_losses = "loss" in norm
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        K = K.double() if self.norm != "none" else K
+        c = losses.to(K.dtype) if "loss" in self.norm else torch.ones_like(losses, dtype=K.dtype)
+        if self.norm in ("l2", "loss+"):
+            norms = K.diagonal().clamp_min(0).sqrt()
+            c = c * norms.masked_fill(norms == 0, 1.0)
+        w, self.certificate = min_norm(K / (c[:, None] * c))
+        return w
+
+
+class MGDAUB(MGDA):
+    """MGDA-UB (Sener & Koltun, NeurIPS 2018, eq. 5): MGDA on the gradients over the shared representation Z (B x F).
+
+    The K given is that of dL_t/dZ, flattened; one backward through the trunk. (LibMTL sums over the batch first, which
+    is another problem.)
+    """
+
+    needs = "features"
+
+
+class CAGrad(GramMethod):
+    """CAGrad (Liu et al., NeurIPS 2021, eq. 3): max_d min_t <g_t, d> over |d - g0| <= c|g0|, g0 the mean gradient.
+
+    d = G'(1/T + x), exact (`mtl.solvers.cagrad_step`); c = 0.4. The authors' code multiplies by T/(1 + c^2)
+    (official=True) and solves by SLSQP with an absolute tolerance. Heads: raw.
+
+    >>> CAGrad(2, c=0.5).weights(torch.ones(2), torch.eye(2)).tolist()
+    [0.75, 0.75]
+    """
+
+    heads: Heads = "raw"
+
+    def __init__(self, n_tasks: int, c: float = 0.4, heads: Heads | None = None) -> None:
+        super().__init__(n_tasks, heads)
+        self.c = positive("c", c, zero=True)
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        w, self.certificate = cagrad_step(K, self.c)
+        return w
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.n_tasks / (1 + self.c**2)
+
+
+class IMTLG(GramMethod):
+    """IMTL-G (Liu et al., ICLR 2021, eq. 5): <d, g_t>/|g_t| equal for all t, d = sum w_t g_t, sum w = 1.
+
+    w ~ K^-1 (|g_1|, ..., |g_T|), solved so that singular K is no exception; w may be negative. Zero gradients get
+    weight 0. Heads: raw, as in the paper (nash-mtl's code lets a head ascend where w_t < 0).
+
+    >>> IMTLG(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 9.0]))).tolist()
+    [0.75, 0.25]
+    """
+
+    heads: Heads = "raw"
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        w, self.certificate = equal_angles(K)
+        return w
+
+
+class IMTL(Learned):
+    """IMTL (Liu et al., ICLR 2021): IMTL-L scales the losses by e^s_t, IMTL-G balances the scaled gradients.
+
+    w_t = a_t e^s_t with a the IMTL-G weights of e^s_t g_t; heads move by e^s_t; dLoss/ds_t = e^s_t L_t - 1.
+
+    >>> IMTL(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 9.0]))).tolist()
+    [0.75, 0.25]
+    """
+
+    needs = "gram"
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        assert gram is not None
+        self.factor = torch.exp(on(self.s, losses))
+        self.descend(self.factor * losses.double() - 1)
+        a, self.certificate = equal_angles(gram.double() * self.factor * self.factor[:, None])
+        return (a * self.factor).to(losses.dtype)
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return self.factor.to(weights.dtype)
+
+
+class FairGrad(GramMethod):
+    """FairGrad (Ban & Ji, ICML 2024, eq. 6): max sum_t <g_t,d>^(1-alpha)/(1-alpha): d = G'w, K w = w^(-1/alpha), w > 0.
+
+    Any alpha > 0; 2 by default (all the authors' scripts), 1 is Nash-MTL, infinity MGDA. Exact at any scale
+    (`mtl.solvers.alpha_fair`); the authors' least_squares returns its start point for small gradients. Zero gradients
+    get weight 0; Pareto stationary: MGDA's weights, d ~ 0. Their code multiplies d by T and clips it to norm 1
+    (official=True). Heads: raw.
+
+    >>> FairGrad(2, alpha=1.0).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 16.0]))).tolist()
+    [1.0, 0.25]
+    """
+
+    heads: Heads = "raw"
+
+    def __init__(self, n_tasks: int, alpha: float = 2.0, heads: Heads | None = None) -> None:
+        super().__init__(n_tasks, heads)
+        self.alpha = positive("alpha", alpha)
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        w, self.certificate = alpha_fair(K, self.alpha)
+        return w
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.n_tasks * clip(self.n_tasks * direction)
+
+
+class Nash(GramMethod):
+    """Nash-MTL (Navon et al., ICML 2022, eq. 4): max over |d| <= eps of sum_t log<g_t,d>: d = G'w, K w = 1/w.
+
+    |d| = sqrt(T). d does not see the scale of any task. `every` k: weights are found anew every k-th step. Exact, where the authors'
+    convex-concave procedure is 70 % off once gradient norms differ by 1000. They clip d to norm 1 (official=True).
+    Heads: weighted.
+
+    >>> Nash(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 16.0]))).tolist()
+    [1.0, 0.25]
+    """
+
+    state = ("kept", "steps")
+
+    def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:
+        super().__init__(n_tasks, heads)
+        if every < 1:
+            raise ValueError(f"every: must be at least 1 step, found {every}")
+        self.every, self.steps = every, 0
+        self.kept = torch.ones(n_tasks, dtype=torch.float64)
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        if self.steps % self.every == 0:
+            self.kept, self.certificate = alpha_fair(K.double() if K.dtype != torch.float64 else K, 1.0)
+        self.steps += 1
+        return on(self.kept, losses)
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return clip(direction)
+
+
+class Aligned(GramMethod):
+    """Aligned-MTL (Senushkin et al., CVPR 2023, eq. 9): w = B 1, B = sqrt(lam_min) K^(-1/2) on the range of K.
+
+    BG has condition number 1. Rank: eigenvalues above lam_max T eps. `scale`: "min", or the "median" or "rmse" of the
+    eigenvalues. w may be negative; at a Pareto stationary point of rank 1 d is not 0 (that is the method). The rank
+    cut makes d discontinuous near singular K. Heads: raw.
+
+    >>> Aligned(2).weights(torch.ones(2), torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64))).tolist()
+    [0.5, 1.0]
+    """
+
+    heads: Heads = "raw"
+
+    def __init__(
+        self, n_tasks: int, scale: Literal["min", "median", "rmse"] = "min", heads: Heads | None = None
+    ) -> None:
+        super().__init__(n_tasks, heads)
+        self.scale = chosen("scale", scale, ("min", "median", "rmse"))
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        B, self.certificate = inverse_root(K, self.scale)
+        return B.sum(-1)
+
+
+class UPGrad(GramMethod):
+    """UPGrad (Quinton & Rey, arXiv 2406.16232, def. 3): mean of the g_i, each projected on {d : <g_t,d> >= 0 for all t}.
+
+    w = sum_i argmin over v >= e_i/T of v'Kv. The authors normalise K by its trace and add `reg` = 1e-4 to the diagonal
+    (official=True), which moves d by 1e-4, near singular K by its own length; 0 here. Heads: raw.
+
+    >>> UPGrad(2).weights(torch.ones(2), torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64)).tolist()
+    [1.0, 0.625]
+    """
+
+    heads: Heads = "raw"
+    official_hyper = {"reg": 1e-4}  # noqa: RUF012
+
+    def __init__(self, n_tasks: int, reg: float = 0.0, heads: Heads | None = None) -> None:
+        super().__init__(n_tasks, heads)
+        self.reg = positive("reg", reg, zero=True)
+
+    def starts(self, K: Tensor) -> Tensor:
+        """Weights of the directions that are projected, one per row."""
+        return torch.eye(self.n_tasks, dtype=torch.float64, device=K.device) / self.n_tasks
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        K = K.double() if self.reg else K
+        if self.reg:
+            K = K + self.reg * K.diagonal().sum() * torch.eye(self.n_tasks, dtype=K.dtype, device=K.device)
+        w, proof = dual_cone(K, self.starts(K))
+        self.certificate = Certificate(
+            proof.solver, proof.residual.amax(), proof.iterations.amax(), proof.converged.all(), proof.stationary.all()
+        )
+        return w.sum(0)
+
+
+class DualProj(UPGrad):
+    """DualProj (Lopez-Paz & Ranzato, NeurIPS 2017; Quinton & Rey): the mean gradient, projected on the same cone.
+
+    >>> DualProj(2).weights(torch.ones(2), torch.tensor([[1.0, -2.0], [-2.0, 9.0]], dtype=torch.float64)).tolist()
+    [1.0, 0.5]
+    """
+
+    def starts(self, K: Tensor) -> Tensor:
+        return torch.full((1, self.n_tasks), 1 / self.n_tasks, dtype=torch.float64, device=K.device)
+
+
+class SDMGrad(GramMethod):
+    """SDMGrad (Xiao, Ban, Ji, NeurIPS 2023, eq. 6): w = argmin over the simplex of |G'w + lam g0|^2.
+
+    d = (G'w + lam g0)/(1 + lam), lam = 0.3. inner="exact": the min-norm point of the gradients g_t + lam g0. inner="sgd": the authors' 20 projected
+    momentum steps (lr 10, 0.5) from the last step's w. The paper draws three independent batches per step; here one
+    batch serves for all, as it does in effect in the authors' code, whose three gradient buffers are one tensor. Their
+    code multiplies by T (official=True). Heads: raw.
+
+    >>> SDMGrad(2).weights(torch.ones(2), torch.eye(2)).tolist()
+    [0.5, 0.5]
+    """
+
+    heads: Heads = "raw"
+    state = ("w",)
+    official_hyper = {"inner": "sgd"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        n_tasks: int,
+        lam: float = 0.3,
+        inner: Literal["exact", "sgd"] = "exact",
+        lr: float = 10.0,
+        heads: Heads | None = None,
+    ) -> None:
+        super().__init__(n_tasks, heads)
+        self.lam, self.lr = positive("lam", lam, zero=True), positive("lr", lr)
+        self.inner = chosen("inner", inner, ("exact", "sgd"))
+        self.w = torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        K = K.double()
+        mean, u = K.mean(-1), 1 / self.n_tasks
+        if self.inner == "exact":
+            shift = self.lam * mean
+            self.w, self.certificate = min_norm(K + shift + shift[:, None] + self.lam**2 * mean.mean())
+        else:
+            self.w = sdm_descent(K, (K.diagonal() + 1e-4).sqrt().mean(), on(self.w, K), self.lam, self.lr)
+        return (self.w + self.lam * u) / (1 + self.lam)
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.n_tasks
+
+
+def sdm_descent(A: Tensor, scale: Tensor, w: Tensor, lam: float, lr: float, steps: int = 20) -> Tensor:
+    """Projected momentum steps on the simplex along (A/scale^2)(w + lam/T), A = G1 G2' of two batches."""
+    A = A / scale.square()
+    velocity = torch.zeros_like(w)
+    for _ in range(steps):
+        velocity = 0.5 * velocity + A @ (w + lam / len(w))
+        w = project_simplex(w - lr * velocity)
+    return w
+
+
+def clip(direction: Tensor) -> Tensor:
+    """torch's clip_grad_norm_ to norm 1, as a factor."""
+    return (1 / (torch.linalg.vector_norm(direction) + 1e-6)).clamp(max=1.0)
+
+
+__all__: Sequence[str] = [
+    "IMTL",
+    "IMTLG",
+    "MGDA",
+    "MGDAUB",
+    "Aligned",
+    "CAGrad",
+    "DualProj",
+    "FairGrad",
+    "GramMethod",
+    "Nash",
+    "SDMGrad",
+    "UPGrad",
+]

@@ -1,0 +1,169 @@
+"""Loss balancing with weights that are learned along with the model, or played against it."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Method, chosen, on, positive
+from mtl.solvers import kl_ball_step
+
+
+class Learned(Method):
+    """A method with learned log-weights s (T,), updated by the model's optimiser at `learning_rate`."""
+
+    state: ClassVar[tuple[str, ...]] = ("s",)
+
+    def __init__(self, n_tasks: int, init: float = 0.0) -> None:
+        super().__init__(n_tasks)
+        self.s = torch.full((n_tasks,), float(init), dtype=torch.float64, requires_grad=True)
+
+    def parameters(self) -> list[Tensor]:
+        return [self.s]
+
+    def descend(self, slope: Tensor) -> None:
+        """Put dLoss/ds where the optimiser finds it."""
+        self.s.grad = slope.to(self.s)
+
+
+class UW(Learned):
+    """Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018): min sum_t (e^-s_t L_t + s_t)/2, s_t = log sigma_t^2.
+
+    w_t = e^-s_t / 2, dLoss/ds_t = (1 - e^-s_t L_t)/2; s = `init` = 0 (LibMTL: -0.5). At its optimum, w_t = 1/(2L_t).
+
+    >>> UW(2).weights(torch.tensor([3.0, 1.0])).tolist()
+    [0.5, 0.5]
+    """
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        factor = torch.exp(-on(self.s, losses))
+        self.descend(0.5 * (1 - factor * losses.double()))
+        return (factor / 2).to(losses.dtype)
+
+
+class IMTLL(Learned):
+    """IMTL-L (Liu et al., ICLR 2021, eq. 7): min sum_t (e^s_t L_t - s_t), so that all scaled losses tend to 1.
+
+    w_t = e^s_t, dLoss/ds_t = e^s_t L_t - 1, s = 0 at the start.
+
+    >>> m = IMTLL(2)
+    >>> m.weights(torch.tensor([3.0, 1.0])).tolist(), m.s.grad.tolist()
+    ([1.0, 1.0], [2.0, 0.0])
+    """
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        factor = torch.exp(on(self.s, losses))
+        self.descend(factor * losses.double() - 1)
+        return factor.to(losses.dtype)
+
+
+class GradNorm(Learned):
+    """GradNorm (Chen et al., ICML 2018, eq. 2): weighted gradient norms tend to one that follows the training rates.
+
+    L_grad = sum_t |w_t|g_t| - mean_s(w_s|g_s|) r_t^alpha|, r_t = (L_t/L_t(0))/mean, target held constant; alpha = 1.5.
+    Deviations: w = T softmax(s) keeps w positive with sum T and leaves the optimiser's parameters alone (as LibMTL; the
+    paper renormalises after each step); |g_t| over all shared parameters (the paper: last shared layer); L(0) are the
+    losses of the first step. This step uses w from before its own update.
+
+    >>> GradNorm(2).weights(torch.ones(2), torch.eye(2)).tolist()
+    [1.0, 1.0]
+    """
+
+    needs = "gram"
+    positive_losses = True
+    state = ("s", "initial", "started")
+
+    def __init__(self, n_tasks: int, alpha: float = 1.5) -> None:
+        super().__init__(n_tasks)
+        self.alpha = positive("alpha", alpha, zero=True)
+        self.initial, self.started = torch.ones(n_tasks, dtype=torch.float64), False
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        assert gram is not None
+        L = losses.double()
+        if not self.started:
+            self.initial, self.started = L.clone(), True
+        share = torch.softmax(on(self.s, losses), -1)
+        w, norms = self.n_tasks * share, gram.double().diagonal().clamp_min(0).sqrt()
+        rate = L / on(self.initial, losses)
+        target = (w * norms).mean() * (rate / rate.mean()) ** self.alpha
+        slope = torch.sign(w * norms - target) * norms * w
+        self.descend(slope - share * slope.sum())
+        return w.to(losses.dtype)
+
+
+class FAMO(Method):
+    """FAMO (Liu, Feng, Stone, Liu, NeurIPS 2023): all log-losses shall fall equally fast, for one more forward pass.
+
+    z = softmax(xi); w_t = z_t/D_t / sum_s z_s/D_s with D_t = L_t - b + 1e-8. After the optimiser step, on that batch:
+    delta_t = log D_t(before) - log D_t(after), and xi takes an Adam step (0.025, L2 `gamma`) along J_softmax' delta.
+    gamma = 1e-3 (the authors: 1e-5 in the class, 1e-2 or 1e-3 in the scripts). Clipping in famo.py is left to the loop.
+
+    >>> FAMO(2).weights(torch.tensor([1.0, 1.0])).tolist()
+    [0.5, 0.5]
+    """
+
+    positive_losses = True
+    wants_after_step = True
+    state = ("xi", "first", "second", "steps", "before")
+
+    def __init__(self, n_tasks: int, gamma: float = 1e-3, lr: float = 0.025, b: float = 0.0) -> None:
+        super().__init__(n_tasks)
+        self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), float(b)
+        self.xi, self.first, self.second, self.before = torch.zeros(4, n_tasks, dtype=torch.float64).unbind()
+        self.steps = 0
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        D = losses.double() - self.b + 1e-8
+        self.before = D.log()
+        w = torch.softmax(on(self.xi, losses), -1) / D
+        return (w / w.sum()).to(losses.dtype)
+
+    def after_step(self, losses: Tensor) -> None:
+        self.check(losses)
+        delta = on(self.before, losses) - (losses.double() - self.b + 1e-8).log()
+        xi = on(self.xi, losses)
+        z = torch.softmax(xi, -1)
+        slope = z * (delta - (z * delta).sum()) + self.gamma * xi
+        self.steps += 1
+        self.first = 0.9 * on(self.first, losses) + 0.1 * slope
+        self.second = 0.999 * on(self.second, losses) + 0.001 * slope.square()
+        step = self.first / (1 - 0.9**self.steps) / ((self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8)
+        self.xi = xi - self.lr * step
+
+
+class Bandit(Method):
+    """BanditMTL (Mao et al., ACL 2021): a player p on the ball KL(p || 1/T) <= rho maximises sum_t p_t L_t.
+
+    w = p / T; then p <- argmax eta <L, q> - KL(q || p) over the ball (algorithm 2), so that the losses of one step
+    decide the weights of the next. rho = 1.2, eta = 0.5. rho >= ln T makes the ball the whole simplex, and p drifts to
+    a vertex. payoff="weighted" plays p_t L_t, as one public copy does. The authors' bisection on lambda can stall and
+    overflow; the step here is exact (`mtl.solvers.kl_ball_step`).
+
+    >>> m = Bandit(2, rho=0.1)
+    >>> m.weights(torch.tensor([3.0, 1.0])).tolist(), m.weights(torch.ones(2)).argmax().item()
+    ([0.25, 0.25], 0)
+    """
+
+    state = ("log_p",)
+
+    def __init__(
+        self, n_tasks: int, rho: float = 1.2, eta: float = 0.5, payoff: Literal["raw", "weighted"] = "raw"
+    ) -> None:
+        super().__init__(n_tasks)
+        self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
+        self.payoff = chosen("payoff", payoff, ("raw", "weighted"))
+        self.log_p = torch.full((n_tasks,), -math.log(n_tasks), dtype=torch.float64)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        log_p, L = on(self.log_p, losses), losses.double()
+        p = log_p.exp()
+        step = kl_ball_step(log_p, L * p if self.payoff == "weighted" else L, self.eta, self.rho)
+        self.log_p, self.certificate = step.log_p, step.certificate
+        return (p / self.n_tasks).to(losses.dtype)

@@ -1,0 +1,208 @@
+"""Loss balancing: weights that follow from the losses alone, one backward pass."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtl.methods.base import Method, chosen, on, positive
+
+
+class LS(Method):
+    """Linear scalarisation, equal weights: min sum_t L_t, w_t = 1. (The mean of the losses has the same direction.)
+
+    >>> LS(2).weights(torch.tensor([3.0, 1.0])).tolist()
+    [1.0, 1.0]
+    """
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        return torch.ones_like(losses)
+
+
+class Scalarization(Method):
+    """Fixed scalarisation: min sum_t c_t L_t, w_t = c_t, any c >= 0 (Xin et al., NeurIPS 2022, as a tuned baseline).
+
+    >>> Scalarization(2, c=[0.3, 0.7]).weights(torch.ones(2, dtype=torch.float64)).tolist()
+    [0.3, 0.7]
+    """
+
+    def __init__(self, n_tasks: int, c: Sequence[float] | None = None) -> None:
+        super().__init__(n_tasks)
+        c = [1.0] * n_tasks if c is None else list(c)
+        if len(c) != n_tasks:
+            raise ValueError(f"c: must have one weight for each of {n_tasks} tasks, found {len(c)}")
+        self.c = torch.tensor([positive(f"c[{t}]", x, zero=True) for t, x in enumerate(c)], dtype=torch.float64)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        self.c = on(self.c, losses)  # copied to the device once
+        return self.c.to(losses.dtype)
+
+
+class STL(Method):
+    """Single-task learning: the loss of task `task` alone, w = e_task.
+
+    >>> STL(3, task=1).weights(torch.ones(3)).tolist()
+    [0.0, 1.0, 0.0]
+    """
+
+    def __init__(self, n_tasks: int, task: int = 0) -> None:
+        super().__init__(n_tasks)
+        if not 0 <= task < n_tasks:
+            raise ValueError(f"task: must be in 0..{n_tasks - 1}, found {task}")
+        self.task = task
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        return (torch.arange(self.n_tasks, device=losses.device) == self.task).to(losses.dtype)
+
+
+class SI(Method):
+    """Scale invariance: min sum_t log L_t, w_t = 1/L_t (no epsilon: losses must be positive).
+
+    >>> SI(2).weights(torch.tensor([4.0, 0.5])).tolist()
+    [0.25, 2.0]
+    """
+
+    positive_losses = True
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        return 1 / losses
+
+
+class GLS(Method):
+    """Geometric loss strategy (Chennupati et al., CVPRW 2019): min (prod_t L_t)^(1/T), w_t = (prod L)^(1/T)/(T L_t).
+
+    >>> GLS(2).weights(torch.tensor([4.0, 1.0])).tolist()
+    [0.25, 1.0]
+    """
+
+    positive_losses = True
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        return losses.log().mean().exp() / (self.n_tasks * losses)
+
+
+class STCH(Method):
+    """Smooth Tchebycheff (Lin et al., ICML 2024, eq. 6): min mu log sum_t exp(lam_t (L_t - z_t)/mu).
+
+    w = lam * softmax(lam (L - z)/mu), lam_t = 1/T, z = 0, mu = 1. form="log" is the authors' MTL code: L is replaced
+    by log(L_t/b_t), b the mean losses of the first `warmup` steps (during which w_t = 1/L_t), and the objective is
+    multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t.
+
+    >>> STCH(2, mu=0.1).weights(torch.tensor([1.0, 1.0])).tolist()
+    [0.25, 0.25]
+    """
+
+    state = ("seen", "total")
+    official_hyper = {"form": "log"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        n_tasks: int,
+        mu: float = 1.0,
+        lam: Sequence[float] | None = None,
+        z: Sequence[float] | None = None,
+        form: Literal["paper", "log"] = "paper",
+        warmup: int = 1,
+    ) -> None:
+        super().__init__(n_tasks)
+        self.mu, self.form = positive("mu", mu), chosen("form", form, ("paper", "log"))
+        self.lam = self._given("lam", lam, 1 / n_tasks)
+        self.z = self._given("z", z, 0.0)
+        if warmup < 1:
+            raise ValueError(f"warmup: must be at least 1 step, found {warmup}")
+        self.warmup, self.seen = warmup, 0
+        self.total = torch.zeros(n_tasks, dtype=torch.float64)
+        self.positive_losses = form == "log"
+
+    def _given(self, name: str, values: Sequence[float] | None, default: float) -> Tensor:
+        if values is not None and len(values) != self.n_tasks:
+            raise ValueError(f"{name}: must have one number for each of {self.n_tasks} tasks, found {len(values)}")
+        return torch.tensor([default] * self.n_tasks if values is None else list(values), dtype=torch.float64)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        L = losses.double()
+        self.lam, self.z = on(self.lam, losses), on(self.z, losses)
+        if self.form == "paper":
+            return (self.lam * torch.softmax(self.lam * (L - self.z) / self.mu, -1)).to(losses.dtype)
+        if self.seen < self.warmup:
+            self.seen += 1
+            self.total = on(self.total, losses) + L
+            return 1 / losses
+        self.total = on(self.total, losses)
+        nadir = self.total / self.seen
+        return (self.n_tasks * torch.softmax((L / nadir).log() / self.mu, -1) / L).to(losses.dtype)
+
+
+class RLW(Method):
+    """Random loss weighting (Lin et al., TMLR 2022): w = softmax(z), z ~ N(0, I), or w ~ Dirichlet(1); fresh each step.
+
+    The generator is the method's own, seeded by `seed` and part of the state. (LibMTL's first version applied softmax
+    to the Dirichlet sample as well, which makes it nearly uniform.)
+
+    >>> RLW(3, seed=0).weights(torch.ones(3)).sum().item()
+    1.0
+    """
+
+    state = ("generator",)
+
+    def __init__(self, n_tasks: int, distribution: Literal["normal", "dirichlet"] = "normal", seed: int = 0) -> None:
+        super().__init__(n_tasks)
+        self.distribution = chosen("distribution", distribution, ("normal", "dirichlet"))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        z = torch.empty(self.n_tasks, dtype=losses.dtype)
+        if self.distribution == "normal":
+            w = z.normal_(generator=self.generator).softmax(-1)
+        else:
+            w = z.exponential_(generator=self.generator)
+            w = w / w.sum()
+        return w.to(losses.device, non_blocking=True)
+
+
+class DWA(Method):
+    """Dynamic weight average (Liu, Johns, Davison, CVPR 2019, eq. 7): w = T softmax(r/tau).
+
+    r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a `window` of k steps an "epoch" is
+    k steps; window=None takes epochs as `end_epoch` tells them.
+
+    >>> m = DWA(2, window=1)
+    >>> [m.weights(torch.tensor(x)).tolist() for x in ([1.0, 1.0], [1.0, 1.0], [9.0, 9.0])]
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+
+    positive_losses = True
+    state = ("means", "total", "count", "epoch")
+
+    def __init__(self, n_tasks: int, tau: float = 2.0, window: int | None = 25) -> None:
+        super().__init__(n_tasks)
+        if window is not None and window < 1:
+            raise ValueError(f"window: must be at least 1 step or None, found {window}")
+        self.tau, self.window = positive("tau", tau), window
+        self.means = torch.ones(2, n_tasks, dtype=torch.float64)  # of the last two epochs, the older first
+        self.total = torch.zeros(n_tasks, dtype=torch.float64)
+        self.count = self.epoch = 0
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        if self.window is not None and self.count == self.window:
+            self.end_epoch()
+        self.means = on(self.means, losses)
+        older, newer = self.means
+        self.total, self.count = on(self.total, losses) + losses.double(), self.count + 1
+        if self.epoch < 2:
+            return torch.ones_like(losses)
+        return (self.n_tasks * torch.softmax(newer / older / self.tau, -1)).to(losses.dtype)
+
+    def end_epoch(self) -> None:
+        if self.count:
+            self.means = torch.stack([on(self.means, self.total)[1], self.total / self.count])
+            self.total, self.count, self.epoch = torch.zeros_like(self.total), 0, self.epoch + 1

@@ -1,0 +1,55 @@
+"""Your own method from one function: registered under a name that changes whenever the function does."""
+
+import hashlib
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from torch import Tensor
+
+from mtl.methods import METHODS
+from mtl.methods.base import Heads, Method, Needs
+
+
+def _digest(code: CodeType) -> str:
+    """Eight digits of what the function does; its place in a file or notebook does not count."""
+    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        digest.update((_digest(constant) if isinstance(constant, CodeType) else repr(constant)).encode())
+    return digest.hexdigest()[:8]
+
+
+def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", heads: Heads = "weighted") -> str:
+    """Register w = weights(losses, K) as a method and return its name, e.g. "inverse-norm@1f0c2a9b".
+
+    losses (T,), K (T, T) the Gram matrix of the task gradients; weights (T,). With needs="losses" the function
+    gets the losses alone. The digits in the name are a hash of the function, so that a ledger never takes the
+    runs of an edited rule for those of the old one; values that the function reads from outside are not part
+    of it. Raises ValueError for a name that a built-in method has.
+
+    >>> import torch, mtl
+    >>> name = rule("inverse-norm", lambda losses, K: 1 / K.diagonal().sqrt())
+    >>> G = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+    >>> mtl.aggregate(name, grads=G, losses=torch.ones(2)).direction.tolist()
+    [1.0, 1.0]
+    """
+    if name in METHODS or "@" in name:
+        raise ValueError(f"name: must be new and without '@', found {name!r}")
+    if needs not in ("losses", "gram"):
+        raise ValueError(f"needs: must be 'losses' or 'gram' for a rule, found {needs!r}")
+    chosen = (needs, heads)
+
+    class Rule(Method):
+        needs, heads = chosen
+
+        def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+            given: tuple[Any, ...] = (losses,) if self.needs == "losses" else (losses, gram)
+            w = weights(*given)
+            if not isinstance(w, Tensor) or w.shape != losses.shape:
+                found = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
+                raise ValueError(f"weights: {name} must return one weight per task, shape {tuple(losses.shape)}, found {found}")
+            return w.to(losses.dtype)
+
+    full = f"{name}@{_digest(weights.__code__)}"
+    METHODS[full] = Rule
+    return full

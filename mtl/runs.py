@@ -1,0 +1,302 @@
+"""A grid of runs: which there are, running those that the ledger lacks, in worker processes."""
+
+import inspect
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from mtl.errors import RunError
+from mtl.files import root
+from mtl.ledger import Ledger, Row, canonical, key
+from mtl.methods import METHODS, method
+from mtl.problems import Problem, problem
+from mtl.training import Budget, fit
+
+Event = dict[str, Any]
+Point = Mapping[str, Any]
+STL_MODEL = "single-task"
+BUDGET_KEYS = ("lr", "weight_decay")  # what a hyperparameter point may say of the budget
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its label in tables, its configuration (all but the device), the data it will read."""
+
+    label: str
+    config: Row
+    fingerprint: str
+    wanted: str  # the problem asked for; config["problem"] is the one found
+    fallback: str | None = None
+
+    def key(self, device: str = "cpu") -> str:
+        """The ledger key of this run on a kind of device."""
+        return key({**self.config, "device": device}, self.fingerprint)
+
+    def __str__(self) -> str:
+        task = self.config["hyper"].get("task")
+        part = "" if task is None else f" task {task}"
+        return f"{self.label}{part} · {self.config['model']} · seed {self.config['seed']}"
+
+
+@lru_cache(maxsize=2)
+def _build(wanted: str, scale: str, fallback: str | None, options: tuple[tuple[str, Any], ...]) -> Problem:
+    return problem(wanted, scale, fallback=fallback, **dict(options))
+
+
+def build(cell: Cell) -> Problem:
+    """The problem of a cell, kept for the next cell of the same data."""
+    options = tuple(sorted(cell.config["options"].items()))
+    return _build(cell.wanted, cell.config["scale"], cell.fallback, options)
+
+
+def grid(
+    wanted: str,
+    methods: Iterable[tuple[str, str, Point]],
+    models: Sequence[str],
+    seeds: Iterable[int],
+    scale: str,
+    budget: Budget,
+    *,
+    fallback: str | None = None,
+    **options: Any,
+) -> list[Cell]:
+    """Runs of (label, method, hyperparameters) x models x seeds, seeds outermost: a stopped grid is a smaller one.
+
+    A hyperparameter point may hold `lr` and `weight_decay`, which go to the budget. "stl" becomes one run per
+    task of the single-task model, each stopped by its own task's score; see `combine_stl`. A stand-in that
+    lacks a model takes its own first one, which its rows then say. Raises ValueError for an unknown model.
+
+    >>> [str(c) for c in grid("digits", [("LS", "ls", {})], ["mlp"], [0, 1], "smoke", Budget(1, 64))]
+    ['LS · mlp · seed 0', 'LS · mlp · seed 1']
+    """
+    data = _build(wanted, scale, fallback, tuple(sorted(options.items())))
+    shared: Row = {"problem": data.name, "scale": scale, "options": options}
+    if data.embedded_default:
+        shared["stands_in_for"] = wanted
+        models = list(dict.fromkeys(m if m in data.models else data.models[0] for m in models))
+    if unknown := [m for m in models if m not in data.models]:
+        raise ValueError(f"models: {data.name} has {', '.join(data.models)}, found {unknown[0]!r}")
+    cells = []
+    for seed in seeds:
+        for label, name, point in methods:
+            own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
+            hyper = {k: v for k, v in point.items() if k not in BUDGET_KEYS}
+            runs = [(model, hyper, "score") for model in models]
+            if name == "stl":
+                runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
+            for model, settings, select in runs:
+                config = shared | {"method": name, "hyper": settings, "model": model, "seed": seed, "select": select}
+                config["budget"] = asdict(own)
+                cells.append(Cell(label, canonical(config), data.fingerprint, wanted, fallback))
+    return cells
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are cut into as many parts as there are threads: one thread, so that every machine cuts alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
+    """Run one cell and append its row, unless another process has done so meanwhile."""
+    kind = torch.device(device).type
+    name = cell.key(kind)
+    path = root() / "data" / "checkpoints" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with FileLock(lock):
+        if (row := book.latest(older).get(name)) is None:
+            data = build(cell)
+            if data.fingerprint != cell.fingerprint:
+                raise RunError(f"{cell}: the data changed under the run: {cell.fingerprint} became {data.fingerprint}")
+            config = cell.config
+            settings = dict(config["hyper"])
+            if "seed" in inspect.signature(METHODS[config["method"]]).parameters:
+                settings.setdefault("seed", config["seed"])  # a method that draws does so anew for each run
+            with _one_thread():
+                run = fit(
+                    data,
+                    method(config["method"], n_tasks=len(data.tasks), **settings),
+                    model=config["model"],
+                    seed=config["seed"],
+                    budget=Budget(**config["budget"]),
+                    device=device,
+                    select=config["select"],
+                    checkpoint=path if checkpoints else None,
+                    config=config,
+                )
+            row = run.row
+            if row["key"] != name:
+                raise RunError(f"{cell}: its row has key {row['key']} instead of {name}")
+            book.append(row)
+            path.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # the row is written: whoever waits for this lock finds it and runs nothing
+    return row
+
+
+def _start_worker() -> None:
+    """One thread per worker, and no worker outlives its parent, not even one that was killed."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_grid(
+    cells: Sequence[Cell],
+    *,
+    ledger: Ledger,
+    jobs: int = 1,
+    device: str = "cpu",
+    progress: Callable[[Event], None] | None = None,
+    checkpoints: bool = True,
+    deadline: float | None = None,
+    rerun_stale: bool = True,
+    accept: Sequence[str] = (),
+) -> list[Row]:
+    """Rows of all cells in order, each with its cell's `label`; only runs that the ledger lacks are run.
+
+    `jobs` worker processes of one thread each (1: in this process); rows do not depend on `jobs`. Local rows
+    made by older sources count as missing if `rerun_stale`; published ones are taken as they are. `accept`
+    names further kinds of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its
+    row is then missing in the answer and `progress` hears of it. `progress` gets a dict per cell: event
+    ("found", "done", "failed", "left"), cell, row, error, done, total.
+    Raises RunError naming the cells that failed, after all others are done and written.
+    """
+    kind = torch.device(device).type
+    if jobs < 1:
+        raise ValueError(f"jobs: must be at least 1, found {jobs}")
+    if deadline is not None and deadline < 0:
+        raise ValueError(f"deadline: must not be negative, found {deadline}")
+    until = None if deadline is None else time.monotonic() + deadline
+    known = ledger.latest(older=not rerun_stale)
+    names = {cell.key(kind): cell for cell in cells}
+    rows: dict[str, Row] = {}
+    failed: dict[str, str] = {}
+    count = 0
+
+    def tell(event: str, name: str, **more: Any) -> None:
+        nonlocal count
+        count += 1
+        if progress is not None:
+            progress({"event": event, "cell": names[name], "done": count, "total": len(names), **more})
+
+    missing = []
+    for name, cell in names.items():
+        hit = next((known[k] for k in (name, *map(cell.key, accept)) if k in known), None)
+        if hit is None:
+            missing.append(name)
+        else:
+            rows[name] = hit
+            tell("found", name, row=hit)
+    if missing and kind == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"device: {len(missing)} of {len(names)} runs need {device!r}, found no CUDA device here")
+
+    def late() -> bool:
+        return until is not None and time.monotonic() >= until
+
+    def finish(name: str, result: Callable[[], Row]) -> None:
+        try:
+            rows[name] = result()
+        except BrokenProcessPool:
+            raise
+        except Exception as error:  # one bad cell must not cost the others
+            failed[name] = f"{type(error).__name__}: {error}"
+            tell("failed", name, error=failed[name])
+        else:
+            tell("done", name, row=rows[name])
+
+    arguments = (ledger, device, checkpoints, not rerun_stale)
+    if jobs == 1 or len(missing) == 1:
+        while missing and not late():
+            name = missing.pop(0)
+            finish(name, partial(run_cell, names[name], *arguments))
+    while missing and not late():
+        missing, lost = _run_pool(missing, names, arguments, jobs, late, finish)
+        for name in lost:  # one of these took its worker down: alone, each shows whether it was the one
+            _, again = _run_pool([name], names, arguments, 1, lambda: False, finish)
+            if again:
+                failed[name] = "its worker process died twice (killed, or out of memory)"
+                tell("failed", name, error=failed[name])
+    for name in missing:
+        tell("left", name)
+    if failed:
+        said = "; ".join(f"{names[name]} ({why})" for name, why in failed.items())
+        raise RunError(f"{len(failed)} of {len(names)} runs failed, the others are in {ledger.path.name}: {said}")
+    return [{**rows[name], "label": cell.label} for name, cell in names.items() if name in rows]
+
+
+def _run_pool(
+    missing: Sequence[str],
+    names: Mapping[str, Cell],
+    arguments: tuple[Any, ...],
+    jobs: int,
+    late: Callable[[], bool],
+    finish: Callable[[str, Callable[[], Row]], None],
+) -> tuple[list[str], list[str]]:
+    """Run `missing` until all are done, it is late or a worker dies: those not started, those that went with it."""
+    queue, flying = list(missing), dict[Future[Row], str]()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(queue)), spawn, _start_worker) as pool:
+        try:
+            while flying or (queue and not late()):
+                while queue and len(flying) < jobs and not late():
+                    future = pool.submit(run_cell, names[queue[0]], *arguments)
+                    flying[future] = queue.pop(0)
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    finish(flying[future], future.result)
+                    del flying[future]
+        except BrokenProcessPool:
+            return queue, list(flying.values())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return queue, []
+
+
+def plain_progress(event: Event) -> None:
+    """One line per cell on standard error: for logs."""
+    row = event.get("row") or {}
+    score = (row.get("metrics") or {}).get("score")
+    said = [event["event"]]
+    if event["event"] == "failed":
+        said.append(event["error"])
+    elif row:
+        said += [row["status"], "no score" if score is None else f"score {score:.4f}", f"{row['wall_s']:.1f} s"]
+    print(f"[{event['done']:>{len(str(event['total']))}}/{event['total']}] {event['cell']}: {', '.join(said)}",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+@contextmanager
+def bar(title: str = "runs") -> Iterator[Callable[[Event], None]]:
+    """A rich progress bar as a callback: `with bar("census") as progress: run_grid(..., progress=progress)`."""
+    from rich.progress import Progress
+
+    with Progress(transient=True) as shown:
+        task = shown.add_task(title, total=None)
+        yield lambda event: shown.update(
+            task, completed=event["done"], total=event["total"], description=f"{title}: {event['cell']}"
+        )

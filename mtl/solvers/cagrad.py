@@ -1,0 +1,157 @@
+"""CAGrad's dual, exactly: on a known support it is one quadratic equation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
+from mtl.solvers.nonneg import nonneg_qp, shortest_of
+
+
+def _level(p: Tensor, s: Tensor, q: Tensor, b: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """mu with |G'x| = radius for x = mu p - s, where R p = q and R s = b on the support; whether there is one."""
+    A, half, C = (q * p).sum(-1), (q * s).sum(-1), (b * s).sum(-1)
+    A = A.masked_fill(A <= 0, torch.inf)
+    square = (half / A).square() - (C - radius.square()) / A
+    return half / A + square.clamp_min(0).sqrt(), square >= 0
+
+
+def _pair(M: Tensor, mask: Tensor, q: Tensor, b: Tensor, off: Tensor, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Solutions of R p = q and R s = b on the supports in `mask`, and where that failed."""
+    factor, info = torch.linalg.cholesky_ex(M * outer + off)
+    both = torch.cholesky_solve(torch.stack([q * mask, b * mask], -1), factor)
+    return both[..., 0], both[..., 1], info != 0
+
+
+def _violation(R: Tensor, x: Tensor, mu: Tensor, q: Tensor, b: Tensor, radius: Tensor, size: Tensor) -> Tensor:
+    """How far x, mu are from x >= 0, y = R x + b - mu q >= 0, x y = 0 and |G'x| = radius."""
+    Rx = mv(R, x)
+    y = Rx + b - mu.unsqueeze(-1) * q
+    total = size + x.abs().sum(-1)
+    missed = ((x * Rx).sum(-1) - radius.square()).abs() / total
+    return torch.maximum(torch.minimum(x, y).abs().amax(-1), missed)
+
+
+def _enumerate(R: Tensor, q: Tensor, b: Tensor, radius: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mask, outer, off = supports(q.shape[-1], q.device)
+    p, s, failed = _pair(R, mask, q, b, off, outer)
+    mu, _ = _level(p, s, q * mask, b * mask, radius)
+    x = mu.unsqueeze(-1) * p - s
+    miss = _violation(R, x, mu, q, b, radius, size).masked_fill(failed, torch.inf).nan_to_num(torch.inf)
+    best = miss.argmin(0)
+    rows = torch.arange(len(q), device=q.device)
+    return x[best, rows].clamp_min(0), mu[best, rows], torch.ones_like(best)
+
+
+def _pivot(
+    R: Tensor, q: Tensor, b: Tensor, radius: Tensor, high: Tensor, size: Tensor, steps: int, early: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mu <- root on the support that mu gives, a Newton step where that piece has none, bisection where both leave.
+
+    The distance |G'x(mu)| is convex and increasing in mu and its square is quadratic on each support, so that this
+    ends after finitely many supports; mu lies between min_t <g_t,g0>/|g_t| (there x = 0) and (1 + c)|g0|.
+    """
+    low = (b / q).amin(-1)
+    mu, best_x, best_mu = low, torch.zeros_like(q), low
+    least, count = torch.full_like(low, torch.inf), torch.zeros_like(low, dtype=torch.long)
+    P = b / q <= low.unsqueeze(-1)
+    for step in range(steps):
+        slope = radius
+        if step > 0:
+            x, _ = nonneg_qp(R, mu.unsqueeze(-1) * q - b, early)
+            length = (x * mv(R, x)).sum(-1).clamp_min(0).sqrt()
+            high = torch.where(length > radius, torch.minimum(high, mu), high)
+            low = torch.where(length > radius, low, torch.maximum(low, mu))
+            slope = (x * q).sum(-1) / length.clamp_min(1e-300)
+            P = x > 0
+        mask = P.to(q.dtype)
+        p, s, failed = _pair(R, mask, q, b, torch.diag_embed(1 - mask), mask.unsqueeze(-1) * mask.unsqueeze(-2))
+        trial, real = _level(p, s, q * mask, b * mask, radius)
+        x = trial.unsqueeze(-1) * p - s
+        miss = _violation(R, x, trial, q, b, radius, size).masked_fill(failed, torch.inf).nan_to_num(torch.inf)
+        better = miss < least
+        best_x = torch.where(better.unsqueeze(-1), x, best_x)
+        best_mu, least = torch.where(better, trial, best_mu), torch.where(better, miss, least)
+        count += least > 1e-14
+        if early and bool((least < 1e-14).all()):
+            break
+        if step > 0:
+            trial = torch.where(real, trial, mu - (length - radius) / slope.clamp_min(1e-300))
+        inside = (trial > low) & (trial < high) & ~failed
+        mu = torch.where(inside, trial, 0.5 * (low + high))
+    return best_x.clamp_min(0), best_mu, count + 1
+
+
+def _extra(p: Scaled, c: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights x >= 0 of the step away from g0, for unit gradients; residual, steps taken, stationary."""
+    T = p.norms.shape[-1]
+    u = torch.full_like(p.norms, 1 / T)
+    Ku = mv(p.K, u)
+    size = (u * p.norms).sum(-1)
+    unit = size.masked_fill(size == 0, 1.0)
+    g0 = (u * Ku).sum(-1).clamp_min(0).sqrt() / unit
+    radius, high, size = c * g0, (1 + c) * g0, size / unit
+    q = p.safe.amin(-1, keepdim=True) / p.safe
+    b = Ku / p.safe / unit.unsqueeze(-1)
+    if enumerable(T, q.device):
+        x, mu, count = _enumerate(p.R, q, b, radius, size)
+    else:
+        x, mu, count = _pivot(p.R, q, b, radius, high, size, 60 if p.on_cpu else 8, p.on_cpu)
+    miss = _violation(p.R, x, mu, q, b, radius, size) / (size + x.sum(-1))
+    suspect = p.zero.any(-1) | (mu <= 0) | ~(miss < 1e-12) | ((x * mv(p.R, x)).sum(-1) <= p.rounding * x.sum(-1).square())
+    stationary = torch.zeros_like(suspect)
+    if not p.on_cpu or bool(suspect.any()):
+        # no direction improves all tasks: the best that is left has min <g,d> = 0; take the one nearest to g0
+        stationary = p.zero.any(-1) | shortest_of(p, ~p.zero)[1]
+        cone, _ = nonneg_qp(p.R, (-b).masked_fill(p.zero, 0.0), p.on_cpu)
+        slope = mv(p.R, cone) + b
+        cut = stationary & ((cone * mv(p.R, cone)).sum(-1) <= radius.square() * (1 + 1e-9))
+        kept = torch.minimum(cone, slope).masked_fill(p.zero, 0.0).abs().amax(-1) / (size + cone.sum(-1))
+        x, miss = torch.where(cut.unsqueeze(-1), cone, x), torch.where(cut, kept, miss)
+    moved = radius > 0
+    x = torch.where(moved.unsqueeze(-1), x * unit.unsqueeze(-1), 0.0)
+    return x, torch.where(moved, miss, 0.0), count, stationary
+
+
+@torch.no_grad()
+def cagrad_step(K: Tensor, c: float) -> tuple[Tensor, Certificate]:
+    """Weights of CAGrad's direction d = G'(1/T + x), the maximiser of min_t <g_t, d> over |d - g0| <= c|g0|.
+
+    Liu et al. (NeurIPS 2021), eq. 3. x >= 0 are the multipliers of <g_t, d> >= mu, so K(1/T + x) >= mu with
+    equality where x_t > 0, and |G'x| = c|g0|; given the support of x, mu is a root of a quadratic. Where no
+    direction improves all tasks and the ball reaches the cone of those that hurt none, mu = 0 and d is the
+    point of that cone nearest to g0 (`stationary`). Residual: largest violation of these conditions, with
+    unit gradients, relative to sum_t |g_t|(1/T + x_t).
+
+    >>> w, _ = cagrad_step(torch.eye(2, dtype=torch.float64), c=0.5)
+    >>> w.tolist()
+    [0.75, 0.75]
+    """
+    if not (math.isfinite(c) and c >= 0):
+        raise ValueError(f"c: must be finite and >= 0, found {c}")
+    p = scale(K)
+    x, miss, count, stationary = _extra(p, c)
+    w = 1 / x.shape[-1] + (x / p.safe).masked_fill(p.zero, 0.0)
+    return p.out(w), p.certify("cagrad", miss, count, stationary)
+
+
+@torch.no_grad()
+def cagrad_dual(K: Tensor, c: float) -> tuple[Tensor, Certificate]:
+    """w = argmin over the simplex of g_w'g0 + c|g0||g_w|, g_w = G'w (Liu et al., NeurIPS 2021, eq. 4).
+
+    w is `cagrad_step`'s x, normalised; where x = 0 (c = 0, or g0 hurts no task) the tasks with the smallest
+    <g_t, g0> share the weight.
+
+    >>> w, _ = cagrad_dual(torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64), c=0.0)
+    >>> w.tolist()
+    [1.0, 0.0]
+    """
+    weights, proof = cagrad_step(K, c)
+    T = K.shape[-1]
+    x = (weights.double() - 1 / T).clamp_min(0)
+    total = x.sum(-1, keepdim=True)
+    product = K.double().sum(-1) / T
+    least = (product <= product.amin(-1, keepdim=True)).double()
+    w = torch.where(total > 1e-14 / T, x / total.clamp_min(1e-300), least / least.sum(-1, keepdim=True))
+    return w.to(K.dtype), proof

@@ -1,0 +1,132 @@
+"""Two processes over gloo: every rank gets the weights and the update of one process on the joint batch."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from mtl.errors import NonFiniteError
+from mtl.gradients import backward
+from mtl.methods.base import Method
+
+RANKS, ROWS, TASKS = 2, 6, 3
+F64 = torch.float64
+WAYS = ["losses", "gram-loop", "gram-batched", "features", "gradients", "sparse", "sparse-losses"]
+
+
+class Inverse(Method):
+    """w_t = 1 / K_tt, and a random part that each process draws for itself."""
+
+    def __init__(self, needs: str, noise: float = 0.0) -> None:
+        super().__init__(TASKS)
+        self.needs, self.noise = needs, noise  # type: ignore[misc]
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        w = losses.reciprocal() if gram is None else gram.diagonal().reciprocal()
+        return w + self.noise * (os.getpid() % 1000)
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        return [g.sign().sum(0) for g in grads]
+
+
+class Net(nn.Module):
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(50, 4, sparse=sparse)
+        self.trunk = nn.Linear(4, 4)
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(TASKS))
+        self.to(F64)
+
+    def run(self, ids: Tensor, y: Tensor, method: Method, vjp: str):
+        z = self.trunk(self.table(ids)).tanh()
+        losses = [(h(z).squeeze(1) - y[:, t]).square().mean() for t, h in enumerate(self.heads)]
+        shared = [*self.table.parameters(), *self.trunk.parameters()]
+        heads = [list(h.parameters()) for h in self.heads]
+        return backward(losses, shared=shared, heads=heads, method=method, features=z, vjp=vjp)  # type: ignore[arg-type]
+
+
+def data() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 50, (RANKS * ROWS,), generator=draw)
+    return ids, torch.randn(RANKS * ROWS, TASKS, generator=draw, dtype=F64)
+
+
+def outcome(way: str, part: slice) -> dict[str, Tensor]:
+    """Weights, Gram matrix and the accumulated gradients of two steps."""
+    needs, _, vjp = way.partition("-")
+    needs = {"sparse": "losses" if vjp == "losses" else "gram"}.get(needs, needs)
+    net = Net(sparse=way.startswith("sparse"))
+    ids, y = data()
+    for _ in range(2):
+        step = net.run(ids[part], y[part], Inverse(needs), vjp if vjp in ("loop", "batched") else "auto")
+    found = {name: p.grad.to_dense() for name, p in net.named_parameters()}
+    if way.startswith("sparse"):
+        assert net.table.weight.grad.is_sparse
+    return found | {"gram": step.gram, "weights": step.weights, "losses": step.losses}
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    part = slice(rank * ROWS, (rank + 1) * ROWS)
+    found = {way: outcome(way, part) for way in WAYS}
+    ids, y = data()
+    noisy = Net(False).run(ids[part], y[part], Inverse("gram", noise=1.0), "loop").weights
+    y[0] = float("nan")  # only the first rank sees it; both must raise, or one would wait for ever
+    message = ""
+    try:
+        Net(False).run(ids[part], y[part], Inverse("gram"), "loop")
+    except NonFiniteError as error:
+        message = str(error)
+    torch.save({"found": found, "noisy": noisy, "message": message}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict]:
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this build of torch has no gloo")
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, args=(folder,), nprocs=RANKS)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_equal_one_process_on_the_joint_batch(ranks: list[dict], way: str) -> None:
+    want = outcome(way, slice(None))
+    for rank in ranks:
+        for name, value in want.items():
+            got = rank["found"][way][name]
+            if value is None:
+                assert got is None
+            else:
+                torch.testing.assert_close(got, value, rtol=1e-11, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_agree_bit_for_bit(ranks: list[dict], way: str) -> None:
+    first, second = (rank["found"][way] for rank in ranks)
+    for name, value in first.items():
+        assert value is None or torch.equal(value, second[name]), name
+
+
+def test_random_weights_are_those_of_the_first_rank(ranks: list[dict]) -> None:
+    assert torch.equal(ranks[0]["noisy"], ranks[1]["noisy"])
+
+
+def test_a_bad_value_on_one_rank_stops_all(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert rank["message"].startswith("losses: must be finite, found nan for task 0")
+
+
+def test_group_without_torch_distributed() -> None:
+    theta = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=r"group: torch\.distributed must be initialised first"):
+        backward([theta.sum()] * TASKS, shared=[theta], method=Inverse("losses"), group="world")  # type: ignore[arg-type]

@@ -1,0 +1,262 @@
+"""Bad input of `mtl.backward`: one sentence each, and every `.grad` as it was."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtl.errors import NonFiniteError
+from mtl.gradients import backward
+from mtl.methods.base import Method
+
+
+class Ones(Method):
+    """Equal weights; counts how often it was asked."""
+
+    def __init__(self, n_tasks: int = 2, needs: str = "gram", positive: bool = False, w: Tensor | None = None) -> None:
+        super().__init__(n_tasks)
+        self.needs, self.positive_losses, self.asked = needs, positive, 0  # type: ignore[misc]
+        self.w = torch.ones(n_tasks) if w is None else w
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.asked += 1
+        return self.w
+
+
+class Scene:
+    """A net with gradients from an earlier backward, and arguments that are right until a case spoils one."""
+
+    def __init__(self, needs: str = "gram") -> None:
+        torch.manual_seed(0)
+        self.trunk, self.heads = nn.Linear(3, 4), [nn.Linear(4, 1), nn.Linear(4, 1)]
+        self.x = torch.randn(5, 3)
+        self.z = self.trunk(self.x).tanh()
+        self.shared = list(self.trunk.parameters())
+        self.own = [list(h.parameters()) for h in self.heads]
+        self.losses: Any = [h(self.z).square().mean() for h in self.heads]
+        self.args: dict[str, Any] = {"shared": self.shared, "heads": self.own, "method": Ones(needs=needs)}
+        self.parameters = [*self.shared, *self.own[0], *self.own[1][:1]]  # one of them has no .grad
+        for p in self.parameters:
+            p.grad = torch.randn_like(p)
+
+    def raises(self, kind: type[Exception], text: str) -> None:
+        every = [*self.shared, *self.own[0], *self.own[1]]
+        before = [(p.grad, None if p.grad is None else p.grad.clone()) for p in every]
+        with pytest.raises(kind, match=re.escape(text)):
+            backward(self.losses, **self.args)
+        for p, (grad, values) in zip(every, before, strict=True):
+            assert p.grad is grad
+            assert values is None or torch.equal(values, grad)
+        assert self.args["method"].asked == 0 or "weights" in text
+
+
+def _set(**args: Any) -> Callable[[Scene], None]:
+    return lambda scene: scene.args.update(args)
+
+
+def _losses(make: Callable[[Scene], Any]) -> Callable[[Scene], None]:
+    return lambda scene: setattr(scene, "losses", make(scene))
+
+
+CASES: list[tuple[Callable[[Scene], None], type[Exception], str]] = [
+    (_losses(lambda s: torch.stack(s.losses)[None]), ValueError, "scalar per task, shape (T,), found shape (1, 2)"),
+    (_losses(lambda s: s.losses[0]), ValueError, "losses: must hold one scalar per task, shape (T,), found shape ()"),
+    (_losses(lambda s: [s.losses[0], s.z]), ValueError, "shape (T,), found shape (5, 4) for task 1"),
+    (
+        _losses(lambda s: [s.losses[0], 1.0]),
+        TypeError,
+        "losses: must hold one scalar per task, shape (T,), found float",
+    ),
+    (_losses(lambda s: s.losses[:1]), ValueError, "losses: Ones was made for 2 tasks, found 1 losses"),
+    (_losses(lambda s: []), ValueError, "losses: Ones was made for 2 tasks, found 0 losses"),
+    (_losses(lambda s: torch.stack([*s.losses] * 2)), ValueError, "losses: Ones was made for 2 tasks, found 4 losses"),
+    (_losses(lambda s: [s.losses[0], s.losses[1] * float("nan")]), NonFiniteError, "found nan for task 1"),
+    (_losses(lambda s: [s.losses[0] + float("inf"), s.losses[1]]), NonFiniteError, "losses: must be finite, found inf"),
+    (
+        _losses(lambda s: [s.losses[0], s.losses[1].detach()]),
+        ValueError,
+        "no graph behind task 1 (requires_grad=False)",
+    ),
+    (
+        _losses(lambda s: torch.stack(s.losses).detach()),
+        ValueError,
+        "losses: must be differentiable, found a tensor wit",
+    ),
+    (
+        _losses(lambda s: torch.stack([s.losses[0], s.losses[1].detach()])),
+        ValueError,
+        "losses: must be differentiable, found no graph behind task 1",
+    ),
+    (
+        _losses(lambda s: [s.losses[0], s.heads[1](torch.ones(4)).sum()]),
+        ValueError,
+        "losses: must depend on the shared parameters, found that task 1 does not",
+    ),
+    (
+        _losses(lambda s: [s.losses[0], s.losses[1].double()]),
+        ValueError,
+        "losses: must have one dtype, found torch.float",
+    ),
+    (
+        _losses(lambda s: [v.double() for v in s.losses]),
+        ValueError,
+        "losses, shared: losses must not be wider, found torc",
+    ),
+    (_set(shared=[]), ValueError, "shared: must hold at least one parameter that requires a gradient, found none"),
+    (_set(shared=[nn.Parameter(torch.ones(1), requires_grad=False)]), ValueError, "shared: must hold at least one"),
+    (_set(shared=nn.Linear(1, 1)), TypeError, "shared: must be a list of parameters, found Linear"),
+    (_set(shared=[nn.Linear(1, 1)]), TypeError, "shared[0]: must be a parameter, found Linear"),
+    (lambda s: s.args.update(shared=[s.z]), ValueError, "shared[0]: must be a leaf tensor, found one computed by"),
+    (
+        lambda s: s.args.update(heads=s.own[:1]),
+        ValueError,
+        "heads: must hold one list of parameters per task, 2 of them, f",
+    ),
+    (lambda s: s.args.update(heads=s.own[0][0]), ValueError, "heads: must hold one list of parameters per task"),
+    (
+        lambda s: s.args.update(heads=[s.own[0], [s.shared[1]]]),
+        ValueError,
+        "heads[1]: a parameter belongs to shared or to",
+    ),
+    (
+        lambda s: s.args.update(heads=[s.own[0], [nn.Parameter(torch.ones(1).double())]]),
+        ValueError,
+        "shared, heads: must have one dtype, found torch.float32 and torch.float64",
+    ),
+    (
+        lambda s: s.args.update(heads=[s.own[0], [nn.Parameter(torch.ones(1, device="meta"))]]),
+        ValueError,
+        "losses, shared, heads: must have one device, found cpu and meta",
+    ),
+    (_set(vjp="fast"), ValueError, 'vjp: must be "auto", "loop" or "batched", found \'fast\''),
+    (_set(check="never"), ValueError, 'check: must be "raise" or "defer", found \'never\''),
+    (_set(check="defer", scale=2.0), ValueError, 'check: must be "raise" with a loss scale'),
+    (_set(features=[1]), TypeError, "features[0]: must be a tensor, found int"),
+    (_set(method=Ones(w=torch.ones(3))), ValueError, "weights: Ones must return shape (2,), found (3,)"),
+    (
+        _set(method=Ones(w=torch.tensor([1.0, float("nan")]))),
+        NonFiniteError,
+        "weights: must be finite, found nan for task 1",
+    ),
+]
+
+
+@pytest.mark.parametrize("needs", ["gram", "losses", "features"])
+@pytest.mark.parametrize(("spoil", "kind", "text"), CASES, ids=[text[:60] for _, _, text in CASES])
+def test_bad_arguments_leave_every_grad_as_it_was(spoil: Callable, kind: type, text: str, needs: str) -> None:
+    scene = Scene(needs)
+    scene.args["features"] = scene.z
+    if needs == "losses" and "that task 1 does not" in text:
+        pytest.skip("one backward of the sum cannot tell tasks apart")
+    spoil(scene)
+    if "method" in scene.args and needs != "gram":
+        scene.args["method"].needs = needs
+    try:
+        scene.raises(kind, text)
+    finally:
+        scene.args["method"].needs = "gram"
+        scene.args["method"].asked = 0
+
+
+def test_no_task_depends_on_the_shared_parameters() -> None:
+    for needs in ("losses", "gram"):
+        scene = Scene(needs)
+        scene.args["shared"] = [nn.Parameter(torch.ones(2))]
+        scene.args["method"].asked = 0
+        with pytest.raises(ValueError, match="losses: must depend on the shared parameters, found"):
+            backward(scene.losses, **scene.args)
+        assert scene.own[1][1].grad is None and scene.own[0][0].grad is scene.parameters[2].grad
+
+
+def test_features_without_a_way_to_the_shared_parameters() -> None:
+    scene = Scene("features")
+    scene.raises(ValueError, "features: Ones needs the shared representation, found no tensor that requires a gradient")
+    leaf = scene.z.detach().requires_grad_()
+    scene.losses, scene.args["features"] = [h(leaf).mean() for h in scene.heads], leaf
+    with pytest.raises(
+        ValueError, match="features: must depend on the shared parameters, found tensors without a graph"
+    ):
+        backward(scene.losses, **scene.args)
+    other = nn.Linear(4, 4)(leaf)
+    scene.losses, scene.args["features"] = [h(other).mean() for h in scene.heads], other
+    with pytest.raises(ValueError, match="features: must depend on the shared parameters, found none that does"):
+        backward(scene.losses, **scene.args)
+
+
+@pytest.mark.parametrize("vjp", ["loop", "batched"])
+def test_a_gradient_that_is_not_finite_names_its_task(vjp: str) -> None:
+    scene = Scene()
+    scene.losses[1] = (scene.z.sum() * 0).sqrt()  # value 0, derivative inf * 0
+    scene.args |= {"vjp": vjp, "features": scene.z}
+    scene.raises(NonFiniteError, "squared gradient norms: must be finite, found nan for task 1")
+
+
+def test_negative_losses_for_methods_of_logarithms() -> None:
+    for needs in ("losses", "gram", "features"):
+        scene = Scene()
+        scene.args |= {"method": Ones(needs=needs, positive=True), "features": scene.z, "retain_graph": True}
+        scene.losses[0] = scene.losses[0] - 100
+        scene.raises(ValueError, "losses: must be positive, found -9")
+        scene.losses[0] = scene.losses[0] * 0
+        scene.raises(ValueError, "losses: must be positive, found -0 for task 0 (Ones)")
+
+
+def test_deferred_checks_raise_at_the_next_call_or_when_asked() -> None:
+    theta, method = torch.ones(2, requires_grad=True), Ones()
+    bad = lambda: [theta.sum(), theta.sum() * float("nan")]  # noqa: E731
+    step = backward(bad(), shared=[theta], method=method, check="defer")
+    with pytest.raises(NonFiniteError, match="losses: must be finite, found nan for task 1"):
+        step.check()
+    step.check()  # said once
+    backward(bad(), shared=[theta], method=method, check="defer")
+    before = theta.grad
+    with pytest.raises(NonFiniteError, match="losses: must be finite, found nan for task 1"):
+        backward([theta.sum(), theta.sum()], shared=[theta], method=method)
+    assert theta.grad is before
+    for _ in range(3):
+        step = backward([theta.sum(), theta.sum()], shared=[theta], method=method, check="defer")
+    step.check()  # nothing to say
+    other = Ones()
+    backward(bad(), shared=[theta], method=method, check="defer")
+    backward([theta.sum(), theta.sum()], shared=[theta], method=other).check()  # another method's checks are its own
+
+
+def test_combining_methods_are_held_to_their_contract() -> None:
+    class Odd(Ones):
+        def combine(self, grads: Any, losses: Tensor) -> list[Tensor]:
+            return [g[0, :1] for g in grads]
+
+    scene = Scene()
+    scene.args["method"] = Odd(needs="gradients")
+    scene.raises(ValueError, "combine: Odd must return shape (4, 3) for shared[0], found (1, 3)")
+    table = nn.Embedding(5, 2, sparse=True)
+    losses = [table(torch.tensor([1])).sum(), table(torch.tensor([2])).sum()]
+    with pytest.raises(ValueError, match=re.escape("shared[0]: Odd needs dense gradients, found sparse ones")):
+        backward(losses, shared=table.parameters(), method=Odd(needs="gradients"))
+
+
+@pytest.mark.parametrize("needs", ["gram", "losses", "features"])
+def test_compiled_models(needs: str) -> None:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 4), nn.Tanh())
+    heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+    fast, x, grads = torch.compile(trunk, backend="aot_eager"), torch.randn(6, 3), []
+    for net in (trunk, fast):
+        z = net(x)
+        losses = [h(z).square().mean() for h in heads]
+        own = [list(h.parameters()) for h in heads]
+        backward(losses, shared=trunk.parameters(), heads=own, method=Ones(needs=needs), features=z)
+        grads.append([p.grad for p in [*trunk.parameters(), *heads.parameters()]])
+        trunk.zero_grad()
+        heads.zero_grad()
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_graphs_that_cannot_be_vectorised_say_so() -> None:
+    table = nn.Embedding(5, 2, sparse=True)
+    losses = [table(torch.tensor([1])).sum(), table(torch.tensor([2])).sum()]
+    with pytest.raises(RuntimeError, match='vjp: "batched" must have a graph that torch can vectorise'):
+        backward(losses, shared=table.parameters(), method=Ones(), vjp="batched")

@@ -1,0 +1,51 @@
+"""A method from one function: its name follows its text, its weights are checked, it trains."""
+
+import pytest
+import torch
+
+import mtl
+
+G = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    before = dict(mtl.METHODS)
+    yield
+    mtl.METHODS.clear()
+    mtl.METHODS.update(before)
+
+
+def test_weights_are_the_functions_own():
+    name = mtl.rule("inverse", lambda losses, K: 1 / K.diagonal().sqrt())
+    assert mtl.aggregate(name, grads=G, losses=torch.ones(2)).direction.tolist() == [1.0, 1.0]
+    loss_only = mtl.rule("hardest", lambda losses: losses / losses.sum(), needs="losses")
+    assert mtl.method(loss_only, n_tasks=2).needs == "losses"
+    assert mtl.aggregate(loss_only, grads=G, losses=torch.tensor([3.0, 1.0])).weights.tolist() == [0.75, 0.25]
+
+
+def test_an_edited_function_gets_another_name_and_an_unchanged_one_the_same():
+    def one(losses, K):
+        return losses * 2
+
+    def same(losses, K):
+        return losses * 2
+
+    assert mtl.rule("mine", one) == mtl.rule("mine", same)
+    assert mtl.rule("mine", lambda losses, K: losses * 2) != mtl.rule("mine", lambda losses, K: losses * 3)
+    assert mtl.rule("mine", lambda losses, K: losses.exp()) != mtl.rule("mine", lambda losses, K: losses.log())
+
+
+def test_bad_rules_are_refused():
+    with pytest.raises(ValueError, match="name: must be new and without '@', found 'mgda'"):
+        mtl.rule("mgda", lambda losses, K: losses)
+    with pytest.raises(ValueError, match="needs: must be 'losses' or 'gram' for a rule, found 'gradients'"):
+        mtl.rule("mine", lambda losses, K: losses, needs="gradients")
+    name = mtl.rule("short", lambda losses, K: losses[:1])
+    with pytest.raises(ValueError, match=r"short must return one weight per task, shape \(2,\), found \(1,\)"):
+        mtl.aggregate(name, grads=G, losses=torch.ones(2))
+
+
+def test_heads_follow_the_choice():
+    raw = mtl.method(mtl.rule("raw", lambda losses, K: 2 * losses, heads="raw"), n_tasks=2)
+    assert raw.head_weights(torch.ones(2), 2 * torch.ones(2)).tolist() == [1.0, 1.0]
