@@ -26,7 +26,19 @@ Row = dict[str, Any]
 PACKAGE = Path(__file__).resolve().parent
 # Top-level parts that a run goes through; a change elsewhere (plots, commands) cannot change a row. A test checks.
 PARTS = frozenset(
-    {"gradients", "loop", "methods", "metrics", "metrics_dense", "models", "problems", "rules", "solvers", "training"}
+    {
+        "geometry",
+        "gradients",
+        "loop",
+        "methods",
+        "metrics",
+        "metrics_dense",
+        "models",
+        "problems",
+        "rules",
+        "solvers",
+        "training",
+    }
 )
 
 

@@ -123,7 +123,7 @@ def save_table(
         label=f"tab:{name}",
         position="tb",
         position_float="centering",
-        column_format=align,
+        column_format=_columns(cells, align),
         environment="table*" if wide else "table",
         multicol_align="c",
     )
@@ -335,6 +335,16 @@ def _write(path: Path, text: str) -> None:
 
 def _tuples(index: pd.Index) -> list[tuple[Any, ...]]:
     return [label if isinstance(label, tuple) else (label,) for label in index]
+
+
+def _columns(cells: pd.DataFrame, align: str, longest: int = 32) -> str:
+    """LaTeX column letters: columns of sentences become paragraphs, which share the line by their length."""
+    lengths = [min(max(len(str(cell)) for cell in (name, *column)), 90) for name, column in cells.items()]
+    shares = [0.9 * length / max(sum(lengths), 1) for length in lengths]
+    sides = zip(align, lengths, shares, strict=True)
+    return "".join(
+        rf"p{{{share:.2f}\linewidth}}" if side == "l" and length > longest else side for side, length, share in sides
+    )
 
 
 def _labels(index: pd.Index, change: Any) -> pd.Index:

@@ -47,7 +47,9 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
             w = weights(*given)
             if not isinstance(w, Tensor) or w.shape != losses.shape:
                 found = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
-                raise ValueError(f"weights: {name} must return one weight per task, shape {tuple(losses.shape)}, found {found}")
+                raise ValueError(
+                    f"weights: {name} must return one weight per task, shape {tuple(losses.shape)}, found {found}"
+                )
             return w.to(losses.dtype)
 
     full = f"{name}@{_digest(weights.__code__)}"

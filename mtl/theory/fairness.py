@@ -1,0 +1,204 @@
+"""FairGrad's system K w = w^(-1/alpha): potential, solvability, limits, scaling laws, rate, solver residuals."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+from torch import Tensor
+
+from mtl.solvers import alpha_fair, dual_cone, min_norm
+
+
+@dataclass(frozen=True)
+class FairResult:
+    """Weights w (..., T), backward error and iterations (...), and whether the task gradients are Pareto stationary."""
+
+    w: Tensor
+    residual: Tensor
+    iterations: Tensor
+    stationary: Tensor
+
+
+def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: float) -> FairResult:
+    """The solution of K w = w^(-1/alpha), w > 0, for K = G G^T with task gradients in the rows of G (T, d).
+
+    A thin wrapper of `mtl.solvers.alpha_fair`. alpha -> 0 is the dual-cone projection of the sum,
+    1 Nash-MTL, infinity MGDA over its squared length (`fair_limit`).
+
+    >>> float(fair_weights(torch.eye(2, dtype=torch.float64), alpha=2.0).w[0])
+    1.0
+    """
+    if (K is None) == (G is None):
+        raise ValueError("K, G: give exactly one of Gram matrix and task gradients, found both or neither")
+    if alpha <= 0:
+        raise ValueError(f"alpha: the system needs alpha > 0, found {alpha}")
+    if K is None:
+        assert G is not None
+        K = G @ G.mT
+    w, certificate = alpha_fair(K, alpha)
+    return FairResult(w, certificate.residual, certificate.iterations, certificate.stationary)
+
+
+def fair_residual(w: Tensor, K: Tensor, alpha: float) -> Tensor:
+    """max_i |(K w)_i - w_i^(-1/alpha)| / (|K| |w| + w^(-1/alpha))_i: componentwise backward error, (...).
+
+    >>> float(fair_residual(torch.ones(2), torch.eye(2), alpha=3.0))
+    0.0
+    """
+    target = w.pow(-1 / alpha)
+    product = (K @ w[..., None])[..., 0]
+    size = (K.abs() @ w.abs()[..., None])[..., 0] + target
+    return ((product - target).abs() / size).amax(-1)
+
+
+def fair_objective(w: Tensor, K: Tensor, alpha: float) -> Tensor:
+    """Phi(w) = w'Kw/2 - alpha/(alpha-1) sum(w^((alpha-1)/alpha) - 1), (..., T) -> (...); alpha = 1: - sum ln w.
+
+    Strictly convex on w > 0 for every K >= 0; its gradient is K w - w^(-1/alpha).
+
+    >>> float(fair_objective(torch.ones(2), torch.eye(2), alpha=1.0))
+    1.0
+    """
+    quadratic = (w * (K @ w[..., None])[..., 0]).sum(-1) / 2
+    if alpha == 1:
+        return quadratic - w.log().sum(-1)
+    # expm1 keeps the difference to 1 near alpha = 1, where the factor in front is large
+    return quadratic - alpha / (alpha - 1) * torch.expm1((alpha - 1) / alpha * w.log()).sum(-1)
+
+
+def fair_limit(K: Tensor, which: str) -> Tensor:
+    """Limits of the solution: "zero": argmin w'Kw/2 over w >= 1 (dual-cone projection of the sum, not LS);
+    "inf": min-norm weights over the squared length, argmin w'Kw/2 - sum w over w >= 0. K (..., T, T) -> (..., T).
+
+    >>> fair_limit(torch.diag(torch.tensor([1.0, 4.0])), "inf")
+    tensor([1.0000, 0.2500])
+    """
+    if which == "inf":
+        v, _ = min_norm(K)
+        return v / (v * (K @ v[..., None])[..., 0]).sum(-1, keepdim=True)
+    if which == "zero":
+        w, _ = dual_cone(K, torch.ones_like(K[..., 0]))
+        return w
+    raise ValueError(f'which: "zero" or "inf", found {which!r}')
+
+
+def pareto_stationarity(K: Tensor) -> tuple[Tensor, Tensor]:
+    """(m^2, v): squared norm of the shortest convex combination of the gradients, and its weights.
+
+    FairGrad's system has a solution, and then exactly one, iff m > 0.
+
+    >>> m2, v = pareto_stationarity(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    >>> bool(m2 < 1e-6)
+    True
+    """
+    v, _ = min_norm(K)
+    return (v * (K @ v[..., None])[..., 0]).sum(-1).clamp_min(0), v
+
+
+def fair_step_size(w: Tensor, K: Tensor, smoothness: float) -> Tensor:
+    """eta = sum(u) / (L T ||d||^2), u = K w, ||d||^2 = w'Kw: the step of the rate theorem, (...)."""
+    u = (K @ w[..., None])[..., 0]
+    return u.sum(-1) / (smoothness * w.shape[-1] * (w * u).sum(-1))
+
+
+def fair_rate_bound(smoothness: float, n_tasks: int, drop: float, steps: int) -> float:
+    """min_{k<K} m_k^2 <= 2 L T^2 (mean loss at the start - its infimum) / K; no independence of gradients needed.
+
+    >>> fair_rate_bound(1.0, 2, 1.0, 8)
+    1.0
+    """
+    return 2 * smoothness * n_tasks**2 * drop / steps
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Stationarity m_k^2 and mean loss along a run, and how often the promised decrease failed."""
+
+    stationarity: Tensor
+    mean_loss: Tensor
+    shortfall: float
+
+
+def fair_descent(
+    losses: Callable[[Tensor], Tensor], start: Tensor, alpha: float, smoothness: float, steps: int, tol: float = 1e-10
+) -> Descent:
+    """Gradient descent along FairGrad's direction with `fair_step_size`, for T losses of theta (d,).
+
+    `shortfall` is the largest amount by which a step's decrease of the mean loss fell below
+    (sum u)^2 / (2 L T^2 ||d||^2); the theorem says that it is <= 0. Stops where m^2 <= tol.
+    """
+    theta = start.clone()
+    history, means, shortfall = [], [float(losses(theta).mean())], -math.inf
+    for _ in range(steps):
+        G = torch.func.jacrev(losses)(theta)
+        K = G @ G.mT
+        m2 = float(pareto_stationarity(K)[0])
+        history.append(m2)
+        if m2 <= tol:
+            break
+        w = fair_weights(K, alpha=alpha).w
+        u, d = K @ w, w @ G
+        theta = theta - fair_step_size(w, K, smoothness) * d
+        means.append(float(losses(theta).mean()))
+        promised = float(u.sum() ** 2 / (2 * smoothness * len(w) ** 2 * (d @ d)))
+        shortfall = max(shortfall, promised - (means[-2] - means[-1]))
+    return Descent(torch.tensor(history), torch.tensor(means), shortfall)
+
+
+def published_solver(K: np.ndarray, alpha: float) -> np.ndarray:
+    """FairGrad's published route: scipy least_squares on K x - x^(-1/alpha), x >= 0, start 1/T, default tolerances.
+
+    Formula and settings as the paper's repository states them, written anew. On small gradients it
+    returns, without a word, weights that are still as equal as at the start.
+    """
+    T = len(K)
+    start = np.full(T, 1 / T)
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        return np.asarray(K @ x - np.power(1 / x, 1 / alpha))
+
+    solution = least_squares(residual, start, bounds=(0, np.inf))
+    return np.asarray(solution.x)
+
+
+def solver_errors(
+    scales: list[float], alphas: list[float], *, n_tasks: int = 3, draws: int = 10, dim: int = 50, seed: int = 0
+) -> list[dict[str, float]]:
+    """Rows {scale, alpha, published, ours}: backward errors on Gaussian gradients of norm about `scale`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(draws):
+        base = rng.standard_normal((n_tasks, dim)) / math.sqrt(dim)
+        for scale in scales:
+            K = torch.from_numpy(base * scale) @ torch.from_numpy(base * scale).T
+            for alpha in alphas:
+                theirs = torch.from_numpy(published_solver(K.numpy(), alpha)).clamp_min(1e-300)
+                ours = fair_weights(K, alpha=alpha)
+                rows.append(
+                    {
+                        "scale": scale,
+                        "alpha": alpha,
+                        "published": float(fair_residual(theirs, K, alpha)),
+                        "ours": float(fair_residual(ours.w, K, alpha)),
+                    }
+                )
+    return rows
+
+
+def quadratic_descents(
+    alphas: list[float], steps: int, n_tasks: int = 3, dim: int = 4, seed: int = 6
+) -> dict[str, tuple[Descent, float]]:
+    """Descents on T quadratics, smoothness 1: label -> (descent, how far the mean loss can fall)."""
+    g = torch.Generator().manual_seed(seed)
+    targets = torch.randn(n_tasks, dim, generator=g, dtype=torch.float64)
+    shape = torch.logspace(0, -1, dim, dtype=torch.float64)
+
+    def losses(theta: Tensor) -> Tensor:
+        return 0.5 * ((theta - targets) ** 2 * shape).sum(-1)
+
+    start = torch.full((dim,), 5.0, dtype=torch.float64)
+    drop = float(losses(start).mean() - losses(targets.mean(0)).mean())
+    return {f"alpha = {a:g}": (fair_descent(losses, start, a, 1.0, steps), drop) for a in alphas}

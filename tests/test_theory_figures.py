@@ -1,0 +1,118 @@
+"""mtl.theory.figures, gap_figures, verdicts: every picture can be drawn, and every verdict can come out either way."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from test_theory_gap import planted
+
+import mtl
+from mtl.report import VERDICTS
+from mtl.theory import fair_figures, fairness, figures, finite, gap, gap_figures, gap_tests, verdicts
+
+
+def by_name(claims: list[verdicts.Claim]) -> dict[str, str]:
+    return {c["claim"]: c["verdict"] for c in claims}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return finite.violation_table("smoke")
+
+
+@pytest.fixture(scope="module")
+def cases() -> pd.DataFrame:
+    return figures.sandwich_cases(2_000)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return planted("observational", 0.3, 0) + planted("causal", 0, -0.02)
+
+
+def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.DataFrame) -> None:
+    found = verdicts.theorem_claims(table, cases)
+    assert all(c["verdict"] in VERDICTS and c["evidence"] for c in found)
+    assert by_name(found) == {
+        "emtl-thm1": "not reproduced",
+        "emtl-thm1-repaired": "conditional",
+        "emtl-variance-alone": "not reproduced",
+        "emtl-eq10": "conditional",
+        "emtl-surrogate": "reproduced",
+        "emtl-player": "reproduced",
+        "emtl-rho-grid": "conditional",
+    }
+    broken = table.assign(violation=np.where(table.bound == "thm1", 0.2, table.violation))
+    assert by_name(verdicts.theorem_claims(broken, cases))["emtl-thm1-repaired"] == "not reproduced"
+    outside = cases.assign(low=cases.low - 0.1)
+    assert by_name(verdicts.theorem_claims(table, outside))["emtl-surrogate"] == "not reproduced"
+
+
+def test_fair_claims_follow_from_the_checks() -> None:
+    rows = fairness.solver_errors([1e-4, 1.0], [0.5, 2.0], draws=2)
+    runs = fairness.quadratic_descents([1.0], 20)
+    found = verdicts.fair_claims(rows, runs, lambda drop, k: fairness.fair_rate_bound(1.0, 3, drop, k))
+    assert by_name(found) == {
+        "fairgrad-unique": "reproduced",
+        "fairgrad-limits": "conditional",
+        "fairgrad-convergence": "reproduced",
+        "fairgrad-solver": "conditional",
+    }
+    tight = verdicts.fair_claims(rows, runs, lambda drop, k: 1e-3 * drop / k)
+    assert by_name(tight)["fairgrad-convergence"] == "not reproduced"
+    assert isinstance(fair_figures.solver_figure(rows), Figure)
+    assert isinstance(fair_figures.rate_figure(runs, 1.0, 3), Figure)
+
+
+def test_gap_claims_use_the_words_of_the_claims_table(rows: list[dict[str, Any]]) -> None:
+    table = gap_tests.primary(gap_tests.registered(rows, draws=100))
+    methods = gap_figures.by_method(planted("observational", 0.3, 0))
+    found = verdicts.gap_claims(table, methods, gap_figures.doses(rows, draws=20))
+    assert set(by_name(found)) == {"gap-observational", "gap-causal", "emtl-lowers-variance"}
+    assert set(by_name(found).values()) <= set(VERDICTS)
+    assert set(verdicts.OUTCOMES.values()) <= set(VERDICTS)
+
+
+def test_pictures_can_be_drawn(table: pd.DataFrame, cases: pd.DataFrame, rows: list[dict[str, Any]]) -> None:
+    drawn = [
+        figures.ball(cases),
+        figures.bound_curves(table, [2, 4]),
+        figures.regret([3, 6], games=4),
+        figures.ball_pictures(),
+        fair_figures.fair_path((0.5, 2.0)),
+        gap_figures.intervention(rows, gap_figures.doses(rows, draws=20)),
+    ]
+    assert all(isinstance(fig, Figure) and fig.axes for fig in drawn)
+    assert len(gap_figures.secondary(rows, draws=10)) >= 4
+
+
+def test_sliders_degrade_to_a_still_picture() -> None:
+    assert not figures.live()  # no person, no sliders
+    assert isinstance(figures.explore(fair_figures.fair_picture, fair_figures.fair_path, alpha=(0.1, 2.0)), Figure)
+    assert isinstance(figures.ball_picture(rho=1.2), Figure)
+
+
+def test_the_studys_methods_are_those_of_the_package() -> None:
+    """The study weighs many units at once; unit by unit these are mtl.method's weights, rescaled to sum 1."""
+    g = torch.Generator().manual_seed(0)
+    rule = gap.Weights(2, 3, "cpu")
+    same = {
+        "mgda": mtl.method("mgda", 3),
+        "cagrad .4": mtl.method("cagrad", 3, c=0.4),
+        "fairgrad 2": mtl.method("fairgrad", 3, alpha=2.0),
+        "fairgrad 1": mtl.method("nash", 3),
+        "emtl .5": mtl.method("emtl", 3, rho=0.5, eta=0.5, alpha=0.5),
+        "emtl 1.2": mtl.method("emtl", 3, rho=0.95 * float(np.log(3)), eta=0.5, alpha=0.5),
+    }
+    for _ in range(3):
+        G = torch.randn(2, 24, 3, 10, generator=g, dtype=torch.float64)
+        losses = torch.rand(2, 24, 3, generator=g, dtype=torch.float64) + 0.1
+        weights = rule(losses, G @ G.mT)
+        assert torch.allclose(weights.sum(-1), torch.ones(2, 24, dtype=torch.float64))
+        for name, method in same.items():
+            i = gap.METHODS.index(name)
+            expected = method.weights(losses[0, i], (G @ G.mT)[0, i])
+            assert torch.allclose(weights[0, i], (expected / expected.sum()).double(), atol=1e-6), name
