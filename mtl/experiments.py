@@ -1,4 +1,4 @@
-"""For each table its methods, seeds and budgets per scale; tuning; rows as a tidy frame; the command for big runs."""
+"""For each table its methods, seeds and budgets per scale; tuning; the command for big runs."""
 
 import argparse
 import sys
@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from mtl.errors import DataError, RunError
-from mtl.ledger import Ledger, Row, key, ledger, stale
+from mtl.ledger import Ledger, Row, key, ledger
 from mtl.runs import Cell, Point, bar, grid, plain_progress, run_grid
 from mtl.training import Budget
 
 __all__ = [
-    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "bar", "combine_stl", "frame", "grid", "main", "plain_progress",
+    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "bar", "combine_stl", "grid", "main", "plain_progress",
     "run_grid", "tune",
 ]  # fmt: skip
 
@@ -65,27 +65,6 @@ def _one_row(row: Row, parts: list[Row]) -> Row:
         "best_epoch": [own[task]["best_epoch"] for task in tasks],
         "wall_s": sum(part["wall_s"] for part in parts),
     }  # fmt: skip
-
-
-def frame(rows: Iterable[Row], split: str = "metrics") -> pd.DataFrame:
-    """One line per run and metric; `split` is "metrics" (test) or "validation". STL is combined first."""
-    lines = []
-    for row in combine_stl(rows):
-        config = row["config"]
-        about = {
-            "label": row.get("label", config["method"]),
-            **{name: config[name] for name in ("method", "model", "seed", "problem", "scale", "device")},
-            "tasks": sum(name.endswith("/score") for name in row["metrics"]),
-            "status": row["status"],
-            "stale": stale(row),
-            "synthetic": row["synthetic"],
-            "embedded_default": row["embedded_default"],
-            "key": row["key"],
-        }
-        for name, value in row[split].items():
-            task, _, metric = name.rpartition("/")
-            lines.append({**about, "task": task or "all", "metric": metric, "value": value})
-    return pd.DataFrame(lines).astype({"value": float}) if lines else pd.DataFrame()
 
 
 @dataclass(frozen=True)

@@ -148,21 +148,42 @@ def intervals(
     """One axis per metric, one line per method: mean (marker) and 95 % interval, from `results_table(raw=True)`.
 
     `metrics` maps a metric to its axis label (with unit). Rows are methods, or labels which `reference` maps to
-    methods. The best row is not marked: the interval is the message.
+    methods. The best row is not marked: the interval is the message. A mean far from the crowd (more than eight
+    times the spread of the middle half from its edges) is written at the edge of the axis, with an arrow.
     """
     names = dict(metrics) if isinstance(metrics, Mapping) else {m: m for m in metrics}
     if len(names) != len(axes):
         raise ValueError(f"metrics: one axis per metric, found {len(names)} metrics and {len(axes)} axes")
     places = np.arange(len(table))[::-1]
     for ax, (metric, label) in zip(axes, names.items(), strict=True):
-        for place, (method, row) in zip(places, table.iterrows(), strict=True):
+        means, halves = table[metric, "mean"].to_numpy(float), table[metric, "ci"].fillna(0.0).to_numpy(float)
+        low, high = _crowd(means, halves)
+        for place, method, mean, half in zip(places, table.index, means, halves, strict=True):
             _, colour, marker = look(reference(str(method)) if reference else str(method))
-            half = row[metric, "ci"] if np.isfinite(row[metric, "ci"]) else 0.0
-            ax.errorbar(row[metric, "mean"], place, xerr=half, fmt=marker, color=colour, ms=4, elinewidth=1, capsize=2)
+            if low <= mean <= high:
+                ax.errorbar(mean, place, xerr=half, fmt=marker, color=colour, ms=4, elinewidth=1, capsize=2)
+            elif np.isfinite(mean):  # far outside: named at the edge, so that the others can be told apart
+                left = mean < low
+                text = f"← {mean:.4g}" if left else f"{mean:.4g} →"
+                ax.annotate(
+                    text, (low if left else high, place), ha="left" if left else "right", va="center", color=colour
+                )
+        ax.set_xlim(low, high)
         ax.set(xlabel=label, yticks=places, ylim=(-0.6, len(table) - 0.4))
         ax.set_yticklabels([str(m) if reference else look(str(m))[0] for m in table.index] if ax is axes[0] else [])
         ax.grid(axis="y", visible=False)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
+
+
+def _crowd(means: np.ndarray, halves: np.ndarray) -> tuple[float, float]:
+    """Limits of an axis that shows every mean but those far outside the middle half."""
+    found = np.isfinite(means)
+    low, high = np.quantile(means[found], [0.25, 0.75]) if found.any() else (0.0, 1.0)
+    reach = 8 * max(high - low, 1e-9 + 1e-6 * abs(high))
+    kept = found & (means >= low - reach) & (means <= high + reach)
+    left, right = (means - halves)[kept].min(initial=low), (means + halves)[kept].max(initial=high)
+    margin = 0.06 * max(right - left, 1e-6 * max(abs(right), 1.0))
+    return float(left - margin), float(right + margin)
 
 
 def weights_over_time(

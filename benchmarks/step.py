@@ -1,0 +1,235 @@
+"""Time of one training step per method: `python -m benchmarks.step [--quick] [--device cuda] [--workloads W1,W4]`.
+
+A step is forward and backward up to `.grad`, without the optimiser. All rows of a workload take turns in one
+process; given are medians of the rounds' ratios to the same round's floors: (a) one backward of the summed losses,
+(b) T backwards, one per task, that drop their gradients. CPU: process time on one thread. CUDA: wall time between
+synchronisations, and peak memory above what model and data take.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import mtl.methods
+from benchmarks.workloads import WORKLOADS, Workload
+from mtl.files import atomic, root
+from mtl.gradients import backward
+from mtl.ledger import provenance
+
+Step = Callable[[], None]
+PLAIN, FLOOR = "one backward", "T backwards"
+PEERS = {"mgda": "MGDA", "cagrad": "CAGrad", "fairgrad": "FairGrad", "nash": "NashMTL", "imtl-g": "IMTLG"}
+PEERS |= {"pcgrad": "PCGrad", "upgrad": "UPGrad", "aligned": "AlignedMTL", "dualproj": "DualProj"}
+
+
+def _clear(work: Workload) -> None:
+    for p in work.model.parameters():
+        p.grad = None
+
+
+def plain(work: Workload) -> Step:
+    """Sum of the losses, one backward."""
+
+    def step() -> None:
+        _clear(work)
+        torch.autograd.backward(work.losses()[0])
+
+    return step
+
+
+def floor(work: Workload) -> Step:
+    """One backward per task over the shared parameters and its own head; the gradients are dropped."""
+    shared, heads = work.shared, work.heads
+
+    def step() -> None:
+        losses, _ = work.losses()
+        for t, loss in enumerate(losses):
+            torch.autograd.grad(loss, [*shared, *heads[t]], retain_graph=t < len(losses) - 1, allow_unused=True)
+
+    return step
+
+
+def ours(work: Workload, name: str, **options: Any) -> Step:
+    """`mtl.backward` with a fresh method."""
+    method = mtl.methods.method(name, n_tasks=len(work.criteria))
+    shared, heads = work.shared, work.heads
+
+    def step() -> None:
+        _clear(work)
+        losses, features = work.losses()
+        cut = features if method.needs == "features" or options.get("vjp") == "batched" else None
+        backward(losses, shared=shared, heads=heads, method=method, features=cut, **options)
+
+    return step
+
+
+def torchjd(work: Workload, name: str, device: str) -> Step:
+    """The same method of TorchJD: all gradients task by task on the CPU, where that is its faster way, else batched.
+
+    `mtl_backward` where one tensor separates trunk and heads (W4); it does not take features that feed each other, so
+    elsewhere the heads cost it a backward of their own.
+    """
+    import torchjd.aggregation as aggregation
+    from torchjd.autojac import backward as jacobians
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
+    n = len(work.criteria)
+    options: dict[str, dict[str, Any]] = {"cagrad": {"c": 0.4}, "nash": {"n_tasks": n}, "fairgrad": {"alpha": 1.0}}
+    aggregator = getattr(aggregation, PEERS[name])(**options.get(name, {}))
+    shared, heads, chunk = work.shared, work.heads, 1 if device == "cpu" else None
+    own = [p for head in heads for p in head]
+
+    def step() -> None:
+        _clear(work)
+        losses, features = work.losses()
+        if len(features) == 1:
+            mtl_backward(losses, features=features, tasks_params=heads, shared_params=shared, parallel_chunk_size=chunk)
+        else:
+            torch.autograd.backward(losses, inputs=own, retain_graph=True)
+            jacobians(losses, inputs=shared, parallel_chunk_size=chunk)
+        jac_to_grad(shared, aggregator)
+
+    return step
+
+
+def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str, console: Console) -> dict[str, Step]:
+    """All steps that take turns; one that cannot run is left out and said."""
+    found = {PLAIN: plain(work), FLOOR: floor(work)}
+    for name in methods:
+        found[f"mtl {name}"] = ours(work, name)
+        if vjp and mtl.methods.METHODS[name].needs in ("gram", "gradients"):
+            found[f"mtl {name}, loop"] = ours(work, name, vjp="loop")
+            found[f"mtl {name}, batched"] = ours(work, name, vjp="batched")
+        if peers and name in PEERS:
+            try:
+                found[f"torchjd {name}"] = torchjd(work, name, device)
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:80]
+                console.print(f"{work.name}: torchjd {name} left out: {type(error).__name__}: {reason}")
+    for name, step in list(found.items()):
+        try:
+            step()
+        except Exception as error:  # a peer may fail in any way; ours may not
+            if not name.startswith("torchjd"):
+                raise
+            console.print(f"{work.name}: {name} left out: {type(error).__name__}: {str(error).splitlines()[0]}")
+            del found[name]
+    return found
+
+
+def once(step: Step, device: str) -> tuple[float, int]:
+    """Seconds and, on CUDA, the peak of memory in bytes above what was there before."""
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start, 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, start = torch.cuda.memory_allocated(), time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+
+
+def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, device: str) -> list[dict[str, Any]]:
+    """Rounds of all rows in turn until `seconds` are over, at least `least`; medians of times and of ratios."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    memory = dict.fromkeys(steps, 0)
+    end = time.perf_counter() + seconds
+    gc.disable()
+    try:
+        while time.perf_counter() < end or len(times[PLAIN]) < least:
+            for name, step in steps.items():
+                taken, peak = once(step, device)
+                times[name].append(taken)
+                memory[name] = max(memory[name], peak)
+                _clear(work)
+    finally:
+        gc.enable()
+
+    def ratio(name: str, to: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+
+    return [
+        {
+            "workload": work.name,
+            "row": name,
+            "ms": 1e3 * statistics.median(taken),
+            "x_plain": ratio(name, PLAIN),
+            "x_floor": ratio(name, FLOOR),
+            "peak_mib": memory[name] / 2**20 if device != "cpu" else None,
+            "rounds": len(taken),
+        }
+        for name, taken in times.items()
+    ]
+
+
+def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], device: str) -> Table:
+    """Rows by columns of workloads: ratio to one backward (ratio to T backwards)."""
+    shown = Table(title=f"one step on {device}: x one backward (x T backwards)" + (", MiB" if device != "cpu" else ""))
+    shown.add_column("row")
+    for name, size in sizes.items():
+        shown.add_column(f"{name}, T = {size['tasks']}", justify="right")
+    cells = {(r["row"], r["workload"]): r for r in results}
+    for row in dict.fromkeys(r["row"] for r in results):
+        line = [row]
+        for name in sizes:
+            cell = cells.get((row, name))
+            text = f"{cell['x_plain']:.2f} ({cell['x_floor']:.2f})" if cell else "-"
+            if cell and row == PLAIN:
+                text = f"{cell['ms']:.1f} ms"
+            line.append(text + (f", {cell['peak_mib']:.0f}" if cell and cell["peak_mib"] else ""))
+        shown.add_row(*line)
+    return shown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--methods", help="comma-separated; default: all, with --quick LS, MGDA, FairGrad, EMTL")
+    parser.add_argument("--seconds", type=float, default=40.0, help="per workload")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, without peers")
+    parser.add_argument("--vjp", action="store_true", help="loop and batched VJP side by side")
+    parser.add_argument("--no-peers", action="store_true")
+    options = parser.parse_args(arguments)
+    console = Console()
+    some = ["ls", "mgda", "fairgrad", "emtl"] if options.quick else [n for n in mtl.methods.METHODS if n != "stl"]
+    methods = options.methods.split(",") if options.methods else some
+    peers = not options.quick and not options.no_peers and find_spec("torchjd") is not None
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    results: list[dict[str, Any]] = []
+    sizes: dict[str, dict[str, int]] = {}
+    names = options.workloads.split(",")
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("workloads", total=len(names))
+        for name in names:
+            work = WORKLOADS[name](options.device)
+            sizes[name] = work.describe()
+            steps = rows(work, methods, options.vjp, peers, options.device, console)
+            seconds, least = (3.0, 3) if options.quick else (options.seconds, 5)
+            results += measure(work, steps, seconds, least, options.device)
+            progress.advance(task)
+    console.print(table(results, sizes, options.device))
+    path = root() / "benchmarks" / "results" / f"step_{options.device.split(':')[0]}.json"
+    if options.quick:
+        path = path.with_stem(path.stem + "_quick")
+    report = {"workloads": sizes, "rows": results, "provenance": provenance(options.device)}
+    with atomic(path) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {path.relative_to(root())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the benchmarks run: four models of the papers' kind on random data of the papers' shapes.
+
+| | model | tasks | batch |
+|---|---|---|---|
+| W1 | MMoE, 16 categorical fields (132 ids), 63 numbers, embedding 128, 8 experts | 2 | 2048 rows |
+| W2 | PLE, the same input, 4 shared experts and 4 per task | 2 | 2048 rows |
+| W3 | MTAN on SegNet | 3 | 2 images of 96 x 128 |
+| W4 | shared perceptron, 512 inputs, one linear head per task | 40 | 256 rows |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtl.models.base import Branched, MultiTaskModel, seeded
+from mtl.models.dense import dense_model
+from mtl.models.recsys import PLE, MMoE
+
+FIELDS = (8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10, 10)  # 132 ids; with 63 numbers a row has 195 columns
+NUMBERS = 63
+
+
+@dataclass
+class Workload:
+    """A model on one fixed batch; `losses()` runs it forward and gives T losses and the shared representation."""
+
+    name: str
+    model: MultiTaskModel
+    inputs: tuple[Tensor, ...]
+    criteria: list[Callable[[Tensor], Tensor]]
+
+    def losses(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        features = self.model.features(*self.inputs)
+        outputs = self.model.outputs(features)
+        return [loss(y) for loss, y in zip(self.criteria, outputs, strict=True)], features
+
+    @property
+    def shared(self) -> list[nn.Parameter]:
+        return self.model.shared_parameters()
+
+    @property
+    def heads(self) -> list[list[nn.Parameter]]:
+        return self.model.head_parameters()
+
+    def describe(self) -> dict[str, int]:
+        """T, shared and own parameters."""
+        own = sum(p.numel() for head in self.heads for p in head)
+        return {"tasks": len(self.criteria), "shared": sum(p.numel() for p in self.shared), "own": own}
+
+
+def _binary(target: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda y: F.binary_cross_entropy_with_logits(y, target)
+
+
+def _rows(draw: torch.Generator, count: int, tasks: int, device: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ids = torch.stack([torch.randint(n, (count,), generator=draw) for n in FIELDS], 1).to(device)
+    numbers = torch.randn(count, NUMBERS, generator=draw).to(device)
+    return ids, numbers, [torch.rand(count, generator=draw).round().to(device) for _ in range(tasks)]
+
+
+def w1(device: str = "cpu", rows: int = 2048) -> Workload:
+    ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
+    model = MMoE(FIELDS, NUMBERS, 2, embedding=128, experts=8, width=256, hidden=128, seed=0).to(device)
+    return Workload("W1", model, (ids, numbers), [_binary(y) for y in targets])
+
+
+def w2(device: str = "cpu", rows: int = 2048) -> Workload:
+    ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
+    model = PLE(FIELDS, NUMBERS, 2, embedding=128, shared_experts=4, task_experts=4, width=256, hidden=128, seed=0)
+    return Workload("W2", model.to(device), (ids, numbers), [_binary(y) for y in targets])
+
+
+def w3(device: str = "cpu", width: int = 16) -> Workload:
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, 96, 128, generator=draw).to(device)
+    classes = torch.randint(13, (2, 96, 128), generator=draw).to(device)
+    depth = torch.rand(2, 1, 96, 128, generator=draw).to(device)
+    normals = F.normalize(torch.randn(2, 3, 96, 128, generator=draw), dim=1).to(device)
+    model = dense_model("mtan", (13, 1, 3), (False, False, True), seed=0, width=width).to(device)
+    criteria: list[Callable[[Tensor], Tensor]] = [
+        lambda y: F.cross_entropy(y, classes),
+        lambda y: (y - depth).abs().mean(),
+        lambda y: 1 - (y * normals).sum(1).mean(),
+    ]
+    return Workload("W3", model, (images,), criteria)
+
+
+def w4(device: str = "cpu", tasks: int = 40, rows: int = 256) -> Workload:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, 512, generator=draw).to(device)
+    with seeded(0):
+        trunk = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
+        model = Branched(trunk, [nn.Linear(512, 1) for _ in range(tasks)]).to(device)
+    targets = [torch.rand(rows, generator=draw).round().to(device) for _ in range(tasks)]
+    return Workload("W4", model, (x,), [_binary(y) for y in targets])
+
+
+WORKLOADS: dict[str, Callable[[str], Workload]] = {"W1": w1, "W2": w2, "W3": w3, "W4": w4}

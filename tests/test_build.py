@@ -1,0 +1,144 @@
+"""pyproject.toml, constraints.txt, environment.yml, Makefile and .ci/run say the same thing."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from mtl.doctor import pins
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+PINS = pins(ROOT / "constraints.txt")
+
+
+def requirements() -> list[Requirement]:
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *(t for group in EXTRAS.values() for t in group)]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_each_requirement_is_pinned_within_its_range(requirement: Requirement) -> None:
+    pin = PINS.get(canonicalize_name(requirement.name))
+    assert pin is not None, f"{requirement.name} has no line in constraints.txt"
+    assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} excludes the pin {pin}"
+
+
+def test_constraints_name_released_versions_only() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"^-e|://|\+|@", text, flags=re.M)
+    assert all(Version(pin).local is None for pin in PINS.values())
+    assert "mtl" not in PINS
+
+
+def test_torch_is_the_cpu_build_s_version_and_the_metadata_only_asks_for_recent() -> None:
+    assert PINS["torch"] == "2.13.0"
+    assert "torch>=2.6" in PROJECT["dependencies"]
+    assert not [name for name in PINS if name.startswith(("nvidia-", "triton"))], (
+        "a build with GPU libraries was frozen"
+    )
+
+
+def test_a_malformed_pin_is_named(tmp_path: Path) -> None:
+    for line in ("torch>=2", "torch==2.13.0+cpu", "torch @ file:///x", "torch"):
+        (tmp_path / "constraints.txt").write_text(f"# versions\n{line}\n")
+        with pytest.raises(ValueError, match=r"constraints.txt: line 2 must be name==version, found 'torch"):
+            pins(tmp_path / "constraints.txt")
+
+
+def test_the_pins_are_closed_under_dependencies() -> None:
+    """Whatever an install of the extras pulls in has a pin, so that tomorrow's install is today's."""
+    todo = [(Requirement(f"mtl[{extra}]"), extra) for extra in ("notebooks", "test")]
+    seen: set[tuple[str, str]] = set()
+    unpinned = set()
+    while todo:
+        requirement, _ = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name not in PINS and name != "mtl":
+            unpinned.add(name)
+        try:
+            declared = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        for extra in requirement.extras or {""}:
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            for text in declared:
+                child = Requirement(text)
+                if child.marker is None or any(child.marker.evaluate({"extra": e}) for e in {"", extra}):
+                    todo.append((child, extra))
+    assert not unpinned
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not the environment that make setup creates")
+def test_this_environment_is_the_pinned_one() -> None:
+    other = {}
+    for name, pin in PINS.items():
+        try:
+            have = distribution(name).version.partition("+")[0]
+        except PackageNotFoundError:
+            continue
+        if have != pin:
+            other[name] = (have, pin)
+    assert not other
+
+
+def test_environment_yml() -> None:
+    found = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    python, pip, from_pip = found
+    assert pip == "pip"
+    assert from_pip == {"pip": ["-c constraints.txt", "-e .[notebooks,test]"]}
+    assert {"notebooks", "test"} <= EXTRAS.keys()
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.partition("=")[2])
+
+
+def test_make_installs_torch_first_alone_and_by_its_pin() -> None:
+    text = (ROOT / "Makefile").read_text()
+    installs = [line for line in text.splitlines() if "-m pip install" in line]
+    assert len(installs) == 2 and all("-c constraints.txt" in line for line in installs)
+    assert "grep '^torch==' constraints.txt" in installs[0] and "-e" not in installs[0].split()
+    assert '-e ".[notebooks,test]"' in installs[1]
+    assert (ROOT / "constraints.txt").read_text().count("\ntorch==") == 1
+
+
+def test_ci_runs_make_test_and_nothing_cleverer() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+    assert os.access(script, os.X_OK)
+    assert lines[0] == "set -e" and "make test" in lines[-1] and len(lines) <= 4
+
+
+def test_make_help_names_each_target() -> None:
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("setup", "figures", "data", "test", "lab", "bench", "clean"):
+        assert f"make {target}" in done.stdout
+
+
+def test_make_says_what_is_wrong_with_a_python(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    call = ["make", "setup", "PYTHON=/no/such/python"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "PYTHON=/no/such/python does not start as Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_citation_names_both_papers_and_no_person_for_the_software() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["authors"] == [{"name": "the mtl authors"}]
+    assert citation["version"] == PROJECT["version"]
+    numbers = [identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]]
+    assert numbers == ["arXiv:2306.09373", "arXiv:2402.15638"]

@@ -1,0 +1,27 @@
+"""The README's own claims about itself: its snippet runs, what it links to exists."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_snippet_runs_as_printed(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    weights, residual = capsys.readouterr().out.rsplit(" tensor(", 1)
+    assert weights.startswith("tensor([")
+    assert float(re.match(r"[-+.e\d]+", residual).group()) < 1e-10
+
+
+def test_what_it_names_exists():
+    named = re.findall(r"!?\[[^\]]*\]\(([^)#:]+)\)", README) + re.findall(
+        r"`((?:mtl|paper|data|notebooks)/[\w./]*)`", README
+    )
+    missing = [name for name in named if not (ROOT / name).exists() and name != "data/raw/"]
+    assert not missing
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"@[A-Z_]+@", README)
