@@ -6,11 +6,13 @@ from typing import Any, Literal, cast
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import ArrayLike
 
-from mtl import toy
+from mtl import cost, methods, toy
 from mtl.toy import ToyRuns
 
 WIDTHS = {"column": 3.3, "text": 6.9}  # inches
@@ -286,3 +288,77 @@ def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *,
     for ax, label in zip(axes[0], labels, strict=True):
         ax.set_title(look(label)[0].replace(" (", "\n(").replace("combine=", "").replace("_", " "), fontsize=7)
     return fig
+
+
+def first_updates(
+    cases: Mapping[str, tuple[str, Mapping[str, Any]]], grads: ArrayLike, losses: ArrayLike
+) -> pd.DataFrame:
+    """The first update d of each case (label: method, hyperparameters) from gradients (T, 2) and losses (T,).
+
+    Columns: task weights w_t (none for methods that work by coordinate), change of L_t along the unit step -d/|d|,
+    |d|, residual of the solver (none where nothing is solved), whether the method keeps a state, and d itself.
+
+    >>> first_updates({"ls": ("ls", {})}, [[3, 0], [0, 4]], [1, 1])["change of L_2"].item()
+    -3.2
+    """
+    G, L = torch.as_tensor(grads, dtype=torch.float64), torch.as_tensor(losses, dtype=torch.float64)
+    rows = {}
+    for label, (name, hyper) in cases.items():
+        found, tasks = methods.aggregate(name, G, L, **hyper), range(1, len(L) + 1)
+        weights = [float("nan")] * len(L) if found.weights is None else found.weights.tolist()
+        length = float(torch.linalg.vector_norm(found.direction))
+        changes = (-(G @ found.direction) / max(length, 1e-300)).tolist()
+        rows[label] = (
+            {f"w_{t}": w for t, w in zip(tasks, weights, strict=True)}
+            | {f"change of L_{t}": change for t, change in zip(tasks, changes, strict=True)}
+            | {"length": length}
+            | {"residual": float(found.certificate.residual) if found.certificate else float("nan")}
+            | {"state": bool(methods.method(name, n_tasks=len(L), **hyper).state_dict())}
+            | {f"d_{i}": x for i, x in enumerate(found.direction.tolist(), start=1)}
+        )
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) -> Figure:
+    """One small panel per row of `first_updates`: both gradients to scale, the update at length 1, changes below."""
+    tasks = np.asarray(grads, dtype=float)
+    tasks = tasks / np.linalg.norm(tasks, axis=1).max()
+    count = -(-len(table) // columns)
+    fig, axes = subplots(count, columns, height=0.1 + 1.22 * count)
+    for ax in axes.flat[len(table) :]:
+        ax.set_axis_off()
+    for ax, (name, row) in zip(axes.flat, table.iterrows(), strict=False):
+        vector = row[["d_1", "d_2"]].to_numpy(float) / max(float(row["length"]), 1e-300)
+        gradient_arrows(ax, tasks, {str(name): vector}, unit=False)
+        title = look(str(name))[0].replace(" (", "\n(") + ("*" if row["state"] else "")
+        ax.set_title(title if "\n" in title else "\n" + title, fontsize=7, pad=2)
+        for t, x in ((1, 0.27), (2, 0.76)):
+            change = float(row[f"change of L_{t}"])
+            text = f"$L_{t}$ {change:+.2f}".replace("-", "−")
+            style = {"color": RED, "weight": "bold"} if change > 1e-9 else {"color": "0.25"}
+            ax.text(x, -0.03, text, transform=ax.transAxes, ha="center", va="top", fontsize=6, **style)
+        ax.set(xlabel="", ylabel="", xticks=[], yticks=[], xlim=(-0.75, 1.2), ylim=(-0.1, 1.2))
+        for side in ax.spines.values():
+            side.set_visible(False)
+    return fig
+
+
+def cost_lines(axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, from `mtl.cost.measure`."""
+    floors = {cost.PLAIN: "-", cost.FLOOR: "--"}
+    for ax, (column, label) in zip(
+        axes, (("x_plain", "time / one backward"), ("mib", "peak memory [MiB]")), strict=True
+    ):
+        for place, (name, rows) in enumerate(table.groupby("method", sort=False)):
+            if name in floors:
+                ax.plot(rows["T"], rows[column], floors[str(name)], color="0.7", lw=3, zorder=1, label=name)
+            else:
+                text, colour, marker = look(str(name))
+                style = ("-", "--", ":", "-.")[place % 4]
+                ax.plot(rows["T"], rows[column], style, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
+        ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
+        ticks = sorted(table["T"].unique())
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mtl.gradients import backward
+from mtl.methods import method
 from mtl.models import PLE, MMoE, TabularInput, lenet, lenet_single_task, mlp, mlp_single_task, seeded
-from mtl.models.recsys import shared_bottom, single_task
+from mtl.models.recsys import dcn, shared_bottom, single_task
 
 VOCABULARY, NUMBERS = [3, 5, 2], 2
 SIZES = {"embedding": 4, "width": 6, "hidden": 5, "seed": 0}
@@ -19,6 +21,7 @@ TABLE = {
     "ple-3": lambda seed=0, tasks=3: PLE(VOCABULARY, NUMBERS, tasks, levels=3, **{**SIZES, "seed": seed}),
     "shared-bottom": lambda seed=0, tasks=3: shared_bottom(VOCABULARY, NUMBERS, tasks, **{**SIZES, "seed": seed}),
     "single-task": lambda seed=0, tasks=3: single_task(VOCABULARY, NUMBERS, tasks, **{**SIZES, "seed": seed}),
+    "dcn": lambda seed=0, tasks=3: dcn(VOCABULARY, NUMBERS, tasks, **{**SIZES, "seed": seed}),
     "mlp": lambda seed=0, tasks=3: mlp(7, tasks, width=6, hidden=5, seed=seed),
     "mlp-single": lambda seed=0, tasks=3: mlp_single_task(7, tasks, width=6, hidden=5, seed=seed),
     "lenet": lambda seed=0, tasks=2: lenet(tasks, width=6, channels=2, hidden=5, seed=seed),
@@ -58,7 +61,7 @@ def test_every_task_reaches_the_shared_parameters_through_the_features_alone(nam
         shared = model.shared_parameters()
         direct = torch.autograd.grad(whole.square().sum(), shared, retain_graph=True, allow_unused=True)
         into = torch.autograd.grad(loss.square().sum(), cut, allow_unused=True)
-        used = [(f, g) for f, g in zip(features, into, strict=True) if g is not None]
+        used = [(f, g) for f, g in zip(features, into, strict=True) if g is not None and f.requires_grad]
         through = torch.autograd.grad(
             [f for f, _ in used], shared, [g for _, g in used], retain_graph=True, allow_unused=True
         )
@@ -91,6 +94,93 @@ def test_tabular_input_is_one_table_lookup_per_field():
     tables = layer.table.weight.split(VOCABULARY)
     oracle = torch.cat([*(t[ids[:, f].long()] for f, t in enumerate(tables)), numbers], 1)
     assert torch.equal(layer(ids, numbers), oracle) and layer.width == 14
+
+
+def refold(model: nn.Module, limit: int) -> nn.Module:
+    """The same model, another share of its fields folded."""
+    for net in model.modules():
+        for name, layer in list(net.named_children()):
+            if isinstance(layer, TabularInput):
+                fresh = TabularInput(layer.vocabulary, NUMBERS, layer.table.embedding_dim, fold=limit)
+                fresh.load_state_dict(layer.state_dict())
+                setattr(net, name, fresh.to(layer.table.weight.dtype))
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("limit", [3, 5])
+@pytest.mark.parametrize("name", ["mmoe", "ple", "ple-2", "shared-bottom", "single-task", "dcn"])
+def test_folding_changes_neither_the_function_nor_any_gradient(name, limit, dtype, tolerance):
+    """`limit` 3 folds two of three fields, 5 all; looking all up is the oracle, as is the plain layer (below)."""
+    ids, numbers = inputs(name, rows=50)
+    grads = {}
+    for fold in (0, limit):
+        model = refold(TABLE[name]().to(dtype), fold)
+        losses = [(out - 0.3).square().mean() for out in model(ids, numbers.to(dtype))]
+        parameters = [p for _, p in sorted(model.named_parameters())]
+        grads[fold] = [
+            torch.stack(losses),
+            *(
+                torch.zeros_like(p) if g is None else g
+                for loss in losses
+                for p, g in zip(
+                    parameters, torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True), strict=True
+                )
+            ),
+        ]
+    assert all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(*grads.values(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [0, 2, 3, 5])
+def test_a_linear_map_of_the_code_is_the_layer_on_the_plain_rows(limit, dtype):
+    layer = TabularInput(VOCABULARY, NUMBERS, embedding=4, fold=limit).to(dtype)
+    ids, numbers = inputs("mmoe")
+    head, numbers = nn.Linear(layer.width, 3, dtype=dtype), numbers.to(dtype)
+    own = layer.linear(layer.encode(ids, numbers), head)
+    assert torch.allclose(own, head(layer(ids, numbers)), atol=1e-6 if dtype == torch.float32 else 1e-14)
+    assert sum(layer.folded) == sum(size <= limit for size in VOCABULARY)
+
+
+@pytest.mark.parametrize("vjp", ["loop", "batched"])
+@pytest.mark.parametrize("name", ["mmoe", "ple"])
+def test_task_gradients_of_a_folded_model_are_those_of_the_plain_one(name, vjp):
+    ids, numbers = inputs(name, rows=50)
+    found = []
+    for fold in (0, 5):
+        model = refold(TABLE[name]().double(), fold)
+        features = model.features(ids, numbers.double())
+        losses = [(out - 0.3).square().mean() for out in model.outputs(features)]
+        step = backward(
+            losses, shared=model.shared_parameters(), heads=model.head_parameters(), features=features,
+            method=method("mgda", 3), vjp=vjp,
+        )  # fmt: skip
+        found.append([step.gram, step.weights, *(p.grad for _, p in sorted(model.named_parameters()))])
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*found, strict=True))
+
+
+def test_folding_makes_the_first_layer_cheaper():
+    """Work counted, not time: a row of 8 fields costs 8 x 64 columns looked up, 8 x 4 folded."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for fold in (0, 4):
+        layer = TabularInput([4] * 8, 2, embedding=64, fold=fold)
+        head, ids = nn.Linear(layer.width, 128), torch.zeros(512, 8, dtype=torch.int32)
+        with FlopCounterMode(display=False) as counter:
+            layer.linear(layer.encode(ids, torch.zeros(512, 2)), head).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[1] < counts[0] / 5
+
+
+def test_dcn_is_the_papers_formula():
+    model, batch = TABLE["dcn"](), inputs("mmoe")
+    x = start = model.trunk.input(*batch)
+    for layer, bias in zip(model.trunk.cross, model.trunk.biases, strict=True):
+        x = start * (x @ layer.weight.T) + bias + x
+    deep = F.relu(model.trunk.second(F.relu(model.trunk.first(start))))
+    for head, out in zip(model.heads, model(*batch), strict=True):
+        assert torch.allclose(head(torch.cat([x, deep], 1))[:, 0], out, atol=1e-6)
 
 
 def dense(x, layer, unit=None):

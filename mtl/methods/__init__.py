@@ -11,21 +11,10 @@ from torch import Tensor
 
 from mtl.errors import NonFiniteError
 from mtl.methods.base import Method
+from mtl.methods.cones import Aligned, DualProj, SDMGrad, UPGrad
 from mtl.methods.elementwise import DBMTL, AdaTask, GradDrop
 from mtl.methods.emtl import EMTL, FairLoss
-from mtl.methods.gram import (
-    IMTL,
-    IMTLG,
-    MGDA,
-    MGDAUB,
-    Aligned,
-    CAGrad,
-    DualProj,
-    FairGrad,
-    Nash,
-    SDMGrad,
-    UPGrad,
-)
+from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
 from mtl.methods.losses import DWA, GLS, LS, RLW, SI, STCH, STL, Scalarization
 from mtl.methods.surgery import GradVac, PCGrad

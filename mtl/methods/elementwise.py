@@ -10,7 +10,7 @@ from mtl.methods.base import Heads, Method, positive
 
 
 class GradDrop(Method):
-    """GradDrop (Chen et al., NeurIPS 2020, algorithm 1), on shared-parameter gradients: one sign survives per coordinate.
+    """GradDrop (Chen et al., NeurIPS 2020, algorithm 1), on parameter gradients: one sign survives per coordinate.
 
     Purity P = (1 + sum_t g_t/sum_t|g_t|)/2; u ~ U(0,1); d = sum_t (l + (1-l) M_t) g_t with M_t keeping g_t > 0 where
     P > u and g_t < 0 where P < u; leak l = 0. Deviation: the paper works on activations. Its own generator (`seed`)

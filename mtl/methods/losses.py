@@ -1,7 +1,7 @@
 """Loss balancing: weights that follow from the losses alone, one backward pass."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class STCH(Method):
     """
 
     state = ("seen", "total")
-    official_hyper = {"form": "log"}  # noqa: RUF012
+    official_hyper: ClassVar[dict[str, Any]] = {"form": "log"}
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ class RLW(Method):
 class DWA(Method):
     """Dynamic weight average (Liu, Johns, Davison, CVPR 2019, eq. 7): w = T softmax(r/tau).
 
-    r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a `window` of k steps an "epoch" is
-    k steps; window=None takes epochs as `end_epoch` tells them.
+    r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a
+    `window` of k steps an "epoch" is k steps; window=None takes epochs as `end_epoch` tells them.
 
     >>> m = DWA(2, window=1)
     >>> [m.weights(torch.tensor(x)).tolist() for x in ([1.0, 1.0], [1.0, 1.0], [9.0, 9.0])]

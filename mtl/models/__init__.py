@@ -1,8 +1,9 @@
 """Models: shared parameters, one head per task, and the representation between them."""
 
 from mtl.models.base import Branched, MultiTaskModel, SingleTask, seeded
-from mtl.models.recsys import PLE, MMoE, TabularInput, shared_bottom, single_task
+from mtl.models.recsys import PLE, MMoE, dcn, shared_bottom, single_task
 from mtl.models.small import lenet, lenet_single_task, mlp, mlp_single_task
+from mtl.models.tabular import TabularInput
 
 __all__ = [
     "PLE",
@@ -11,6 +12,7 @@ __all__ = [
     "MultiTaskModel",
     "SingleTask",
     "TabularInput",
+    "dcn",
     "lenet",
     "lenet_single_task",
     "mlp",

@@ -1,82 +1,14 @@
-"""Models for tables of categorical and numerical fields: single-task, shared bottom, MMoE, PLE."""
+"""Models for tables of categorical and numerical fields: single-task, shared bottom, MMoE, PLE, DCN."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl.models.base import Branched, MultiTaskModel, SingleTask, seeded
-
-
-class TabularInput(nn.Module):
-    """Embeddings of the categorical fields beside the numerical ones: (B, F) ids, (B, N) floats -> (B, F d + N).
-
-    All fields share one table with an offset per field; id 0 of a field is its unknown value. `forward` is the
-    plain layer x. A net that only takes linear maps of x calls `encode` once and `linear` for each map, which never
-    build x: for the fields of at most `fold` values (default: d, from where on it pays) y = x W^T + b is a product of
-    the multi-hot row with the tables E_f W_f^T, the others are looked up. Same function, same parameters, same
-    gradients. fold=0 looks all fields up.
-
-    >>> TabularInput([3, 5], numericals=2, embedding=4)(torch.zeros(7, 2, dtype=torch.int32), torch.ones(7, 2)).shape
-    torch.Size([7, 10])
-    """
-
-    offsets: Tensor
-    near: Tensor
-    columns: Tensor
-    far: Tensor
-
-    def __init__(self, vocabulary: Sequence[int], numericals: int, embedding: int, fold: int | None = None) -> None:
-        super().__init__()
-        sizes, limit = list(vocabulary), embedding if fold is None else fold
-        ends = torch.tensor(sizes).cumsum(0)
-        small = [f for f, size in enumerate(sizes) if size <= limit]
-        large = [f for f, size in enumerate(sizes) if size > limit]
-        starts = torch.tensor([0] + [sizes[f] for f in small[:-1]]).cumsum(0)[: len(small)]
-        for name, values in (
-            ("offsets", F.pad(ends[:-1], (1, 0))),
-            ("near", torch.tensor(small, dtype=torch.int64)),
-            ("columns", starts),
-            ("far", torch.tensor(large, dtype=torch.int64)),
-        ):
-            self.register_buffer(name, values if name in ("near", "far") else values.to(torch.int32), persistent=False)
-        self.table = nn.Embedding(int(ends[-1]), embedding)
-        nn.init.normal_(self.table.weight, std=embedding**-0.5)
-        self.width = len(sizes) * embedding + numericals
-        self.vocabulary, self.folded = sizes, [size <= limit for size in sizes]
-        self.hot = sum(sizes[f] for f in small)
-        self.blocks = [embedding] * len(sizes) + [numericals]
-
-    def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
-        return torch.cat([self.table(ids + self.offsets).flatten(1), numbers], 1)
-
-    def encode(self, ids: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `linear` needs: the embedding table, the multi-hot rows (B, V) of the folded fields, and the rest of x.
-
-        The table is among them, since a net cut here must still reach it; as a view, so that it can be cut.
-        """
-        hot = numbers.new_zeros(len(ids), self.hot)
-        if self.hot:
-            hot.scatter_(1, (ids.index_select(1, self.near) + self.columns).long(), 1.0)
-        rest = numbers
-        if len(self.far):
-            rows = ids.index_select(1, self.far) + self.offsets[self.far]
-            rest = torch.cat([self.table(rows).flatten(1), numbers], 1)
-        table = self.table.weight
-        return table.view_as(table), hot, rest
-
-    def linear(self, layer: nn.Linear, code: tuple[Tensor, ...]) -> Tensor:
-        """layer(x) from the code of x: hot [E_f W_f^T]_f + rest W_rest^T + b."""
-        table, hot, rest = code
-        # split, not slices: the gradient of each slice would fill a matrix as large as the whole
-        *fields, numbers = layer.weight.split(self.blocks, 1)
-        plain = [w for w, folded in zip(fields, self.folded, strict=True) if not folded]
-        y = F.linear(rest, torch.cat([*plain, numbers], 1) if plain else numbers, layer.bias)
-        if not self.hot:
-            return y
-        triples = zip(table.split(self.vocabulary), fields, self.folded, strict=True)
-        return torch.addmm(y, hot, torch.cat([e @ w.T for e, w, folded in triples if folded]))
+from mtl.models.tabular import Read, TabularInput
 
 
 def tower(inputs: int, hidden: int) -> nn.Sequential:
@@ -85,15 +17,15 @@ def tower(inputs: int, hidden: int) -> nn.Sequential:
 
 
 class Experts(nn.Module):
-    """E single-layer ReLU experts as one product: (B, D) -> (B, E, H)."""
+    """E single-layer ReLU experts as one product, (B, E, H), of what `read` takes its linear map."""
 
     def __init__(self, inputs: int, count: int, width: int) -> None:
         super().__init__()
         self.layer = nn.Linear(inputs, count * width)
         self.shape = (count, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.layer(x)).unflatten(1, self.shape)
+    def forward(self, read: Read) -> Tensor:
+        return F.relu(read(self.layer), inplace=True).unflatten(1, self.shape)  # the map is nobody else's
 
 
 def mix(gate: Tensor, experts: Tensor) -> Tensor:
@@ -101,11 +33,29 @@ def mix(gate: Tensor, experts: Tensor) -> Tensor:
     return torch.bmm(gate.softmax(1).unsqueeze(1), experts).squeeze(1)
 
 
+def apply(h: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(h), in the order of arguments that makes a `Read` of it."""
+    y: Tensor = layer(h)
+    return y
+
+
+def inner(modules: nn.ModuleList, level: int) -> nn.ModuleList:
+    """The list of a level: torch's own annotation forgets what a ModuleList holds."""
+    found = modules[level]
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def linears(modules: nn.ModuleList) -> list[nn.Linear]:
+    """The same for layers."""
+    return [layer for layer in modules if isinstance(layer, nn.Linear)]
+
+
 class MMoE(MultiTaskModel):
     """Multi-gate mixture of experts (Ma et al. 2018): y_t = tower_t(sum_e softmax(G_t x)_e f_e(x)).
 
-    Shared: embeddings and experts. Task t's own: gate t and tower t. `features` returns x and the experts'
-    outputs, since gates read x.
+    Shared: embeddings and experts. Task t's own: gate t and tower t. `features` returns the code of x and the
+    experts' outputs, since gates read x.
 
     >>> net = MMoE([3, 5], numericals=2, tasks=2, embedding=4, experts=8, width=16, hidden=8, seed=0)
     >>> [y.shape for y in net(torch.zeros(7, 2, dtype=torch.int32), torch.ones(7, 2))]
@@ -132,12 +82,13 @@ class MMoE(MultiTaskModel):
             self.towers = nn.ModuleList(tower(width, hidden) for _ in range(tasks))
 
     def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        x = self.input(*inputs)
-        return x, self.experts(x)
+        code = self.input.encode(*inputs)
+        return (*code, self.experts(partial(self.input.linear, code)))
 
     def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        x, experts = features
-        return [net(mix(gate(x), experts)).squeeze(1) for gate, net in zip(self.gates, self.towers, strict=True)]
+        *code, experts = features
+        gates = [self.input.linear(tuple(code), gate) for gate in linears(self.gates)]
+        return [net(mix(gate, experts)).squeeze(1) for gate, net in zip(gates, self.towers, strict=True)]
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
         pairs = zip(self.gates, self.towers, strict=True)
@@ -185,36 +136,36 @@ class PLE(MultiTaskModel):
             self.towers = nn.ModuleList(tower(width, hidden) for _ in range(tasks))
 
     def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        x = self.input(*inputs)
-        streams, common = [x] * len(self.towers), x
-        for level, up in enumerate(self.up):
-            own, shared = self._experts(level, streams), self.shared[level](common)
-            gates = [gate(h) for gate, h in zip(self._list(self.gates, level), streams, strict=True)]
+        code = self.input.encode(*inputs)
+        common: Read = partial(self.input.linear, code)
+        reads, streams = [common] * len(self.towers), list(code)
+        for level, up in enumerate(linears(self.up)):
+            own, shared = self._experts(level, reads), self.shared[level](common)
+            gates = [read(gate) for gate, read in zip(self._gates(level), reads, strict=True)]
             streams = [mix(g, torch.cat([e, shared], 1)) for g, e in zip(gates, own, strict=True)]
-            common = mix(up(common), torch.cat([*own, shared], 1))
-        # at one level all streams are x itself: one tensor, so that its gradient is gathered once
-        return (*(streams if len(self.up) else streams[:1]), self.shared[-1](common))
+            common = partial(apply, mix(common(up), torch.cat([*own, shared], 1)))
+            reads = [partial(apply, h) for h in streams]
+        return (*streams, self.shared[-1](common))
 
     def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
         *streams, shared = features
-        streams = streams if len(self.up) else streams * len(self.towers)
-        own = self._experts(-1, streams)
-        gates = [gate(h) for gate, h in zip(self._list(self.gates, -1), streams, strict=True)]
+        reads: list[Read] = [partial(apply, h) for h in streams]
+        if not len(self.up):  # at one level all tasks read x itself
+            reads = [partial(self.input.linear, tuple(streams))] * len(self.towers)
+        own = self._experts(-1, reads)
+        gates = [read(gate) for gate, read in zip(self._gates(-1), reads, strict=True)]
         mixed = [mix(g, torch.cat([e, shared], 1)) for g, e in zip(gates, own, strict=True)]
         return [net(h).squeeze(1) for net, h in zip(self.towers, mixed, strict=True)]
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
-        parts = zip(self._list(self.own, -1), self._list(self.gates, -1), self.towers, strict=True)
+        parts = zip(inner(self.own, -1), self._gates(-1), self.towers, strict=True)
         return [[p for part in task for p in part.parameters()] for task in parts]
 
-    def _experts(self, level: int, streams: Sequence[Tensor]) -> list[Tensor]:
-        return [experts(h) for experts, h in zip(self._list(self.own, level), streams, strict=True)]
+    def _experts(self, level: int, reads: Sequence[Read]) -> list[Tensor]:
+        return [experts(read) for experts, read in zip(inner(self.own, level), reads, strict=True)]
 
-    @staticmethod
-    def _list(modules: nn.ModuleList, level: int) -> nn.ModuleList:
-        inner = modules[level]
-        assert isinstance(inner, nn.ModuleList)
-        return inner
+    def _gates(self, level: int) -> list[nn.Linear]:
+        return linears(inner(self.gates, level))
 
 
 class Bottom(nn.Module):
@@ -226,7 +177,7 @@ class Bottom(nn.Module):
         self.layer = nn.Linear(self.input.width, width)
 
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
-        return F.relu(self.layer(self.input(ids, numbers)))
+        return F.relu(self.input.linear(self.input.encode(ids, numbers), self.layer))
 
 
 def shared_bottom(
@@ -264,3 +215,40 @@ def single_task(
             trunk = Bottom(vocabulary, numericals, embedding, experts * width)
             nets.append(Branched(trunk, [tower(experts * width, hidden)]))
     return SingleTask(nets)
+
+
+class CrossAndDeep(nn.Module):
+    """Deep & cross network (Wang et al. 2017): x_{l+1} = x_0 (x_l^T w_l) + b_l + x_l beside a perceptron on x_0."""
+
+    def __init__(self, vocabulary: Sequence[int], numericals: int, embedding: int, cross: int, widths: tuple[int, int]):
+        super().__init__()
+        self.input = TabularInput(vocabulary, numericals, embedding)
+        self.cross = nn.ModuleList(nn.Linear(self.input.width, 1, bias=False) for _ in range(cross))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(self.input.width)) for _ in range(cross))
+        self.first, self.second = nn.Linear(self.input.width, widths[0]), nn.Linear(*widths)
+
+    def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        # the cross layers multiply x itself, so it must be built here; the deep part still reads its code
+        start = x = self.input(ids, numbers)
+        for layer, bias in zip(self.cross, self.biases, strict=True):
+            x = torch.addcmul(x + bias, start, layer(x))
+        deep = F.relu(self.input.linear(self.input.encode(ids, numbers), self.first))
+        return torch.cat([x, F.relu(self.second(deep))], 1)
+
+
+def dcn(
+    vocabulary: Sequence[int],
+    numericals: int,
+    tasks: int,
+    *,
+    embedding: int,
+    experts: int = 8,
+    width: int,
+    hidden: int,
+    cross: int = 3,
+    seed: int,
+) -> Branched:
+    """DCN as a shared trunk with one linear logit per task; with tasks=1 it is the paper's single-task model."""
+    with seeded(seed):
+        trunk = CrossAndDeep(vocabulary, numericals, embedding, cross, (experts * width, hidden))
+        return Branched(trunk, [nn.Linear(trunk.input.width + hidden, 1) for _ in range(tasks)])

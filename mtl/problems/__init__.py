@@ -4,6 +4,8 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
+from mtl.problems.aliexpress import AliExpress
+from mtl.problems.aliexpress_like import AliExpressLike
 from mtl.problems.base import SCALES, SPLITS, Batch, BinaryProblem, Metric, Problem
 from mtl.problems.census import Census
 from mtl.problems.cityscapes import Cityscapes
@@ -12,15 +14,22 @@ from mtl.problems.multimnist import MultiMNIST
 from mtl.problems.nyuv2 import NYUv2
 from mtl.problems.raw import MissingDataError
 from mtl.problems.rooms import Rooms
+from mtl.problems.scaled import ScaledCensus, ScaledDigits
 
 PROBLEMS: dict[str, type[Problem]] = {
     "census": Census,
+    "census_scaled": ScaledCensus,
+    "aliexpress": AliExpress,
+    "aliexpress_like": AliExpressLike,
     "multimnist": MultiMNIST,
     "digits": Digits,
     "nyuv2": NYUv2,
     "cityscapes": Cityscapes,
     "rooms": Rooms,
 }
+# what takes the place of a data set that is not found, if the caller agrees; digits for all others
+STAND_INS = {"nyuv2": "rooms", "cityscapes": "rooms", "rooms": "rooms"}
+STAND_INS |= {"aliexpress": "aliexpress_like", "aliexpress_like": "aliexpress_like"}
 
 __all__ = [
     "PROBLEMS",
@@ -39,8 +48,8 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     """Build a problem by name at a scale; options are the problem's own (tasks=3, ...).
 
     A data set that is nowhere to be found raises DataError saying what to run; with fallback="digits" the
-    digits that come with scikit-learn take its place (for scenes: fallback="rooms", rendered ones), which
-    `embedded_default` and `describe()` then say.
+    digits that come with scikit-learn take its place (for scenes: fallback="rooms", rendered ones; for AliExpress:
+    fallback="aliexpress_like", generated rows), which `embedded_default` and `describe()` then say.
     Damaged data always raise. Raises ValueError for an unknown name, scale, option or fallback.
 
     >>> problem("digits", tasks=3).tasks
@@ -50,9 +59,9 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
         near = get_close_matches(name, PROBLEMS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
-    scenes = name in ("nyuv2", "cityscapes", "rooms")
-    if fallback not in (None, "rooms" if scenes else "digits"):
-        raise ValueError(f"fallback of {name} must be {'rooms' if scenes else 'digits'!r} or None, found {fallback!r}")
+    stand_in = STAND_INS.get(name, "digits")
+    if fallback not in (None, stand_in):
+        raise ValueError(f"fallback of {name} must be {stand_in!r} or None, found {fallback!r}")
     kind: Any = PROBLEMS[name]
     valid = set(signature(kind).parameters) - {"scale", "stands_in_for"}
     if unknown := sorted(set(options) - valid):
@@ -62,8 +71,12 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     except MissingDataError:
         if fallback is None:
             raise
-        if scenes:
+        if stand_in == "rooms":
             kept = {key: value for key, value in options.items() if key in signature(Rooms).parameters}
             return Rooms(scale, stands_in_for=name, **kept)
+        if stand_in == "aliexpress_like":
+            return AliExpressLike(scale, stands_in_for=name)
+        if name == "census_scaled":
+            return ScaledDigits(scale, stands_in_for=name, **options)
         return Digits(scale, tasks=options.get("tasks", 2), stands_in_for=name)
     return built

@@ -1,37 +1,46 @@
 """K w = w^(-1/alpha), w > 0, for every alpha > 0: one Newton method in logarithms."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mtl.solvers import scalar
 from mtl.solvers.common import TOLERANCE, Certificate, Scaled, mv, scale
 from mtl.solvers.nonneg import shortest_of
 
-GOAL = 1e-13
+GOAL = scalar.GOAL
 SMALL = 0.1  # a term below this share of its sum may move freely
-FAR = 690.0  # exp(-690) is still a float64
+FAR = scalar.FAR
 
 
-def _nash(p: Scaled, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Roughly R v = 1/v by Newton on the convex 1/2 v'Rv - sum log v, with v <- v exp(-) or v (1 + .)."""
-    R, eye = p.R, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    R_abs = R.abs()
+def _plain(p: Scaled, alpha: float, gamma: Tensor, x: Tensor, steps: int, goal: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Newton on 1/2 v'Rv - sum exp(gamma/alpha) alpha/(alpha-1) v^((alpha-1)/alpha), v <- v exp(-) or v (1 + .).
+
+    No line search: at alpha = 1 (where the function is self-concordant) it never needed one, elsewhere the careful
+    method below takes over. Third result: where the error is below `goal`.
+    """
+    R, R_abs = p.R, p.R.abs()
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    done = torch.zeros_like(x[:, :1], dtype=torch.bool)
     for _ in range(steps):
         v = x.exp()
-        gap = v * mv(R, v) - 1
-        done = (gap.abs() / (1 + v * mv(R_abs, v))).amax(-1, keepdim=True) < SMALL
+        target = ((gamma - x) / alpha).exp() * v
+        scaled = R * v.unsqueeze(-1) * v.unsqueeze(-2)
+        gap = target - scaled.sum(-1)
+        done = (gap.abs() / (target + v * mv(R_abs, v))).amax(-1, keepdim=True) < goal
         if p.on_cpu and bool(done.all()):
             break
-        factor, _ = torch.linalg.cholesky_ex(eye + R * v.unsqueeze(-1) * v.unsqueeze(-2))
-        move = torch.cholesky_solve(-gap.unsqueeze(-1), factor).squeeze(-1)
-        x = torch.where(done, x, x + torch.where(move > 0, move.clamp_min(0).log1p(), move))
+        factor, _ = torch.linalg.cholesky_ex(scaled + torch.diag_embed(target / alpha))
+        move = torch.cholesky_solve(gap.unsqueeze(-1), factor).squeeze(-1)
+        move = torch.where(move > 0, move.clamp_min(0).log1p(), move)
+        x = torch.where(done | ~move.isfinite().all(-1, keepdim=True), x, (x + move).clamp(-FAR, FAR))
         count += ~done.squeeze(-1)
-    return x, count
+    return x, count, done.squeeze(-1)
 
 
-def _newton(p: Scaled, alpha: float, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _newton(p: Scaled, alpha: float, x: Tensor, gamma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Primal-dual Newton for R v = u, log v + alpha log u = gamma, from v = exp(x), u = 1/v.
 
     Steps are cut so that no term that matters in its sum (R v)_t + u_t falls below a tenth of itself; terms
@@ -40,8 +49,6 @@ def _newton(p: Scaled, alpha: float, x: Tensor, steps: int) -> tuple[Tensor, Ten
     """
     R, eye = p.R, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     R_abs = R.abs()
-    logs = p.safe.log()
-    gamma = (1 - alpha) * (logs - logs.mean(-1, keepdim=True))
     y = -x
     best, least = x, torch.full((len(x), 1), torch.inf, dtype=x.dtype, device=x.device)
     count = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -79,6 +86,23 @@ def _newton(p: Scaled, alpha: float, x: Tensor, steps: int) -> tuple[Tensor, Ten
     return best, count
 
 
+def _solve(p: Scaled, alpha: float, gamma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """x = log v with log v + alpha log(R v) = gamma, and the Newton steps taken."""
+    start = gamma / (1 + alpha)
+    if not p.on_cpu:
+        x, count, _ = _plain(p, 1.0, torch.zeros_like(gamma), torch.zeros_like(gamma), 24, SMALL)
+        x, more = _newton(p, alpha, x, gamma, steps)
+        return x, count + more
+    x, count, done = _plain(p, alpha, gamma, start, 24, GOAL)
+    left = ~done
+    if bool(left.any()):
+        rest, none = replace(p, R=p.R[left]), torch.zeros_like(gamma[left])
+        y, _, _ = _plain(rest, 1.0, none, none, 40, SMALL)
+        y, more = _newton(rest, alpha, y, gamma[left], steps)
+        x, count = x.index_put((left,), y), count.index_put((left,), count[left] + more)
+    return x, count
+
+
 @torch.no_grad()
 def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certificate]:
     """The positive solution of K w = w^(-1/alpha): FairGrad's weights; alpha = 1 is Nash-MTL.
@@ -105,19 +129,15 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certi
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: must be a positive finite number, found {alpha}")
+    if scalar.fits(K, 2):
+        found = scalar.alpha_fair(K.tolist(), float(alpha), torch.finfo(K.dtype).eps)
+        if found is not None:
+            return scalar.answer("alpha_fair", K.dtype, *found)
     p = scale(K)
-    B, T = p.norms.shape
     logs = p.safe.log()
     middle = logs.mean(-1, keepdim=True)
-    if T <= 2:  # closed form of alpha = 1
-        pair = p.R[:, 0, -1].unsqueeze(-1).expand(B, T)
-        x = -0.5 * torch.log1p(pair.clamp_min(-1 + 1e-16)) if T == 2 else torch.zeros_like(logs)
-        count = torch.zeros(B, dtype=torch.long, device=K.device)
-    else:
-        x, count = _nash(p, torch.zeros_like(logs), 40)
-    if T > 2 or alpha != 1:
-        x, more = _newton(p, float(alpha), x, steps)
-        count = count + more
+    gamma = (1 - alpha) * (logs - middle)
+    x, count = _solve(p, float(alpha), gamma, steps)
     log_w = x - (logs - middle) - 2 * alpha / (1 + alpha) * middle
     w = log_w.exp()
 
@@ -127,7 +147,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certi
     residual = ((left - right).abs() / (reach + right)).masked_fill(p.zero, 0.0).amax(-1)
     w = w.masked_fill(p.zero, 0.0)
     W = (w * p.norms).sum(-1)
-    stationary = ~((w * mv(p.K, w)).sum(-1) > p.rounding * W * W)
+    stationary = (w * mv(p.K, w)).sum(-1) <= p.rounding * W * W
     unsolved = stationary | ~(residual < TOLERANCE)
     if not p.on_cpu or bool(unsolved.any()):
         shortest, none = shortest_of(p, ~p.zero)

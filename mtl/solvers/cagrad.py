@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from mtl.solvers import scalar
 from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
 from mtl.solvers.nonneg import nonneg_qp, shortest_of
 
@@ -44,43 +45,100 @@ def _enumerate(R: Tensor, q: Tensor, b: Tensor, radius: Tensor, size: Tensor) ->
     return x[best, rows].clamp_min(0), mu[best, rows], torch.ones_like(best)
 
 
+def _outer(mask: Tensor) -> Tensor:
+    return mask.unsqueeze(-1) * mask.unsqueeze(-2)
+
+
+class _Best:
+    """The least violating (x, mu) seen so far, per problem."""
+
+    def __init__(self, problem: tuple[Tensor, ...], low: Tensor) -> None:
+        self.problem = problem
+        self.x, self.mu = torch.zeros_like(problem[1]), low
+        self.miss = torch.full_like(low, torch.inf)
+
+    def see(self, x: Tensor, mu: Tensor, failed: Tensor) -> None:
+        R, q, b, radius, size = self.problem
+        miss = _violation(R, x, mu, q, b, radius, size).masked_fill(failed, torch.inf).nan_to_num(torch.inf)
+        better = miss < self.miss
+        self.x = torch.where(better.unsqueeze(-1), x, self.x)
+        self.mu, self.miss = torch.where(better, mu, self.mu), torch.where(better, miss, self.miss)
+
+    @property
+    def done(self) -> Tensor:
+        return self.miss < 1e-14
+
+
+def _next(best: _Best, mu: Tensor, low: Tensor, high: Tensor, P: Tensor) -> tuple[Tensor, ...]:
+    """x(mu) on the support P, that support's root, whether it has one, and whether it could be solved."""
+    R, q, b, radius, _ = best.problem
+    mask = P.to(q.dtype)
+    p, s, failed = _pair(R, mask, q, b, torch.diag_embed(1 - mask), _outer(mask))
+    root, real = _level(p, s, q * mask, b * mask, radius)
+    best.see(root.unsqueeze(-1) * p - s, root, failed)
+    x = mu.unsqueeze(-1) * p - s
+    length = (x * mv(R, x)).sum(-1).clamp_min(0).sqrt()
+    newton = mu - (length - radius) * length / (x * q).sum(-1).clamp_min(1e-300)
+    trial = torch.where(real, root, newton)
+    inside = (trial > low) & (trial < high) & ~failed
+    return x, length, torch.where(inside, trial, 0.5 * (low + high)), failed
+
+
 def _pivot(
     R: Tensor, q: Tensor, b: Tensor, radius: Tensor, high: Tensor, size: Tensor, steps: int, early: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """mu <- root on the support that mu gives, a Newton step where that piece has none, bisection where both leave.
+    """Root in mu of |G'x(mu)| = radius, where x(mu) solves min 1/2 x'Rx - (mu q - b)'x over x >= 0.
 
     The distance |G'x(mu)| is convex and increasing in mu and its square is quadratic on each support, so that this
-    ends after finitely many supports; mu lies between min_t <g_t,g0>/|g_t| (there x = 0) and (1 + c)|g0|.
+    ends after finitely many supports; mu lies between min_t <g_t,g0>/|g_t| (there x = 0) and (1 + c)|g0|. One
+    factorisation per step: it either exchanges the indices that are wrong for the present mu, or, if there are
+    none, moves mu to the support's root, by a Newton step where it has none, to the middle where both leave.
     """
     low = (b / q).amin(-1)
-    mu, best_x, best_mu = low, torch.zeros_like(q), low
-    least, count = torch.full_like(low, torch.inf), torch.zeros_like(low, dtype=torch.long)
-    P = b / q <= low.unsqueeze(-1)
-    for step in range(steps):
-        slope = radius
-        if step > 0:
-            x, _ = nonneg_qp(R, mu.unsqueeze(-1) * q - b, early)
-            length = (x * mv(R, x)).sum(-1).clamp_min(0).sqrt()
-            high = torch.where(length > radius, torch.minimum(high, mu), high)
-            low = torch.where(length > radius, low, torch.maximum(low, mu))
-            slope = (x * q).sum(-1) / length.clamp_min(1e-300)
-            P = x > 0
-        mask = P.to(q.dtype)
-        p, s, failed = _pair(R, mask, q, b, torch.diag_embed(1 - mask), mask.unsqueeze(-1) * mask.unsqueeze(-2))
-        trial, real = _level(p, s, q * mask, b * mask, radius)
-        x = trial.unsqueeze(-1) * p - s
-        miss = _violation(R, x, trial, q, b, radius, size).masked_fill(failed, torch.inf).nan_to_num(torch.inf)
-        better = miss < least
-        best_x = torch.where(better.unsqueeze(-1), x, best_x)
-        best_mu, least = torch.where(better, trial, best_mu), torch.where(better, miss, least)
-        count += least > 1e-14
-        if early and bool((least < 1e-14).all()):
+    best, mu, P = _Best((R, q, b, radius, size), low), low, b / q <= low.unsqueeze(-1)
+    count, fewest = torch.zeros_like(low, dtype=torch.long), torch.full_like(low, q.shape[-1] + 1.0)
+    order = torch.arange(1, q.shape[-1] + 1, device=q.device)
+    patience = torch.full_like(count, 3)
+    for _ in range(steps):
+        x, length, trial, failed = _next(best, mu, low, high, P)
+        count += ~best.done
+        if early and bool(best.done.all()):
             break
-        if step > 0:
-            trial = torch.where(real, trial, mu - (length - radius) / slope.clamp_min(1e-300))
-        inside = (trial > low) & (trial < high) & ~failed
-        mu = torch.where(inside, trial, 0.5 * (low + high))
-    return best_x.clamp_min(0), best_mu, count + 1
+        y = mv(R, x) + b - mu.unsqueeze(-1) * q
+        noise = 1e-14 * (size.unsqueeze(-1) + mv(R.abs(), x.abs()))
+        wrong = torch.where(P, x < -noise, y < -noise)
+        n_wrong = wrong.sum(-1)
+        right = (n_wrong == 0) & ~failed
+        high = torch.where(right & (length > radius), torch.minimum(high, mu), high)
+        low = torch.where(right & (length <= radius), torch.maximum(low, mu), low)
+        better = n_wrong < fewest
+        patience = torch.where(right | better, 3, patience - 1)
+        fewest = torch.where(right, q.shape[-1] + 1.0, torch.minimum(fewest, n_wrong.to(fewest)))
+        last = wrong & ((wrong * order).amax(-1, keepdim=True) == order)
+        P = P ^ torch.where((better | (patience >= 0)).unsqueeze(-1), wrong, last)
+        mu = torch.where(right, trial.clamp(low, high), mu)
+    left = ~best.done
+    if early and bool(left.any()):
+        _nest(best, high, left)
+    return best.x.clamp_min(0), best.mu, count + 1
+
+
+def _nest(best: _Best, high: Tensor, left: Tensor, steps: int = 60) -> None:
+    """The same root for the problems that are `left`, each x(mu) by the method that also masters singular R."""
+    R, q, b, radius, size = (t[left] for t in best.problem)
+    low = (b / q).amin(-1)
+    part, high, mu = _Best((R, q, b, radius, size), low), (1 + 1e-9) * high[left].abs() + size, low
+    for _ in range(steps):
+        x, _ = nonneg_qp(R, mu.unsqueeze(-1) * q - b, True)
+        length = (x * mv(R, x)).sum(-1).clamp_min(0).sqrt()
+        high = torch.where(length > radius, torch.minimum(high, mu), high)
+        low = torch.where(length > radius, low, torch.maximum(low, mu))
+        _, _, mu, _ = _next(part, mu, low, high, x > 0)
+        if bool(part.done.all()):
+            break
+    better = part.miss < best.miss[left]
+    best.x = best.x.index_put((left,), torch.where(better.unsqueeze(-1), part.x, best.x[left]))
+    best.mu = best.mu.index_put((left,), torch.where(better, part.mu, best.mu[left]))
 
 
 def _extra(p: Scaled, c: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,12 +152,14 @@ def _extra(p: Scaled, c: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     radius, high, size = c * g0, (1 + c) * g0, size / unit
     q = p.safe.amin(-1, keepdim=True) / p.safe
     b = Ku / p.safe / unit.unsqueeze(-1)
-    if enumerable(T, q.device):
+    if enumerable(q):
         x, mu, count = _enumerate(p.R, q, b, radius, size)
     else:
-        x, mu, count = _pivot(p.R, q, b, radius, high, size, 60 if p.on_cpu else 8, p.on_cpu)
+        x, mu, count = _pivot(p.R, q, b, radius, high, size, 80, p.on_cpu)
     miss = _violation(p.R, x, mu, q, b, radius, size) / (size + x.sum(-1))
-    suspect = p.zero.any(-1) | (mu <= 0) | ~(miss < 1e-12) | ((x * mv(p.R, x)).sum(-1) <= p.rounding * x.sum(-1).square())
+    suspect = (
+        p.zero.any(-1) | (mu <= 0) | ~(miss < 1e-12) | ((x * mv(p.R, x)).sum(-1) <= p.rounding * x.sum(-1).square())
+    )
     stationary = torch.zeros_like(suspect)
     if not p.on_cpu or bool(suspect.any()):
         # no direction improves all tasks: the best that is left has min <g,d> = 0; take the one nearest to g0
@@ -109,7 +169,7 @@ def _extra(p: Scaled, c: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cut = stationary & ((cone * mv(p.R, cone)).sum(-1) <= radius.square() * (1 + 1e-9))
         kept = torch.minimum(cone, slope).masked_fill(p.zero, 0.0).abs().amax(-1) / (size + cone.sum(-1))
         x, miss = torch.where(cut.unsqueeze(-1), cone, x), torch.where(cut, kept, miss)
-    moved = radius > 0
+    moved = ~(radius <= 0)  # NaN moves on
     x = torch.where(moved.unsqueeze(-1), x * unit.unsqueeze(-1), 0.0)
     return x, torch.where(moved, miss, 0.0), count, stationary
 
@@ -130,6 +190,10 @@ def cagrad_step(K: Tensor, c: float) -> tuple[Tensor, Certificate]:
     """
     if not (math.isfinite(c) and c >= 0):
         raise ValueError(f"c: must be finite and >= 0, found {c}")
+    if scalar.fits(K, 2):
+        found = scalar.cagrad(K.tolist(), c, torch.finfo(K.dtype).eps)
+        if found is not None:
+            return scalar.answer("cagrad", K.dtype, *found)
     p = scale(K)
     x, miss, count, stationary = _extra(p, c)
     w = 1 / x.shape[-1] + (x / p.safe).masked_fill(p.zero, 0.0)

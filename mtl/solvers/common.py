@@ -101,7 +101,8 @@ def supports(T: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return mask.unsqueeze(1), outer.unsqueeze(1), torch.diag_embed(1 - mask).unsqueeze(1)
 
 
-def enumerable(T: int, device: torch.device) -> bool:
-    """Trying all supports at once costs one batched factorisation; a loop over pivots costs many launches."""
-    limit = 3 if device.type == "cpu" else 10
-    return limit >= T
+def enumerable(x: Tensor) -> bool:
+    """Whether to try all supports of x (B, T) at once: one batched factorisation, where a loop takes many launches."""
+    B, T = x.shape
+    few, room = (7, 10**6) if x.device.type == "cpu" else (10, 10**8)
+    return T < 4 or (few >= T and room >= B * 2**T * T * T)

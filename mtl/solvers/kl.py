@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtl.solvers import scalar
 from mtl.solvers.common import Certificate, certify
 
-GRID = 33
+GRID = 65
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
 
     Mao et al. (ACL 2021), algorithm 2; EMTL (arXiv 2306.09373), eq. 12: p is proportional to q^(1/(1+lam)) with
     log q = log p_old + eta payoff and lam = 0 if that p lies in the ball, else the root of KL = rho. The root is
-    found in k = 1/(1+lam): k >= sqrt(8 rho)/range(log q) (Hoeffding) and k <= 1 bracket it, two 33-fold sections in
+    found in k = 1/(1+lam): k >= sqrt(8 rho)/range(log q) (Hoeffding) and k <= 1 bracket it, two 64-fold sections in
     log k and safeguarded Newton steps end it. Exact for payoffs of 1e8; rho >= log T never binds.
     Residual: relative miss of KL = rho where the ball binds, else the excess over rho.
 
@@ -59,16 +60,20 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     for name, value in (("eta", eta), ("rho", rho)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be finite and >= 0, found {value}")
+    if scalar.fits(payoff, 1) and log_p.shape == payoff.shape:
+        found = _small(log_p, payoff, eta, rho)
+        if found is not None:
+            return found
     a = log_p.detach().double().clamp_min(-1e15) + eta * payoff.detach().double()
     a = a - a.amax(-1, keepdim=True)
     batch, count = a.shape[:-1], torch.zeros(a.shape[:-1], dtype=torch.long, device=a.device)
     one = torch.ones(batch, dtype=a.dtype, device=a.device)
+    early = a.device.type == "cpu" and not torch.compiler.is_compiling()
     if rho == 0:
         k, binding = 0 * one, one.bool()
     else:
         binding = kl_to_uniform(_tilt(a, one)) > rho
-        early = a.device.type == "cpu" and not torch.compiler.is_compiling()
-        k = one if early and not bool(binding.any()) else torch.where(binding, _root(a, rho), one)
+        k = one if early and not bool(binding.any()) else torch.where(binding, _root(a, rho, early), one)
         count = count + binding * 2
     new = _tilt(a, k)
     kl = kl_to_uniform(new)
@@ -77,7 +82,26 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     return KLStep(new.exp().to(log_p.dtype), new.to(log_p.dtype), (1 / k - 1).to(log_p.dtype), proof)
 
 
-def _root(a: Tensor, rho: float) -> Tensor:
+def _small(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | None:
+    """The same for one small problem on the CPU, in Python floats."""
+    a = [x + eta * r for x, r in zip(log_p.tolist(), payoff.tolist(), strict=True)]
+    top = max(a)
+    found = scalar.kl_root([x - top for x in a], rho)
+    if found is None:
+        return None
+    new, k, steps = found
+    p = [math.exp(x) for x in new]
+    kl = math.log(len(p)) + sum([x * y for x, y in zip(p, new, strict=True)])
+    miss = abs(kl - rho) / rho if k < 1 else max(kl - rho, 0.0) / rho
+    if not miss < 1e-11:
+        return None
+    dtype = log_p.dtype
+    _, proof = scalar.answer("kl_ball", dtype, p, miss, steps)
+    lam = torch.tensor(1 / k - 1, dtype=dtype)
+    return KLStep(torch.tensor(p, dtype=dtype), torch.tensor(new, dtype=dtype), lam, proof)
+
+
+def _root(a: Tensor, rho: float, early: bool) -> Tensor:
     """k in (0, 1] with KL(p_k || uniform) = rho, for log q = a with maximum 0."""
     spread = (-a.amin(-1)).clamp_min(1e-300)
     low = (math.sqrt(8 * rho) / spread).clamp(max=1.0).log()
@@ -89,12 +113,14 @@ def _root(a: Tensor, rho: float) -> Tensor:
         high = grid.gather(-1, below.unsqueeze(-1)).squeeze(-1)
         low = grid.gather(-1, below.unsqueeze(-1) - 1).squeeze(-1)
     k, left, right = (0.5 * (low + high)).exp(), low.exp(), high.exp()
-    for _ in range(4):
+    for _ in range(12 if early else 6):
         log_p = _tilt(a, k)
         p = log_p.exp()
         kl = kl_to_uniform(log_p)
         left, right = torch.where(kl < rho, k, left), torch.where(kl < rho, right, k)
+        if early and bool(((kl - rho).abs() <= 1e-14 * rho).all()):
+            break
         variance = (p * (a - (p * a).sum(-1, keepdim=True)).square()).sum(-1)
         step = k - (kl - rho) / (k * variance).clamp_min(1e-300)
-        k = torch.where((step >= left) & (step <= right), step, 0.5 * (left + right))
+        k = torch.where(~step.isfinite(), step.clamp(left, right), 0.5 * (left + right))
     return k

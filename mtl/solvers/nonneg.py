@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
+from mtl.solvers import scalar
 from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
 
 EPS = torch.finfo(torch.float64).eps
+RIDGE = 1e-14
 
 
-def _masked_solve(M: Tensor, P: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve M_PP x_P = rhs_P with x = 0 off P (P boolean); second result: the factorisation failed."""
+def _masked_solve(M: Tensor, P: Tensor, rhs: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Solve (M + ridge)_PP x_P = rhs_P with x = 0 off P (P boolean); second result: the factorisation failed."""
     p = P.to(M.dtype)
-    factor, info = torch.linalg.cholesky_ex(M * p.unsqueeze(-1) * p.unsqueeze(-2) + torch.diag_embed(1 - p))
+    factor, info = torch.linalg.cholesky_ex(M * p.unsqueeze(-1) * p.unsqueeze(-2) + torch.diag_embed(1 + ridge - p))
     return torch.cholesky_solve((rhs * p).unsqueeze(-1), factor).squeeze(-1), info != 0
 
 
@@ -20,13 +22,17 @@ def _noise(M: Tensor, q: Tensor, x: Tensor) -> Tensor:
     return 4 * EPS * M.shape[-1] * (mv(M.abs(), x.abs()) + q.abs())
 
 
+def _miss(M: Tensor, q: Tensor, x: Tensor) -> Tensor:
+    """How far x and y = M x - q are from x >= 0, y >= 0, x y = 0."""
+    return torch.minimum(x, mv(M, x) - q).abs().amax(-1)
+
+
 def _enumerate(M: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Best of all supports: the one whose x and gradient violate x >= 0, y >= 0, x y = 0 least."""
     mask, outer, off = supports(M.shape[-1], M.device)
     factor, info = torch.linalg.cholesky_ex(M * outer + off)
     x = torch.cholesky_solve((q * mask).unsqueeze(-1), factor).squeeze(-1)
-    y = mv(M, x) - q
-    miss = torch.minimum(x, y).abs().amax(-1).masked_fill(info != 0, torch.inf)
+    miss = _miss(M, q, x).masked_fill(info != 0, torch.inf)
     best = miss.nan_to_num(torch.inf).argmin(0)
     x = x[best, torch.arange(len(q), device=q.device)].clamp_min(0)
     return x, torch.ones(len(q), dtype=torch.long, device=q.device)
@@ -66,7 +72,11 @@ def _block_pivot(M: Tensor, q: Tensor, P: Tensor, steps: int, early: bool) -> tu
 
 
 def _lawson_hanson(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
-    """One index in at a time, steepest first; M_PP stays regular also where M is rank-deficient."""
+    """One index in at a time, steepest first (Lawson & Hanson); masters rank-deficient M.
+
+    A ridge at rounding level turns a dependent index into a long step along the null space, up to where another
+    index leaves; the last support is solved once more without it.
+    """
     B, T = q.shape
     x = torch.zeros_like(q)
     P = torch.zeros_like(q, dtype=torch.bool)
@@ -75,7 +85,7 @@ def _lawson_hanson(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
     done = torch.zeros(B, dtype=torch.bool, device=q.device)
     count = torch.zeros(B, dtype=torch.long, device=q.device)
     for _ in range(4 * T + 4):
-        s, failed = _masked_solve(M, P, q)
+        s, failed = _masked_solve(M, P, q, RIDGE)
         s = torch.where(failed.unsqueeze(-1), torch.where(newest, -1.0, x), s)  # a dependent index is put out again
         negative = P & (s <= 0)
         any_negative = negative.any(-1, keepdim=True)
@@ -97,13 +107,14 @@ def _lawson_hanson(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
         add = torch.zeros_like(P).scatter(-1, pick, True) & wanted & (ready & ~done).unsqueeze(-1)
         newest = torch.where(add.any(-1, keepdim=True), add, newest)
         P = P | add
-    return x, count
+    plain, failed = _masked_solve(M, x > 0, q)
+    better = (_miss(M, q, plain) < _miss(M, q, x)) & ~failed
+    return torch.where(better.unsqueeze(-1), plain.clamp_min(0), x), count
 
 
 def nonneg_qp(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
     """argmin 1/2 x'Mx - q'x over x >= 0 for M (B, T, T) with unit-like diagonal, q (B, T); and the steps taken."""
-    T = q.shape[-1]
-    if enumerable(T, q.device):
+    if enumerable(q):
         return _enumerate(M, q)
     x, left, count = _block_pivot(M, q, q > 0, 12, early)
     if not early:
@@ -160,6 +171,10 @@ def min_norm(K: Tensor) -> tuple[Tensor, Certificate]:
     >>> w.tolist(), bool(proof.converged), bool(proof.stationary)
     ([0.800000011920929, 0.20000000298023224], True, False)
     """
+    if scalar.fits(K, 2):
+        found = scalar.min_norm(K.tolist(), torch.finfo(K.dtype).eps)
+        if found is not None:
+            return scalar.answer("min_norm", K.dtype, *found)
     p = scale(K)
     w, count = _shortest(p, ~p.zero)
     w = torch.where(p.zero.any(-1, keepdim=True), p.zero / p.zero.sum(-1, keepdim=True).clamp_min(1), w)
@@ -188,6 +203,10 @@ def dual_cone(K: Tensor, v: Tensor) -> tuple[Tensor, Certificate]:
     >>> w.tolist()
     [1.0, 0.25]
     """
+    if scalar.fits(K, 2) and v.shape == K.shape[:1]:
+        found = scalar.dual_cone(K.tolist(), v.tolist(), torch.finfo(K.dtype).eps)
+        if found is not None:
+            return scalar.answer("dual_cone", K.dtype, *found)
     batch = torch.broadcast_shapes(K.shape[:-2], v.shape[:-1])
     p = scale(K.expand(*batch, *K.shape[-2:]))
     start = v.detach().double().expand(*batch, v.shape[-1]).reshape(p.norms.shape) * p.norms

@@ -106,11 +106,11 @@ def settings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> list[Claim]:
-    """What EMTL's text says of Figure 1 (ids of paper/claims.yml), each sentence judged on `summarise`'s table at the default settings.
+    """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
 
-    A sentence that holds at every scale is reproduced, at none not reproduced, at some conditional; the evidence
-    gives the counts. Runs too `short` to have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g
-    and emtl. A corner is |x1| > `corner`.
+    Claims go by their ids in paper/claims.yml. A sentence that holds at every scale is reproduced, at none not
+    reproduced, at some conditional; the evidence gives the counts. Runs too `short` to have ended judge nothing.
+    Needs the rows bandit, mgda, nash, imtl-g and emtl. A corner is |x1| > `corner`.
     """
     names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
     rows = {name: table[table["method"] == name] for name in names}
