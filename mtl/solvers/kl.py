@@ -122,5 +122,5 @@ def _root(a: Tensor, rho: float, early: bool) -> Tensor:
             break
         variance = (p * (a - (p * a).sum(-1, keepdim=True)).square()).sum(-1)
         step = k - (kl - rho) / (k * variance).clamp_min(1e-300)
-        k = torch.where(~step.isfinite(), step.clamp(left, right), 0.5 * (left + right))
+        k = torch.where(step.isfinite(), step.clamp(left, right), 0.5 * (left + right))
     return k

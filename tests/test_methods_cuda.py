@@ -1,0 +1,37 @@
+"""On a GPU: no method waits for the device, and all give what they give on the CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from mtl.methods import METHODS, method
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+HYPER: dict[str, dict[str, Any]] = {"emtl": {"rho": 0.1}, "bandit": {"rho": 0.1}}
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "graddrop"])
+@pytest.mark.parametrize("T", [2, 3, 12])
+def test_weights_do_not_wait_and_agree_with_the_cpu(name: str, T: int) -> None:
+    here, there = (method(name, T, **HYPER.get(name, {})) for _ in range(2))
+    for p in there.parameters():
+        p.data = p.data.cuda()
+    generator = torch.Generator().manual_seed(0)
+    for k in range(3):
+        G = torch.randn(T, 30, generator=generator, dtype=torch.float64)
+        L = 0.1 + torch.rand(T, generator=generator, dtype=torch.float64)
+        K, Gd, Ld = G @ G.T, G.cuda(), L.cuda()
+        Kd = K.cuda()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if k else "default")  # the first call copies constants
+        try:
+            b = there.combine([Gd], Ld)[0] if there.needs == "gradients" else there.weights(Ld, Kd)
+            if there.wants_after_step:
+                there.after_step(0.9 * Ld)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        a = here.combine([G], L)[0] if here.needs == "gradients" else here.weights(L, K)
+        if here.wants_after_step:
+            here.after_step(0.9 * L)
+        assert torch.allclose(a, b.cpu(), rtol=1e-7, atol=1e-9)
