@@ -9,6 +9,10 @@ class NonFiniteError(ValueError):
     """A loss, gradient or Gram matrix holds NaN or infinity; says which task."""
 
 
+class NonPositiveError(ValueError):
+    """A loss is zero or negative where the method takes its logarithm; says which task."""
+
+
 class SolverError(ArithmeticError):
     """A solver met a problem that it has no answer to, and says why."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl.errors import NonFiniteError, RunError
+from mtl.errors import NonFiniteError, NonPositiveError, RunError
 from mtl.gradients import Step, backward
 from mtl.ledger import plain
 from mtl.methods.base import Method
@@ -50,10 +50,13 @@ class Budget:
 
 
 class Failure(Exception):
-    """A value that is not finite: where it was met, for the row."""
+    """A value that no step can be made from: where it was met, for the row, and its kind (the row's status)."""
 
-    def __init__(self, message: str, epoch: int, step: int | None, task: str | None) -> None:
+    def __init__(
+        self, message: str, epoch: int, step: int | None, task: str | None, status: str = "non-finite"
+    ) -> None:
         super().__init__(message)
+        self.status = status
         self.entry = {"epoch": epoch, "step": step, "task": task, "message": message}
 
 
@@ -134,11 +137,14 @@ class Loop:
         self.model = problem.model(model, seed).to(device)
         for p in method.parameters():
             p.data = p.data.to(device)
-        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        self.shared = self.model.shared_parameters()
+        # A method at the level of the optimiser makes the step on the shared parameters itself; SGD only applies it.
+        plain = set(self.shared) if method.replaces_adam else set()
+        self.sgd = torch.optim.SGD(self.shared, lr=budget.lr) if plain else None
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
         self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
-        self.shared = self.model.shared_parameters()
         self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
             self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
@@ -158,6 +164,7 @@ class Loop:
 
     def batch(self, batch: Any) -> None:
         """One step; every value stays on the device."""
+        self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
         features = None
         if self.method.needs == "features":
@@ -169,6 +176,8 @@ class Loop:
                 losses, shared=self.shared, heads=self.heads, method=self.method, features=features, check=self.when
             )
         self.optimizer.step()
+        if self.sgd is not None:  # it keeps no state
+            self.sgd.step()
         if self.method.wants_after_step:
             with torch.no_grad():
                 after = torch.stack(self.problem.losses(self.model, batch))
@@ -182,14 +191,15 @@ class Loop:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn NonFiniteError into a failure with its place, which may be an earlier step than the present one."""
+        """Turn a loss or gradient that cannot be used into a failure with its place, which may be an earlier step."""
         try:
             yield
-        except NonFiniteError as error:
+        except (NonFiniteError, NonPositiveError) as error:
             self.check()
             named = re.search(r"task (\d+)", str(error))
             task = self.problem.tasks[int(named[1])] if named else None
-            raise Failure(str(error), self.epoch, self.step, task) from error
+            status = "non-positive" if isinstance(error, NonPositiveError) else "non-finite"
+            raise Failure(str(error), self.epoch, self.step, task, status) from error
 
     def check(self) -> None:
         """Fetch what waits; raise if a loss, weight or gradient norm was not finite, naming the first one."""

@@ -32,6 +32,7 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
     >>> G = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
     >>> mtl.aggregate(name, grads=G, losses=torch.ones(2)).direction.tolist()
     [1.0, 1.0]
+    >>> _ = mtl.METHODS.pop(name)
     """
     if name in METHODS or "@" in name:
         raise ValueError(f"name: must be new and without '@', found {name!r}")

@@ -72,7 +72,8 @@ def fit(
     `select` names the validation metric. `checkpoint` is written every `checkpoint_every` seconds (0: each
     step) and resumed from if it exists, bit-identically on the CPU; who owns the file removes it. `config`
     adds to the row's configuration what the objects cannot tell (method name, hyperparameters, options).
-    A loss, gradient or metric that is not finite ends the run with status "non-finite" and its place.
+    A loss, gradient or metric that is not finite ends the run with status "non-finite" and its place, a loss
+    that is not positive for a method that takes logarithms with "non-positive".
     The global generators are as they were when this returns.
     """
     device = torch.device(device)
@@ -94,6 +95,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     started = last = time.perf_counter()
     failure: dict[str, Any] | None = None
+    status = "ok"
     test: dict[str, float] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Dropout takes no generator: the global ones are seeded here, and fork_rng gives the caller's back.
@@ -119,7 +121,7 @@ def fit(
             loop.model.load_state_dict(loop.best)
             test = finite(problem.evaluate(loop.model, "test", device), "test", loop.best_epoch, problem.tasks)
         except Failure as met:
-            failure = met.entry
+            failure, status = met.entry, met.status
     residuals = [line["residual"] for line in loop.history if line["residual"] is not None]
     unconverged = [line["unconverged"] for line in loop.history if line["unconverged"] is not None]
     nothing = dict.fromkeys([f"{m.task}/{m.name}" for m in problem.metrics] + ["score"])
@@ -127,7 +129,7 @@ def fit(
         "key": name,
         "config": settings,
         "fingerprint": problem.fingerprint,
-        "status": "non-finite" if failure else "ok",
+        "status": status,
         "failure": failure,
         "metrics": nothing if failure else test,
         "validation": loop.history[loop.best_epoch]["validation"] if loop.best_epoch >= 0 else nothing,

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from mtl.gradients import Step, backward
 from mtl.gradients.tasks import product
+from mtl.methods import method
 from mtl.methods.base import Method
 
 F64 = torch.float64
@@ -486,3 +487,17 @@ def test_tensor_float_32_does_not_reach_the_gram_matrix() -> None:
         torch.set_float32_matmul_precision(before)
     wide = block.double() @ block.double().T
     torch.testing.assert_close(found.double(), wide, rtol=1e-6, atol=1e-3)
+
+
+def test_combining_methods_choose_their_heads_factor() -> None:
+    """DB-MTL takes gradients of log L: its heads move by 1/(L + 1e-8), not by 1."""
+    trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)]
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    losses = [head(trunk(x)).square().mean() * 5 for head in heads]
+    raw = [
+        torch.autograd.grad(loss, head.weight, retain_graph=True)[0] for loss, head in zip(losses, heads, strict=True)
+    ]
+    own = [list(head.parameters()) for head in heads]
+    backward(losses, shared=list(trunk.parameters()), heads=own, method=method("db-mtl", n_tasks=2))
+    for head, loss, gradient in zip(heads, losses, raw, strict=True):
+        assert torch.allclose(head.weight.grad, gradient / (loss.detach() + 1e-8), rtol=1e-5)

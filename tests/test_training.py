@@ -430,3 +430,30 @@ def test_runs_on_a_gpu(tmp_path: Path) -> None:
     again = small(problem, Equal(2), device="cuda", checkpoint=path)
     assert problem.calls == 8
     assert again.row["metrics"]["score"] == pytest.approx(on_gpu.row["metrics"]["score"], rel=1e-3)
+
+
+def test_a_method_at_the_level_of_the_optimiser_steps_by_itself() -> None:
+    """AdaTask's first step moves every shared parameter by 0, lr or 2 lr: one sign per task, none of Adam's own."""
+    problem, lr = Lines(), 0.01
+    budget = Budget(epochs=1, batch_size=72, lr=lr)
+    before = dict(problem.model("small", 1).named_parameters())
+    after = dict(small(problem, method("adatask", n_tasks=2), budget=budget).model.named_parameters())
+    weight = next(name for name, p in before.items() if p.shape == (8, 3))
+    moved = ((after[weight] - before[weight]) / lr).abs()
+    assert torch.allclose(moved, moved.round(), atol=1e-3) and set(moved.round().flatten().tolist()) <= {0.0, 1.0, 2.0}
+    assert 2.0 in moved.round(), "Adam's own normalisation would have made it 1"
+
+
+def test_a_loss_that_has_no_logarithm_ends_the_run_with_a_row() -> None:
+    class Signed(Lines):
+        def task_losses(self, outputs: list[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+            first, second = super().task_losses(outputs, targets)
+            return first, second - 100
+
+    row = small(Signed(), method("si", n_tasks=2)).row
+    assert row["status"] == "non-positive" and set(row["metrics"].values()) == {None}
+    assert (
+        row["failure"]["task"] == "b"
+        and row["failure"]["step"] == 0
+        and "must be positive" in row["failure"]["message"]
+    )

@@ -60,8 +60,9 @@ class Run:
             weights, own, overflow = *self._equal(), True
             update = tasks.update(weights)
         elif whole:
-            weights, own, overflow = None, self._equal()[1], False
+            weights, overflow = None, False
             update = self._combined(tasks)
+            own = self.method.head_weights(self.values, torch.ones_like(self.values))
         else:
             weights, own = self._weights(gram if self.method.needs != "losses" else None)
             overflow = False

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mtl.errors import NonFiniteError
+from mtl.errors import NonFiniteError, NonPositiveError
 from mtl.methods.base import Method
 from mtl.solvers import Certificate
 
@@ -47,7 +47,7 @@ class Report:
                 if not -float("inf") < value < float("inf"):
                     raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
                 if kind in self.positive and value <= 0:
-                    raise ValueError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
+                    raise NonPositiveError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
 
 
 class Pending:

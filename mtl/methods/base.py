@@ -56,6 +56,9 @@ class Method:
 
     wants_after_step: bool = False
 
+    replaces_adam: bool = False
+    """`combine` is the optimiser's step on the shared parameters itself, to be applied by plain SGD."""
+
     def end_epoch(self) -> None:
         """Called after the last step of an epoch; for methods that compare epochs."""
 

@@ -103,6 +103,7 @@ class AdaTask(Buffers):
     """
 
     heads: Heads = "raw"
+    replaces_adam = True
     kept = ("first", "second")
 
     def __init__(self, n_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:

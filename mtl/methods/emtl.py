@@ -124,6 +124,7 @@ class FairLoss(Method):
         super().__init__(n_tasks)
         self.base, self.alpha = _inner(base, n_tasks, base_hyper), positive("alpha", alpha, zero=True)
         self.needs, self.wants_after_step = self.base.needs, self.base.wants_after_step
+        self.replaces_adam = self.base.replaces_adam
         self.learning_rate = self.base.learning_rate
         if self.base.positive_losses and alpha >= 1:
             raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be positive, found {alpha}")
