@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mtl.plan import plan
 from mtl.summary import claims
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,3 +109,9 @@ def test_verdicts_in_notebooks_name_known_claims(path: Path) -> None:
     text = "".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
     named = set(re.findall(r"verdict\(\s*[\"']([^\"']+)[\"']", text))
     assert named <= {claim["id"] for claim in claims()}
+
+
+def test_papermill_reads_every_parameter() -> None:
+    """Its parser gives up silently on some comments; the plan of a run compares what it found with the cell itself."""
+    names = {job.name for job in plan("smoke")}
+    assert names == {path.stem for path in NOTEBOOKS}
