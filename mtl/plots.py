@@ -323,21 +323,28 @@ def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) ->
     """One small panel per row of `first_updates`: both gradients to scale, the update at length 1, changes below."""
     tasks = np.asarray(grads, dtype=float)
     tasks = tasks / np.linalg.norm(tasks, axis=1).max()
+    lengths = np.linalg.norm(tasks, axis=1, keepdims=True)
+    outward = tasks / lengths - (tasks / lengths).sum(0) / np.linalg.norm((tasks / lengths).sum(0))
+    places = tasks + 0.24 * outward / np.linalg.norm(outward, axis=1, keepdims=True)  # labels, off the cone
     count = -(-len(table) // columns)
-    fig, axes = subplots(count, columns, height=0.1 + 1.22 * count)
+    fig, axes = subplots(count, columns, height=0.05 + 1.1 * count)
     for ax in axes.flat[len(table) :]:
         ax.set_axis_off()
-    for ax, (name, row) in zip(axes.flat, table.iterrows(), strict=False):
+    titles = [look(str(name))[0].replace(" (", "\n(") for name in table.index]
+    for index, (name, row) in enumerate(table.iterrows()):
+        ax, begin = axes.flat[index], index // columns * columns
         vector = row[["d_1", "d_2"]].to_numpy(float) / max(float(row["length"]), 1e-300)
         gradient_arrows(ax, tasks, {str(name): vector}, unit=False)
-        title = look(str(name))[0].replace(" (", "\n(") + ("*" if row["state"] else "")
-        ax.set_title(title if "\n" in title else "\n" + title, fontsize=7, pad=2)
+        for text, place in zip([text for text in ax.texts if text.get_text()], places, strict=True):
+            text.set_position(place)
+        lines = max(title.count("\n") for title in titles[begin : begin + columns]) - titles[index].count("\n")
+        ax.set_title("\n" * lines + titles[index] + ("*" if row["state"] else ""), fontsize=7, pad=2)
         for t, x in ((1, 0.27), (2, 0.76)):
             change = float(row[f"change of L_{t}"])
-            text = f"$L_{t}$ {change:+.2f}".replace("-", "−")
+            said = f"$L_{t}$ {change:+.2f}".replace("-", "−")
             style = {"color": RED, "weight": "bold"} if change > 1e-9 else {"color": "0.25"}
-            ax.text(x, -0.03, text, transform=ax.transAxes, ha="center", va="top", fontsize=6, **style)
-        ax.set(xlabel="", ylabel="", xticks=[], yticks=[], xlim=(-0.75, 1.2), ylim=(-0.1, 1.2))
+            ax.text(x, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=6, **style)
+        ax.set(xlabel="", ylabel="", xticks=[], yticks=[], xlim=(-0.75, 1.3), ylim=(-0.1, 1.2))
         for side in ax.spines.values():
             side.set_visible(False)
     return fig

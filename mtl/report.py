@@ -308,7 +308,8 @@ def _side_car(
     card = {"kind": kind, "name": path.stem, "caption": text, **facts}
     card["seeds"] = sorted({row["config"]["seed"] for row in rows if "seed" in row.get("config", {})} | set(seeds))
     card["wall_s"] = sum(walls) if walls else None
-    card["rows"] = [row["key"] for row in rows if "key" in row]
+    # A combined row (STL) stands for the runs that it was made of.
+    card["rows"] = [key for row in rows if "key" in row for key in row.get("keys", [row["key"]])]
     card["provenance"] = provenance()
     _write(path.with_suffix(".json"), json.dumps(plain(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     manifest({k: card[k] for k in ("kind", "name", "caption", "scale", "notebook")} | {"path": _relative(path)})

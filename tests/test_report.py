@@ -213,3 +213,9 @@ def test_bytes_repeat_in_another_process_at_another_time(tmp_path: Path) -> None
     assert made[0] == made[1]
     for name, content in made[0].items():
         assert b"CreationDate" not in content and b"Software" not in content, name
+
+
+def test_combined_rows_are_named_by_the_runs_that_they_were_made_of() -> None:
+    row = {"key": "whole", "keys": ["a", "b"], "config": {"seed": 0}, "metrics": {}, "status": "ok"}
+    path = report.save_table(pd.DataFrame({"x": [1]}), "combined", caption="T", **{**FACTS, "rows": [row]})
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["rows"] == ["a", "b"]
