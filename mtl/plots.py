@@ -341,7 +341,7 @@ def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) ->
         ax.set_title("\n" * lines + titles[index] + ("*" if row["state"] else ""), fontsize=7, pad=2)
         for t, x in ((1, 0.27), (2, 0.76)):
             change = float(row[f"change of L_{t}"])
-            said = f"$L_{t}$ {change:+.2f}".replace("-", "−")
+            said = f"$L_{t}$ {change:+.2f}".replace("-0.00", "±0.00").replace("-", "−")
             style = {"color": RED, "weight": "bold"} if change > 1e-9 else {"color": "0.25"}
             ax.text(x, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=6, **style)
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[], xlim=(-0.75, 1.3), ylim=(-0.1, 1.2))

@@ -92,6 +92,9 @@ def _alone() -> Iterator[None]:
     lock = executed(".lock")
     try:
         with FileLock(lock, timeout=2):
+            for folder in ("figures", "paper/generated"):  # what a killed run had begun to write
+                for part in (root() / folder).rglob(".part-*"):
+                    part.unlink(missing_ok=True)
             yield
     except Timeout as held:
         raise RunError(

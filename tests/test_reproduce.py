@@ -164,8 +164,11 @@ def test_runs_then_only_what_is_missing(root: Path) -> None:
     assert (root / "figures/logs/00_start.log").is_file()
     stamp = read_stamp(root / "figures/executed/00_start.smoke.json")
     assert stamp is not None and set(stamp["outputs"]) == {f"figures/start.{s}" for s in ("pdf", "png", "json")}
+    (root / "figures/smoke").mkdir(exist_ok=True)
+    (root / "figures/smoke/.part-x.pdf").write_text("left by a killed run")
     again = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
     assert [one.status for one in again] == ["unchanged", "unchanged"]
+    assert not list(root.rglob("figures/**/.part-*"))
     assert verdicts()["claim-next"]["verdict"] == "conditional"
     (root / "figures/next.png").write_text("another run's")
     third = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
