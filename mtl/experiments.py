@@ -11,6 +11,7 @@ import pandas as pd
 
 from mtl.errors import DataError, RunError
 from mtl.ledger import Ledger, Row, key, ledger
+from mtl.problems.base import SCALES
 from mtl.runs import Cell, Point, bar, grid, plain_progress, run_grid
 from mtl.training import Budget
 
@@ -51,8 +52,8 @@ def _one_row(row: Row, parts: list[Row]) -> Row:
     if set(own) != set(tasks) or len(parts) != len(tasks):
         seed = row["config"]["seed"]
         raise ValueError(f"rows: STL of seed {seed} needs one run for each of {tasks}, found {sorted(own)}")
-    combined: Row = {}
-    for split in ("metrics", "validation"):
+    combined: Row = {"last": None}
+    for split in ("metrics", "validation", *(["last"] if all(part.get("last") for part in parts) else [])):
         values = {k: v for task in tasks for k, v in own[task][split].items() if k.startswith(f"{task}/")}
         scores = [values[f"{task}/score"] for task in tasks]
         combined[split] = values | {"score": None if None in scores else sum(scores) / len(scores)}
@@ -201,8 +202,9 @@ def _seeds(text: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an experiment from the shell; exit code 0: all rows there, 1: runs failed, 3: the deadline left some."""
     parser = argparse.ArgumentParser(prog="python -m mtl.experiments", description=main.__doc__)
-    parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
-    parser.add_argument("--scale", default="quick", choices=("smoke", "quick", "paper"))
+    parser.add_argument("experiment", choices=[*sorted(EXPERIMENTS), "table1"])
+    parser.add_argument("--scale", default="quick", choices=SCALES)
+    parser.add_argument("--tasks", type=int, default=2, choices=(2, 3), help="table1: tasks of Census")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes, which may share one GPU")
     parser.add_argument("--ledger", help="a .jsonl file; default: data/ledger/local/<experiment>.jsonl")
@@ -213,18 +215,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     book = Ledger(given.ledger) if given.ledger else ledger(given.experiment)
     started = time.monotonic()
+    how = {"ledger": book, "jobs": given.jobs, "device": given.device, "progress": plain_progress}
+    how |= {"deadline": given.deadline, "rerun_stale": not given.keep_stale}
+    wanted = given.methods.split(",") if given.methods else None
     try:
-        wanted = given.methods.split(",") if given.methods else None
+        if given.experiment == "table1":
+            from mtl.tables import GRIDS, table1  # which is built on this module
+
+            some = {"methods": wanted or tuple(GRIDS), "seeds": given.seeds, "tasks": given.tasks}
+            table1("census", given.scale, **some, **how)
+            return 0
         cells = EXPERIMENTS[given.experiment].cells(given.scale, given.seeds, wanted)
-        rows = run_grid(
-            cells,
-            ledger=book,
-            jobs=given.jobs,
-            device=given.device,
-            progress=plain_progress,
-            deadline=given.deadline,
-            rerun_stale=not given.keep_stale,
-        )
+        rows = run_grid(cells, **how)
     except (DataError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

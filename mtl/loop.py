@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,9 @@ WINDOW = 512  # steps whose diagnostics wait on the device before one transfer f
 class Budget:
     """What a run may spend: Adam's learning rate and weight decay, epochs, batch size, patience in epochs.
 
-    `patience=None` trains all epochs; the best-validation state is kept either way.
+    `patience=None` trains all epochs; the best-validation state is kept either way. `halve_at` is the number of
+    epochs after which the learning rate is halved, once. `last` asks for the test metrics averaged over so many
+    last epochs as well: the dense benchmarks' custom, which chooses nothing and so excludes `patience`.
 
     >>> Budget(epochs=3, batch_size=256).lr
     0.001
@@ -37,16 +39,25 @@ class Budget:
     lr: float = 1e-3
     weight_decay: float = 0.0
     patience: int | None = None
+    halve_at: int | None = None
+    last: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
+        optional = ("patience", "halve_at", "last")
+        for name in ("epochs", "batch_size", *optional):
             value = getattr(self, name)
-            if not (value is None and name == "patience") and (not isinstance(value, int) or value < 1):
+            if not (value is None and name in optional) and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: must be a whole number of at least 1, found {value!r}")
+        if self.last is not None and (self.patience is not None or self.last > self.epochs):
+            raise ValueError(f"last: at most epochs, and without patience, found {self.last} in {self}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr: must be positive and finite, found {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: must be finite and not negative, found {self.weight_decay}")
+
+    def settings(self) -> dict[str, Any]:
+        """As a row's configuration holds it: without the later fields where they are not used, so that keys last."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k == "patience"}
 
 
 class Failure(Exception):
@@ -145,6 +156,7 @@ class Loop:
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
         self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
+        self.rates = [group["lr"] for group in self.groups()]
         self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
             self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
@@ -229,6 +241,10 @@ class Loop:
             first = self.total - len(weights)
             kept = range(-first % self.every, len(weights), self.every)
             self.points += [(first + i, weights[i].tolist()) for i in kept]
+        extra = {}
+        if self.budget.last is not None and self.epoch >= self.budget.epochs - self.budget.last:
+            shown = self.problem.evaluate(self.model, "test", self.device)
+            extra = {"test": finite(shown, "test", self.epoch, self.problem.tasks)}
         self.history.append(
             plain(
                 {
@@ -241,6 +257,7 @@ class Loop:
                     "unconverged": None if converged is None else int((converged == 0).sum()),
                     "validation": values,
                 }
+                | extra
             )
         )
         if sign * values[select] > self.best_value:
@@ -258,6 +275,9 @@ class Loop:
     def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
         while not self.done:
             self.model.train()
+            halved = self.budget.halve_at is not None and self.epoch >= self.budget.halve_at
+            for group, rate in zip(self.groups(), self.rates, strict=True):
+                group["lr"] = rate / 2 if halved else rate
             order = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0])
             batches = self.problem.batches("train", order, self.budget.batch_size, self.device)
             state = self.generators()
@@ -273,6 +293,10 @@ class Loop:
             line = self.end_epoch(select, sign)
             if progress is not None:
                 progress({**line, "epochs": self.budget.epochs, "best_epoch": self.best_epoch})
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimisers; a resumed optimiser has new ones."""
+        return [*self.optimizer.param_groups, *(self.sgd.param_groups if self.sgd else ())]
 
     def generators(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -99,7 +99,7 @@ def grid(
                 runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
             for model, settings, select in runs:
                 config = shared | {"method": name, "hyper": settings, "model": model, "seed": seed, "select": select}
-                config["budget"] = asdict(own)
+                config["budget"] = own.settings()
                 cells.append(Cell(label, canonical(config), data.fingerprint, wanted, fallback))
     return cells
 

@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ def _resume(loop: Loop, path: Path, name: str) -> None:
     loop.wall = saved["wall"]
 
 
+def _mean(lines: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]} if lines else None
+
+
 def fit(
     problem: Problem,
     method: Method,
@@ -67,7 +71,7 @@ def fit(
     progress: Progress | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Train one model with one fresh method; validation chooses the epoch, the test set is read once, at the end.
+    """Train one model with one fresh method; validation chooses the epoch, test rows only report.
 
     `select` names the validation metric. `checkpoint` is written every `checkpoint_every` seconds (0: each
     step) and resumed from if it exists, bit-identically on the CPU; who owns the file removes it. `config`
@@ -85,7 +89,7 @@ def fit(
             "method": type(method).__name__,
             "model": model,
             "seed": seed,
-            "budget": asdict(budget),
+            "budget": budget.settings(),
             "select": select,
             "device": device.type,
             **(config or {}),
@@ -132,6 +136,7 @@ def fit(
         "status": status,
         "failure": failure,
         "metrics": nothing if failure else test,
+        "last": None if failure else _mean([line["test"] for line in loop.history if "test" in line]),
         "validation": loop.history[loop.best_epoch]["validation"] if loop.best_epoch >= 0 else nothing,
         "best_epoch": loop.best_epoch if loop.best_epoch >= 0 else None,
         "epochs": len(loop.history),

@@ -25,6 +25,7 @@ from mtl.ledger import key
 from mtl.methods import METHODS, method
 from mtl.methods.base import Method
 from mtl.models.base import Branched, seeded
+from mtl.problems import problem as build
 from mtl.problems.base import Metric, Problem
 from mtl.training import Budget, fit
 
@@ -457,3 +458,38 @@ def test_a_loss_that_has_no_logarithm_ends_the_run_with_a_row() -> None:
         and row["failure"]["step"] == 0
         and "must be positive" in row["failure"]["message"]
     )
+
+
+def test_learning_rate_is_halved_once_also_after_a_resume():
+    def made(epochs):
+        budget = Budget(epochs, 256, lr=0.01, halve_at=2)
+        return loop.Loop(build("digits", tasks=2), method("ls", n_tasks=2), "mlp", 0, budget, torch.device("cpu"))
+
+    def rates(running):
+        found: list[float] = []
+        running.run("score", 1.0, lambda: found.append(running.optimizer.param_groups[0]["lr"]), None)
+        return found
+
+    first = made(3)
+    assert rates(first) == [0.01] * 6 + [0.005] * 3
+    again = made(4)
+    again.load_state_dict(first.state_dict())
+    assert rates(again) == [0.005] * 3
+
+
+def test_last_epochs_are_averaged_on_test_and_choose_nothing():
+    data = build("digits", tasks=2)
+    run = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01, last=2))
+    shown = [line["test"]["score"] for line in run.history if "test" in line]
+    assert len(shown) == 2
+    assert run.row["last"]["score"] == pytest.approx(sum(shown) / 2)
+    alone = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01)).row
+    assert alone["metrics"] == run.row["metrics"]
+    assert alone["last"] is None
+    assert set(alone["config"]["budget"]) == {"epochs", "batch_size", "lr", "weight_decay", "patience"}
+
+
+@pytest.mark.parametrize("wrong", [{"last": 3}, {"last": 1, "patience": 1}, {"halve_at": 0}])
+def test_budget_refuses_what_cannot_be(wrong):
+    with pytest.raises(ValueError, match=r"last: at most epochs|halve_at: must be a whole number"):
+        Budget(2, 64, **wrong)

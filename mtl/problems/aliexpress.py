@@ -58,7 +58,7 @@ class AliExpress(ClickLog):
     name: ClassVar[str] = "aliexpress"
 
     def __init__(self, scale: str = "smoke", *, country: str = "NL", memory: float = 16.0) -> None:
-        check_scale(scale)
+        check_scale(scale, ROWS)
         if country not in (*COUNTRIES, "all"):
             raise ValueError(f"country must be one of {', '.join(COUNTRIES)} or all, found {country!r}")
         if not memory >= 0:

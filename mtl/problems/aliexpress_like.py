@@ -109,7 +109,7 @@ class AliExpressLike(ClickLog):
     def __init__(self, scale: str = "smoke", *, stands_in_for: str | None = None) -> None:
         self.synthetic, self.stands_in_for = True, stands_in_for
         self.embedded_default = stands_in_for is not None
-        sizes = dict(zip(SPLITS, ROWS[check_scale(scale)], strict=True))
+        sizes = dict(zip(SPLITS, ROWS[check_scale(scale, ROWS)], strict=True))
         logs = {split: generate(n, 10 + i) for i, (split, n) in enumerate(sizes.items())}
         mean, spread = logs["train"].numbers.mean(0), logs["train"].numbers.std(0)
         splits = {

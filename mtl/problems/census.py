@@ -73,10 +73,12 @@ TARGETS = {
 }
 # columns that nearly state the marital status ("Child <18 never marr ...", "Spouse of householder", "Joint ...")
 REVEALING = ("household_detail", "household_summary", "tax_filer")
-ROWS = {"smoke": (2_000, 500, 1_000), "quick": (40_000, 10_000, 20_000), "paper": (None, None, None)}
+ALL = (None, None, None)
+ROWS = {"smoke": (2_000, 500, 1_000), "quick": (40_000, 10_000, 20_000), "study": ALL, "paper": ALL}
 SIZES = {
     "smoke": {"embedding": 4, "width": 16, "hidden": 16},
     "quick": {"embedding": 8, "width": 32, "hidden": 32},
+    "study": {"embedding": 8, "width": 32, "hidden": 32},
     "paper": {"embedding": 16, "width": 128, "hidden": 64},
 }
 MODELS = {"mmoe": MMoE, "ple": PLE, "shared-bottom": shared_bottom, "single-task": single_task}
@@ -96,7 +98,7 @@ class Census(BinaryProblem):
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
 
     def __init__(self, scale: str = "smoke", *, tasks: int = 2, revealing: str = "keep") -> None:
-        check_scale(scale)
+        check_scale(scale, ROWS)
         if tasks not in (2, 3):
             raise ValueError(f"tasks must be 2 (income, never-married) or 3 (and college), found {tasks!r}")
         if revealing not in ("keep", "drop"):

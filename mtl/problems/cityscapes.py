@@ -50,7 +50,7 @@ class Cityscapes(Scenes):
         channels_last: bool = True,
         official_split: bool = False,
     ) -> None:
-        setting = SETTINGS[check_scale(scale)]
+        setting = SETTINGS[check_scale(scale, SETTINGS)]
         size, wanted = size_of(resolution, setting), counts_of(images, setting)
         source = Files(_folder(), KINDS, "Cityscapes as preprocessed folders (.npy)")
         source.complete(partial)

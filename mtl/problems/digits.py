@@ -45,7 +45,7 @@ class Digits(BinaryProblem):
     def __init__(self, scale: str = "smoke", *, tasks: int = 3, stands_in_for: str | None = None) -> None:
         from sklearn.datasets import load_digits  # a second to import, which only this problem should pay
 
-        check_scale(scale)
+        check_scale(scale, ROWS)
         if not 2 <= tasks <= len(QUESTIONS):
             raise ValueError(f"tasks must be 2 to {len(QUESTIONS)}, found {tasks!r}")
         self.stands_in_for = stands_in_for

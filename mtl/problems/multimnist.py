@@ -43,7 +43,7 @@ class MultiMNIST(Problem):
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
 
     def __init__(self, scale: str = "smoke") -> None:
-        check_scale(scale)
+        check_scale(scale, ROWS)
         mnist = read(locate("mnist").path)
         n_train, n_test = len(mnist["train_label"]), len(mnist["test_label"])
         order, held = raw.permutation(n_train, 4), n_train // 10

@@ -12,6 +12,7 @@ from mtl.problems.scenes import Scenes, Setting, counts_of, size_of
 SETTINGS = {
     "smoke": Setting((96, 128), (8, 4, 4), 4, 3),
     "quick": Setting((96, 128), (120, 40, 120), 8, 5),
+    "study": Setting((96, 128), None, 8, 5),
     "paper": Setting((288, 384), None, 64, 5),
 }
 
@@ -42,7 +43,7 @@ class NYUv2(Scenes):
         channels_last: bool = True,
         official_split: bool = False,
     ) -> None:
-        setting = SETTINGS[check_scale(scale)]
+        setting = SETTINGS[check_scale(scale, SETTINGS)]
         size, wanted = size_of(resolution, setting), counts_of(images, setting)
         source = find_source(size)
         source.complete(partial)

@@ -123,7 +123,7 @@ class Rooms(Scenes):
         channels_last: bool = True,
         official_split: bool = False,
     ) -> None:
-        setting = SETTINGS[check_scale(scale)]
+        setting = SETTINGS[check_scale(scale, SETTINGS)]
         size, counts = size_of(resolution, setting), counts_of(images, setting)
         assert counts is not None
         self.stands_in_for = stands_in_for
