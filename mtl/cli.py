@@ -1,4 +1,4 @@
-"""The command line: `mtl reproduce | data | claims | doctor`."""
+"""The command line: `mtl reproduce | data | claims | row | doctor`."""
 
 import os
 import time
@@ -130,6 +130,34 @@ def claims(markdown: Annotated[bool, typer.Option("--markdown", help="as a Markd
             typer.echo(claims_markdown())
         else:
             console().print(claims_table())
+
+
+@app.command()
+def row(
+    key: Annotated[str, typer.Argument(help='a key, as in "labels" of the JSON beside a table or figure')],
+    again: Annotated[bool, typer.Option("--again", help="run this configuration now and compare the metrics")] = False,
+) -> None:
+    """One run of the ledgers: what it was, what it gave, how to make it anew; exit code 1 if it comes out otherwise."""
+    from mtl.ledger import find_row
+
+    with one_sentence():
+        file, found = find_row(key)
+        shown = ("key", "status", "config", "metrics", "last", "best_epoch", "wall_s", "provenance")
+        console().print_json(data={"file": file} | {name: found.get(name) for name in shown})
+        if not again:
+            console().print(f"mtl row {key} --again  runs it anew and compares", highlight=False)
+            return
+        from mtl.runs import again as run_again
+
+        table = Table("metric", "ledger", "now", box=None, pad_edge=False)
+        now = run_again(found)["metrics"]
+        for name, value in found["metrics"].items():
+            table.add_row(name, repr(value), repr(now[name]))
+        console().print(table)
+        if now != found["metrics"]:
+            raise RunError(
+                f"{key}: the metrics differ; see provenance for the versions and sources of the ledger's row"
+            )
 
 
 @app.command()

@@ -4,20 +4,20 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from mtl.errors import DataError, RunError
-from mtl.ledger import Ledger, Row, key, ledger
+from mtl.ledger import Ledger, Row, canonical, key, ledger
 from mtl.problems.base import SCALES
-from mtl.runs import Cell, Point, bar, grid, plain_progress, run_grid
+from mtl.runs import BUDGET_KEYS, Cell, Point, bar, grid, plain_progress, run_grid
 from mtl.training import Budget
 
 __all__ = [
-    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "bar", "combine_stl", "grid", "main", "plain_progress",
-    "run_grid", "tune",
+    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "bar", "choose", "combine_stl", "grid", "main", "plain_progress",
+    "published", "run_grid", "tune",
 ]  # fmt: skip
 
 
@@ -98,23 +98,47 @@ def tune(
         raise ValueError(f"grids: every method gets the same number of points, found {sizes}")
     entries = [(f"{name} #{i}", name, point) for name, points in grids.items() for i, point in enumerate(points)]
     cells = grid(wanted, entries, [model], seeds, scale, budget, fallback=fallback, **(options or {}))
-    rows = combine_stl(run_grid(cells, **how))
+    return choose(entries, combine_stl(run_grid(cells, **how)), len(seeds))
+
+
+def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: int) -> Tuning:
+    """Each method's point of the highest mean validation score over n seeds, from rows labelled as the entries are."""
     lines = []
     for label, name, point in entries:
         own = [row for row in rows if row["label"] == label]
         scores = [float(row["validation"]["score"]) for row in own if row["status"] == "ok"]
-        mean = sum(scores) / len(scores) if len(scores) == len(seeds) else float("-inf")
+        mean = sum(scores) / n if len(scores) == n else float("-inf")
         shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
         lines.append({"method": name, "point": shown, "validation score": mean, "n": len(scores)})
     trials = pd.DataFrame(lines)
     best: dict[str, Point] = {}
-    for name, points in grids.items():
+    for name in dict.fromkeys(name for _, name, _ in entries):
+        points = [point for _, own, point in entries if own == name]
         scores = trials.loc[trials["method"] == name, "validation score"].tolist()
         if max(scores) == float("-inf"):
-            raise RunError(f"tune: no point of {name} ended with a result on all of {len(seeds)} seeds")
+            raise RunError(f"tune: no point of {name} ended with a result on all of {n} seeds")
         best[name] = points[scores.index(max(scores))]
     trials["chosen"] = [best[name] is point for _, name, point in entries]
     return Tuning(best, trials)
+
+
+def published(
+    name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, **options: Any
+) -> list[Row]:
+    """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
+    wanted = {}
+    for place, (label, method, point) in enumerate(entries):
+        own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
+        hyper = canonical({k: v for k, v in point.items() if k not in BUDGET_KEYS})
+        wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
+    found = []
+    for row in ledger(name).published():
+        config = row["config"]
+        hyper = {k: v for k, v in config["hyper"].items() if (config["method"], k) != ("stl", "task")}
+        hit = wanted.get(key({"method": config["method"], "hyper": hyper, "budget": config["budget"]}, ""))
+        if hit and config["scale"] == scale and options.items() <= config["options"].items():
+            found.append((config["seed"], hit, config["model"], {**row, "label": hit[1]}))
+    return [row for *_, row in sorted(found, key=lambda one: one[:3])]
 
 
 @dataclass(frozen=True)
@@ -158,6 +182,10 @@ class Experiment:
                 **options,
             )
         ]
+
+    def published(self, name: str, scale: str) -> list[Row]:
+        """Rows that the repository brings along, of this experiment under its `name`."""
+        return published(name, scale, self.methods, self.budget[scale], **dict(self.variants[scale][0]))
 
 
 EXPERIMENTS: dict[str, Experiment] = {

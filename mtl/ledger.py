@@ -264,6 +264,20 @@ def _parse(path: Path, data: bytes) -> list[Row]:
     return rows
 
 
+def find_row(name: str) -> tuple[str, Row]:
+    """The file, below data/ledger, and the last row with this key: published, local or behind a committed figure.
+
+    Raises DataError where no ledger has it.
+    """
+    folder = root() / "data" / "ledger"
+    for path in sorted(folder.rglob("*.jsonl"), key=lambda path: (path.parent != folder, path)):
+        if (row := Ledger(path).find(name)) is not None:
+            return path.relative_to(folder).as_posix(), row
+    raise DataError(
+        f"key: no ledger below data/ledger has {name!r}; keys stand in the JSON beside each table and figure"
+    )
+
+
 def ledger(name: str) -> Ledger:
     """Ledger `name`: local rows in $MTL_LEDGER or data/ledger/local, beside the published ones in data/ledger."""
     published = root() / "data" / "ledger"

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from mtl.files import atomic, root
 from mtl.ledger import Row, plain, provenance, stale
+from mtl.problems.base import SCALES
 from mtl.stats import mean_ci, mean_rank, paired_permutation
 
 Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "conditional", "not testable here")
-SCALES = ("smoke", "quick", "paper")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
 _SYMBOLS |= {"Δ": r"\Delta", "α": r"\alpha", "η": r"\eta", "ρ": r"\rho", "λ": r"\lambda", "→": r"\to", "−": "-"}
 _TEX = str.maketrans(
@@ -65,16 +65,18 @@ def save_figure(
     synthetic: bool = False,
     seeds: Sequence[int] = (),
     wall_s: float | None = None,
+    at: str | None = None,
     width: Literal["column", "text"] = "text",
 ) -> Path:
     """Write figures/`name`.pdf, .png (200 dpi) and .json, and a figure environment for the paper; return the PDF.
 
     PDF and PNG hold no date, so equal runs give equal bytes. Runs at smoke scale write to a folder
-    `smoke/` of their own: looking at a notebook never replaces a figure of the paper.
+    `smoke/` of their own: looking at a notebook never replaces a figure of the paper. `at` is the notebook's scale
+    where `scale`, that of the rows, is another (published rows).
     Raises ValueError for a scale or name out of the rule.
     """
     text = _caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic)
-    path = _folder("figures", scale) / f"{_named(name)}.pdf"
+    path = _folder("figures", at or scale) / f"{_named(name)}.pdf"
     with atomic(path) as part:
         fig.savefig(part, metadata={"CreationDate": None, "ModDate": None})
     with atomic(path.with_suffix(".png")) as part:
@@ -83,7 +85,7 @@ def save_figure(
     shown = f"../{_relative(path)}"
     lines = [rf"\begin{{figure{wide}}}[tb]", r"\centering", rf"\includegraphics[width={size}]{{{shown}}}"]
     lines += [rf"\caption{{{tex(text)}}}", rf"\label{{fig:{name}}}", rf"\end{{figure{wide}}}", ""]
-    _write(_folder("paper/generated", scale) / f"fig_{name}.tex", "\n".join(lines))
+    _write(_folder("paper/generated", at or scale) / f"fig_{name}.tex", "\n".join(lines))
     facts = {"scale": scale, "data": data, "n": n, "config": config, "notebook": notebook}
     _side_car(path, "figure", text, facts, rows, seeds, wall_s)
     return path
@@ -103,6 +105,7 @@ def save_table(
     synthetic: bool = False,
     seeds: Sequence[int] = (),
     wall_s: float | None = None,
+    at: str | None = None,
     digits: int = 3,
     wide: bool = False,
 ) -> Path:
@@ -112,7 +115,7 @@ def save_table(
     """
     note = df.attrs.get("note", "")
     text = _caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic) + (f" {note}" if note else "")
-    path = _folder("paper/generated", scale) / f"{_named(name)}.tex"
+    path = _folder("paper/generated", at or scale) / f"{_named(name)}.tex"
     cells = _with_index(show(df, digits))
     align = "".join("r" if re.match(r"\**[-−+]?[\d.]", str(column.iloc[0])) else "l" for _, column in cells.items())
     bold = cells.map(lambda cell: re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", tex(cell)))
@@ -251,8 +254,10 @@ def _formatted(
     return shown
 
 
-def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = None) -> Row:
+def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None) -> Row:
     """A claim, what became of it, the numbers that say so and the figure that shows it; one row of a claims table.
+
+    `scale`: that of the numbers, where it is not that of the notebook (published rows).
 
     >>> verdict("EMTL reaches the best average", "conditional", "5/5 at s=1, 0/5 at s=.1")["verdict"]
     'conditional'
@@ -260,7 +265,7 @@ def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = No
     if verdict not in VERDICTS:
         raise ValueError(f"verdict: one of {', '.join(VERDICTS)}, found {verdict!r}")
     row = {"claim": claim, "verdict": verdict, "evidence": evidence, "figure": figure}
-    manifest({"kind": "verdict", **row})
+    manifest({"kind": "verdict", **row} | ({"scale": scale} if scale else {}))
     return row
 
 
@@ -310,6 +315,12 @@ def _side_car(
     card["wall_s"] = sum(walls) if walls else None
     # A combined row (STL) stands for the runs that it was made of.
     card["rows"] = [key for row in rows if "key" in row for key in row.get("keys", [row["key"]])]
+    card["labels"] = {}  # label -> keys of its runs: from a line of the table to its ledger rows, see `mtl row`
+    for row in rows:
+        if "key" in row and "config" in row:
+            card["labels"].setdefault(row.get("label") or row["config"].get("method"), []).extend(
+                row.get("keys", [row["key"]])
+            )
     card["provenance"] = provenance()
     _write(path.with_suffix(".json"), json.dumps(plain(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     manifest({k: card[k] for k in ("kind", "name", "caption", "scale", "notebook")} | {"path": _relative(path)})

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -22,8 +23,9 @@ from mtl.errors import RunError
 from mtl.files import root
 from mtl.ledger import Ledger, Row, canonical, key
 from mtl.methods import METHODS, method
+from mtl.models.base import MultiTaskModel
 from mtl.problems import Problem, problem
-from mtl.training import Budget, fit
+from mtl.training import Budget, Run, fit
 
 Event = dict[str, Any]
 Point = Mapping[str, Any]
@@ -127,29 +129,50 @@ def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = 
             data = build(cell)
             if data.fingerprint != cell.fingerprint:
                 raise RunError(f"{cell}: the data changed under the run: {cell.fingerprint} became {data.fingerprint}")
-            config = cell.config
-            settings = dict(config["hyper"])
-            if "seed" in inspect.signature(METHODS[config["method"]]).parameters:
-                settings.setdefault("seed", config["seed"])  # a method that draws does so anew for each run
-            with _one_thread():
-                run = fit(
-                    data,
-                    method(config["method"], n_tasks=len(data.tasks), **settings),
-                    model=config["model"],
-                    seed=config["seed"],
-                    budget=Budget(**config["budget"]),
-                    device=device,
-                    select=config["select"],
-                    checkpoint=path if checkpoints else None,
-                    config=config,
-                )
-            row = run.row
+            row = _fit(cell, data, device, path if checkpoints else None).row
             if row["key"] != name:
                 raise RunError(f"{cell}: its row has key {row['key']} instead of {name}")
             book.append(row)
             path.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # the row is written: whoever waits for this lock finds it and runs nothing
     return row
+
+
+def _fit(cell: Cell, data: Problem, device: str, checkpoint: Path | None = None) -> Run:
+    config = cell.config
+    settings = dict(config["hyper"])
+    if "seed" in inspect.signature(METHODS[config["method"]]).parameters:
+        settings.setdefault("seed", config["seed"])  # a method that draws does so anew for each run
+    with _one_thread():
+        return fit(
+            data,
+            method(config["method"], n_tasks=len(data.tasks), **settings),
+            model=config["model"],
+            seed=config["seed"],
+            budget=Budget(**config["budget"]),
+            device=device,
+            select=config["select"],
+            checkpoint=checkpoint,
+            config=config,
+        )
+
+
+def refit(cell: Cell, changes: Mapping[str, Any] | None = None, device: str = "cpu") -> MultiTaskModel:
+    """The model of a run, trained anew, since ledgers keep none; `changes` replace parts of the configuration."""
+    return cast(
+        MultiTaskModel, _fit(replace(cell, config={**cell.config, **(changes or {})}), build(cell), device).model
+    )
+
+
+def again(row: Row, device: str = "cpu") -> Row:
+    """The row that a ledger row's configuration gives here and now; RunError where the data are not the same."""
+    config = {name: value for name, value in row["config"].items() if name not in ("device", "stands_in_for")}
+    wanted = row["config"].get("stands_in_for")
+    cell = Cell(config["method"], config, row["fingerprint"], wanted or config["problem"], wanted and config["problem"])
+    data = build(cell)
+    if data.fingerprint != row["fingerprint"]:
+        raise RunError(f"{row['key']}: the data read here are others: {data.fingerprint}, not {row['fingerprint']}")
+    return _fit(cell, data, device).row
 
 
 def _start_worker() -> None:

@@ -51,7 +51,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for stamp in sorted(stamps, key=lambda s: (SCALES.index(s["scale"]), s["finished"])):
         where = {key: stamp[key] for key in ("scale", "notebook", "finished")}
-        found |= {line["claim"]: line | where for line in stamp["manifest"] if line["kind"] == "verdict"}
+        found |= {line["claim"]: where | line for line in stamp["manifest"] if line["kind"] == "verdict"}
     return found
 
 

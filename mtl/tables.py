@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.experiments import Tuning, combine_stl, tune
+from mtl.experiments import Tuning, choose, combine_stl, published, tune
 from mtl.files import root
 from mtl.ledger import Ledger, Row
 from mtl.report import Verdict, frame
@@ -99,6 +99,24 @@ def table1(
     entries = [("stl", "stl", {}), *((name, name, best[name]) for name in methods)]
     cells = cells_of(wanted, entries, models, chosen, scale, fallback=fallback, **options)
     return combine_stl(run_grid(cells, ledger=ledger, **how)), tuning
+
+
+def study(tasks: int) -> tuple[list[Row], Tuning]:
+    """The published rows of scale study on Census with so many tasks: STL first, each method at the point chosen from
+    the published trials by validation; LookupError where the repository has none."""
+    budget, entries = BUDGET["study"], []
+    for name in GRIDS:
+        entries += [(f"{name} #{i}", name, point) for i, point in enumerate(points(name, "study"))]
+    trials = [
+        row
+        for row in published("table1", "study", entries, budget, tasks=tasks)
+        if row["config"]["seed"] == SEEDS["study"][0] and row["config"]["model"] == next(iter(BACKBONES))
+    ]
+    if not trials:
+        raise LookupError(f"data/ledger/table1.jsonl: no rows of scale study with {tasks} tasks")
+    tuning = choose(entries, trials, 1)
+    final = [("stl", "stl", {}), *((name, name, tuning.best[name]) for name in GRIDS)]
+    return combine_stl(published("table1", "study", final, budget, tasks=tasks)), tuning
 
 
 def cells_of(

@@ -281,7 +281,7 @@ def test_every_experiment_names_what_exists() -> None:
         labels = [label for label, _, _ in experiment.methods]
         assert len(set(labels)) == len(labels)
         assert (
-            set(experiment.seeds) == set(experiment.budget) == set(experiment.variants) == {"smoke", "quick", "paper"}
+            set(experiment.seeds) == set(experiment.budget) == set(experiment.variants) >= {"smoke", "quick", "paper"}
         )
         assert any(method == "stl" for _, method, _ in experiment.methods)
     with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
