@@ -1,7 +1,7 @@
 """Table 1 (two-task recommendation): its rows, equal tuning grids, the paper's own numbers, what they say."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -102,8 +102,8 @@ def table1(
 
 
 def study(tasks: int) -> tuple[list[Row], Tuning]:
-    """The published rows of scale study on Census with so many tasks: STL first, each method at the point chosen from
-    the published trials by validation; LookupError where the repository has none."""
+    """The published rows of scale study on Census with so many tasks: STL first, each method at the point that the
+    published trials give by validation. Seeds that lack a run are left out. LookupError where no seed is whole."""
     budget, entries = BUDGET["study"], []
     for name in GRIDS:
         entries += [(f"{name} #{i}", name, point) for i, point in enumerate(points(name, "study"))]
@@ -116,7 +116,19 @@ def study(tasks: int) -> tuple[list[Row], Tuning]:
         raise LookupError(f"data/ledger/table1.jsonl: no rows of scale study with {tasks} tasks")
     tuning = choose(entries, trials, 1)
     final = [("stl", "stl", {}), *((name, name, tuning.best[name]) for name in GRIDS)]
-    return combine_stl(published("table1", "study", final, budget, tasks=tasks)), tuning
+    rows = published("table1", "study", final, budget, tasks=tasks)
+    runs = tasks + len(BACKBONES) * len(GRIDS)
+    whole = [seed for seed in SEEDS["study"] if sum(row["config"]["seed"] == seed for row in rows) == runs]
+    if not whole:
+        raise LookupError(f"data/ledger/table1.jsonl: no seed of scale study with {tasks} tasks has all {runs} runs")
+    return combine_stl([row for row in rows if row["config"]["seed"] in whole]), tuning
+
+
+def chosen_points(names: Iterable[str], tuning: Tuning) -> list[str]:
+    """For each line of a table ("emtl (MMoE)") the point that tuning chose for its method."""
+    chosen = tuning.trials[tuning.trials["chosen"]]
+    points = dict(zip(chosen["method"], chosen["point"], strict=True))
+    return [points.get(name.partition(" (")[0], "–") for name in names]
 
 
 def cells_of(

@@ -11,9 +11,10 @@ from mtl import table2
 from mtl.cli import app
 from mtl.experiments import EXPERIMENTS, choose, published
 from mtl.ledger import Ledger, find_row
+from mtl.methods import method
 from mtl.problems import problem
 from mtl.runs import grid, refit, run_grid
-from mtl.training import Budget
+from mtl.training import Budget, fit
 
 METRICS = list(table2.METRICS)
 GOOD = np.where(list(table2.METRICS.values()), 1.1, 0.9)  # a tenth better than STL at everything
@@ -152,6 +153,26 @@ def test_figures_are_drawn(made):
     cell = grid("rooms", [("LS", "ls", {})], ["segnet"], [0], "smoke", Budget(1, 4), resolution="32x48")[0]
     fig = table2.panel_figure(data, {"LS": refit(cell)}, [0])
     assert len(fig.axes) == 9
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_scene_run_stopped_in_any_epoch_and_resumed_is_the_same(tmp_path, epoch):
+    data = problem("rooms", "smoke", resolution="32x48", amp=True)
+    how: Any = {"model": "mtan", "seed": 0, "budget": Budget(3, 4, lr=1e-3, halve_at=1, last=2)}
+    kept: Any = how | {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 0}
+    whole = fit(data, method("emtl", n_tasks=3), **how).row
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, method("emtl", n_tasks=3), progress=stop, **kept)
+    assert (tmp_path / "run.pt").exists()
+    resumed = fit(data, method("emtl", n_tasks=3), **kept).row
+    assert {name: resumed[name] for name in ("metrics", "last", "history", "trace")} == {
+        name: whole[name] for name in ("metrics", "last", "history", "trace")
+    }
 
 
 def test_real_and_rendered_rows_never_share_a_table():
