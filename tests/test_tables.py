@@ -1,6 +1,7 @@
 """Table 1 and the two sweeps: equal grids, the paper's numbers, verdicts that can go either way."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mtl import sweeps, tables
-from mtl.ledger import Ledger
+from mtl.ledger import Ledger, canonical, key
 from mtl.methods import method
 from mtl.problems import problem
 from mtl.report import results_table
@@ -175,3 +176,55 @@ def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):
     broken = table.assign(score=table["score"] + 1e-9 * table["rho"])
     assert not sweeps.inactive(broken, 2)[0]
     assert sweeps.influence(table)["hyperparameter"].tolist() == ["alpha", "rho", "eta"]
+
+
+def written(folder, seeds=(0, 1), best=1, without=None):
+    """A published ledger of scale study on two tasks: all trials, then all runs at the point `best` of each grid."""
+    book = Ledger(folder / "data" / "ledger" / "table1.jsonl")
+    budget = tables.BUDGET["study"]
+    for seed in seeds:
+        for name, model in [("stl", "single-task"), *((n, m) for m in tables.BACKBONES for n in tables.GRIDS)]:
+            whole = seed == 0 and model == "mmoe"
+            grid = [{"task": 0}, {"task": 1}] if name == "stl" else list(tables.points(name, "study"))
+            for place, point in enumerate(grid):
+                if not (whole or name == "stl" or place == best) or (name, seed) == without:
+                    continue
+                own = replace(budget, **{k: v for k, v in point.items() if k == "lr"})
+                hyper = {k: v for k, v in point.items() if k != "lr"}
+                task = f"{'ab'[place % 2]}/score" if name == "stl" else "score"
+                config = {
+                    "problem": "census",
+                    "scale": "study",
+                    "options": {"tasks": 2},
+                    "method": name,
+                    "hyper": hyper,
+                }
+                config |= {"model": model, "seed": seed, "budget": own.settings(), "select": task}
+                score = {
+                    "a/auc": 0.8,
+                    "b/auc": 0.7,
+                    "a/score": 0.8,
+                    "b/score": 0.7,
+                    "score": 0.75 + 0.01 * (place == best),
+                }
+                worse = score | {
+                    "score": 0.75 - 0.01 * (place == best)
+                }  # on the test rows the chosen point is the worst
+                row = {"config": canonical(config), "fingerprint": "f", "status": "ok", "metrics": worse, "wall_s": 1.0}
+                row |= {"validation": score, "best_epoch": 0, "key": key(row["config"], "f"), "synthetic": False}
+                book.append(row)
+
+
+def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    with pytest.raises(LookupError, match="no rows of scale study with 2 tasks"):
+        tables.study(2)
+    written(tmp_path, without=("mgda", 1))
+    rows, tuning = tables.study(2)
+    assert len(rows) == 1 + 2 * len(tables.GRIDS) and {row["config"]["seed"] for row in rows} == {0}
+    assert all(tuning.best[name] == tables.points(name, "study")[1] for name in tables.GRIDS)
+    assert set(tables.lines(rows)["line"]) >= {"stl", "emtl (MMoE)", "emtl (PLE)"}
+    chosen = tables.chosen_points(["stl", "cagrad (PLE)"], tuning)
+    assert chosen == ["–", "c=0.4, lr=0.004"]
+    with pytest.raises(LookupError, match="3 tasks"):
+        tables.study(3)
