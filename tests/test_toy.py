@@ -305,6 +305,18 @@ def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # t
     assert {row["verdict"] for row in toy.claims(table, short=True)} == {"not testable here"}
 
 
+@pytest.mark.slow
+def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale() -> None:
+    readings = [{"combine": "frozen_norm"}, {"combine": "frozen_norm", "rate": "raw"}]
+    runs = toy.run_toy(toy.grid([("emtl", r) for r in readings], [10.0, 1.0, 0.1, 0.01]), record_every=10_000)
+    table = toy.summarise(runs)
+    assert (table["n_front"] == 5).all()
+    ends = runs.x[-1, :, :, 0].reshape(4, 2, 5)
+    assert np.abs(ends[:, 1]).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
+    assert np.ptp(ends[:, 0].mean(1)) > 5, "with it the end moves with the scale"
+    assert toy.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
+
+
 def test_predicted_ends_of_the_reference_table() -> None:
     assert toy.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
     assert toy.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
