@@ -176,7 +176,7 @@ def variances(methods: pd.DataFrame) -> Figure:
     ax.axvline(1, color="0.6", lw=0.8, ls=":")
     ax.axhline(0, color="0.6", lw=0.8, ls=":")
     ax.set(xlabel="RRV over that of equal weights", ylabel="change of the gap, %")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handletextpad=0.2, columnspacing=0.8)
     plt.close(fig)
     return fig
 
