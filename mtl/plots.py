@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from numpy.typing import ArrayLike
 
-from mtl import cost, methods, toy
-from mtl.toy import ToyRuns
+from mtl import cost, methods
 
 WIDTHS = {"column": 3.3, "text": 6.9}  # inches
 STYLE: dict[str, Any] = {
@@ -239,55 +238,6 @@ def _arrow(ax: Axes, vector: np.ndarray, colour: str, label: str, lw: float) -> 
     ax.plot(*vector, alpha=0)  # annotations do not widen the axes
     if label:
         ax.annotate(label, (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
-
-
-def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *, start: int = 2) -> Figure:
-    """Figure 1: a column per method; per scale a row in loss space and one in parameter space; below, p_1 over steps.
-
-    The last row follows the run from `start`: where there is a player its p_1 (running mean over 31 records, faintly
-    p_1 itself) between the edges of its ball (grey), else the weight of loss 1 in the update; solid for the first
-    scale, dotted for the second. A cross marks the predicted end.
-    """
-    rows = 2 * len(scales) + 1
-    fig, axes = subplots(rows, len(labels), height=1.16 * rows, sharey="row")
-    side = np.linspace(-10.5, 10.5, 81)
-    plane = np.stack([np.tile(side, 81), np.repeat(side, 81)], 1)
-    for row, scale in enumerate(scales):
-        problem, best = toy.ToyProblem(scale), toy.star(scale)
-        front, values = toy.pareto_front(scale)
-        mean = problem.losses(plane)[0].mean(1).reshape(81, 81)
-        for upper, lower, label in zip(axes[2 * row], axes[2 * row + 1], labels, strict=True):
-            run = runs.index(label, scale)
-            end = toy.predicted_x1(runs.configs[run])
-            marks = np.stack([best, toy.on_front(end)]) if np.isfinite(end) else np.stack([best, [np.nan, np.nan]])
-            seen = problem.losses(marks)[0]
-            paths, shown = np.moveaxis(runs.x[:, run], 0, 1), np.moveaxis(runs.f[:, run], 0, 1)
-            trajectories(upper, shown, label, front=values, star=seen[0], predicted=seen[1])
-            trajectories(lower, paths, label, front=front, star=best, predicted=marks[1], contour=(side, side, mean))
-            upper.set(xlim=(-21.5 * scale, 11 * scale), ylim=(-21.5, 11), yticks=[-20, 0], xticks=[-20 * scale, 0])
-            lower.set(xlim=(-10.5, 10.5), ylim=(-10.5, 10.5), xticks=[-7, 0, 7], yticks=[-8, 0, 8])
-            upper.set_xlabel("loss 1", labelpad=1)
-            lower.set_xlabel("$x_1$", labelpad=1)
-        axes[2 * row, 0].set_ylabel(f"$s$ = {scale:g}\nloss 2")
-        axes[2 * row + 1, 0].set_ylabel(f"$s$ = {scale:g}\n$x_2$", labelpad=-1)
-    for ax, label in zip(axes[-1], labels, strict=True):
-        for scale, dash in zip(scales, ("-", ":", "--", "-."), strict=False):
-            run = runs.index(label, scale)
-            played = np.isfinite(runs.p[0, run, start])
-            path = (runs.p if played else runs.share)[:, run, start]
-            if played:  # it chatters: faint as it is, strong as its running mean
-                ax.plot(runs.steps / 1000, path, dash, color=look(label)[1], lw=0.4, alpha=0.3)
-                path = pd.Series(path).rolling(31, center=True, min_periods=1).mean().to_numpy()
-            ax.plot(runs.steps / 1000, path, dash, color=look(label)[1])
-        if (config := runs.configs[runs.index(label, scales[0])]) and np.isfinite(limit := toy.ball_edge(config)):
-            for level in (limit, 1 - limit):
-                ax.axhline(level, color="0.6", lw=0.6, zorder=0)
-        ax.set(ylim=(-0.05, 1.05), yticks=[0, 0.5, 1], xticks=[0, round(runs.steps[-1] / 1000, 1)])
-        ax.set_xlabel("steps / 1000", labelpad=1)
-    axes[-1, 0].set_ylabel("$p_1$, or weight\nof loss 1")
-    for ax, label in zip(axes[0], labels, strict=True):
-        ax.set_title(look(label)[0].replace(" (", "\n(").replace("combine=", "").replace("_", " "), fontsize=7)
-    return fig
 
 
 def first_updates(

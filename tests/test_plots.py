@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mtl import plots, report, toy
+from mtl import plots, report
 
 
 @pytest.fixture(autouse=True)
@@ -69,18 +69,6 @@ def test_figures_have_their_printed_size(width: str, inches: float) -> None:
 def test_unknown_width_is_named() -> None:
     with pytest.raises(ValueError, match="width: one of column, text, found 'page'"):
         plots.subplots(width="page")  # type: ignore[arg-type]
-
-
-def test_toy_figure_is_legible_and_named() -> None:
-    labels = ["ls", "emtl", "mgda"]
-    runs = toy.run_toy(toy.grid(labels, [1.0, 0.1]), steps=40, record_every=4)
-    fig = plots.toy_figure(runs, labels, [1.0, 0.1])
-    assert small_text(fig) == []
-    assert outside(fig) == []
-    assert {ax.get_xlabel() for ax in fig.axes} == {"loss 1", "$x_1$", "steps / 1000"}
-    assert [ax.get_title() for ax in fig.axes[:3]] == ["LS", "EMTL", "MGDA"]
-    ends = [line.get_xydata()[-1] for line in fig.axes[0].lines if len(line.get_xdata()) == len(runs.steps)]
-    np.testing.assert_allclose(np.array(ends), runs.f[-1, runs.index("ls", 1.0)])
 
 
 def test_intervals_show_mean_and_half_width() -> None:

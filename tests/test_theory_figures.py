@@ -1,5 +1,6 @@
 """mtl.theory.figures, gap_figures, verdicts: every picture can be drawn, and every verdict can come out either way."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from test_theory_gap import planted
 
 import mtl
+from mtl import summary
 from mtl.report import VERDICTS
-from mtl.theory import fair_figures, fairness, figures, finite, gap, gap_figures, gap_tests, verdicts
+from mtl.theory import checks, fair_figures, fairness, figures, finite, gap, gap_figures, gap_tests, verdicts
 
 
 def by_name(claims: list[verdicts.Claim]) -> dict[str, str]:
@@ -74,6 +76,53 @@ def test_gap_claims_use_the_words_of_the_claims_table(rows: list[dict[str, Any]]
     assert set(by_name(found)) == {"gap-observational", "gap-causal", "emtl-lowers-variance"}
     assert set(by_name(found).values()) <= set(VERDICTS)
     assert set(verdicts.OUTCOMES.values()) <= set(VERDICTS)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((0.9, 0.8, 0.7, 0.5), "reproduced"),
+        ((1.1, 1.1, 1.2, 1.1), "not reproduced"),
+        ((1.1, 0.9, 0.8, 0.7), "conditional"),
+        ((0.7, 0.8, 0.7, 0.6), "conditional"),  # lower, but not the lower the larger rho is
+    ],
+)
+def test_whether_emtl_lowers_the_variance_follows_from_the_rows(
+    rows: list[dict[str, Any]], ratios: tuple[float, ...], said: str
+) -> None:
+    observed = planted("observational", 0.3, 0)
+    for row in observed:
+        units = row["config"]["units"]
+        base = np.array(row["metrics"]["rrv"]["0.5"])[:, units.index("ls")]
+        for rho, ratio in zip(("emtl .1", "emtl .3", "emtl .5", "emtl 1.2"), ratios, strict=True):
+            for block in row["metrics"]["rrv"].values():
+                for seed, line in enumerate(block):
+                    line[units.index(rho)] = ratio * base[seed]
+    methods = gap_figures.by_method(observed)
+    assert methods.loc["emtl .5", "RRV / LS"] == pytest.approx(ratios[2])
+    found = verdicts.gap_claims(
+        gap_tests.primary(gap_tests.registered(rows, draws=20)), methods, gap_figures.doses(rows, draws=20)
+    )
+    assert by_name(found)["emtl-lowers-variance"] == said
+    points = [line.get_xydata() for line in gap_figures.variances(methods).axes[0].lines]
+    assert any(np.allclose(np.asarray(p)[:, 0], ratios) for p in points if len(p) == 4)
+
+
+def test_every_claim_on_theory_has_a_test_a_verdict_and_a_figure() -> None:
+    """The ledger of claims: each named test is in the suite, each figure is drawn by the notebook that it names."""
+    root = Path(__file__).resolve().parent
+    for claim, check in checks.CHECKS.items():
+        for name in check.tests:
+            file, _, test = name.partition("::")
+            assert f"def test_{test}(" in (root / f"test_{file}.py").read_text(encoding="utf-8"), (claim, name)
+        (notebook,) = (root.parent / "notebooks").glob(f"{check.figure[:2]}_*.ipynb")
+        assert f'\\"{check.figure}\\"' in notebook.read_text(encoding="utf-8"), (claim, check.figure)
+    assert {c["id"] for c in summary.claims() if c["figure"][:2] in ("01", "07", "08", "09")} == set(checks.CHECKS) - {
+        "emtl-rho-grid"  # also decided on data, in notebook 04
+    }
+    for claim in summary.claims():
+        if claim["id"] in checks.CHECKS and claim["id"] != "emtl-rho-grid":
+            assert claim["figure"] == checks.CHECKS[claim["id"]].figure, claim["id"]
 
 
 def test_pictures_can_be_drawn(table: pd.DataFrame, cases: pd.DataFrame, rows: list[dict[str, Any]]) -> None:

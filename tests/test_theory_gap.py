@@ -1,5 +1,6 @@
 """mtl.theory.gap, gap_data, gap_tests: the study finds a planted effect, misses one that is not there, and resumes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from mtl.files import root
 from mtl.ledger import Ledger
 from mtl.theory import gap, gap_tests
 from mtl.theory.gap_data import CONDITIONS, available, condition, draw
+
+CELLS = gap.strata("paper", CONDITIONS)
 
 
 def planted(kind: str, correlation: float, effect: float, seed: int = 0, missing: float = 0.0) -> list[dict[str, Any]]:
@@ -140,13 +144,28 @@ def test_runs_are_reproducible() -> None:
 
 
 def test_the_pre_registered_design_is_the_one_in_code() -> None:
-    cells = gap.strata("paper", CONDITIONS)
+    cells = CELLS
     observed = [c for c in cells if c.kind == "observational"]
     assert len(observed) == 32
     assert len(cells) - len(observed) == 16
     assert sum(c.seeds * len(c.units) for c in observed) == 6144
     assert sum(c.seeds * len(c.units) for c in cells if c.kind == "causal") == 1344
     assert len(gap.METHODS) == 24
+
+
+def test_published_rows_are_the_design_on_three_real_data_sets() -> None:
+    """data/ledger/gap.jsonl holds every registered stratum once, at its size."""
+    rows = gap.recorded("paper", Ledger(root() / "data" / "ledger" / "gap.jsonl"))
+    assert [{k: v for k, v in row["config"].items() if k in asdict(c)} for row, c in zip(rows, CELLS, strict=True)] == [
+        asdict(c) for c in CELLS
+    ]
+    assert {c.condition for c in CELLS} == {"digits", "digits-noisy", "census", "qm9"}  # three data sets, one twice
+    assert len({row["source"].split(",")[0].split(" as ")[0] for row in rows}) == 3
+    assert {(c.arch, c.full) for c in CELLS} == {(a, f) for a in ("shared-bottom", "mmoe") for f in (True, False)}
+    for row, cell in zip(rows, CELLS, strict=True):
+        assert row["status"] == "ok" and not row["synthetic"] and not row["embedded_default"]
+        shape = np.array(row["metrics"]["rrv"]["0.5"], dtype=float).shape
+        assert shape == (cell.seeds, len(cell.units)) == ((8, 24) if cell.kind == "observational" else (12, 7))
 
 
 def test_draws_keep_test_rows_out_and_flip_as_registered() -> None:

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -107,7 +108,10 @@ def test_cagrad_is_the_minimum_of_its_dual(rng: np.random.Generator) -> None:
         assert dual(float(x)) <= oracle + 1e-9 * (1 + abs(oracle))
 
 
-SAME = [("ls", {}), ("mgda", {}), ("pcgrad", {}), ("imtl-g", {}), ("nash", {}), ("cagrad", {"c": 0.4})]
+SAME: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ("ls", "mgda", "pcgrad", "imtl-g", "nash", "upgrad")]
+SAME += [(name, {}) for name in ("dualproj", "aligned", "si", "gls")]
+SAME += [("cagrad", {"c": 0.4}), ("stch", {"mu": 2.0}), ("fair-loss", {"alpha": 2.0}), ("scalarization", {"c": 0.3})]
+SAME += [("sdmgrad", {"lam": lam}) for lam in (0.0, 0.3, 3.0)]
 SAME += [("fairgrad", {"alpha": a}) for a in (0.5, 1.0, 2.0, 5.0)]
 PLAYERS = [("bandit", {"rho": rho, "eta": 0.5}) for rho in (0.1, 0.5, 1.2)]
 PLAYERS += [
@@ -116,11 +120,25 @@ PLAYERS += [
     for rate in toy.RATES
     for combine in toy.COMBINES
 ]
+REMEMBERING: list[tuple[str, dict[str, Any]]] = [
+    (n, {}) for n in ("rlw", "uw", "imtl-l", "imtl", "graddrop", "adatask")
+]
+REMEMBERING += [
+    ("dwa", {"tau": 0.5}),
+    ("gradnorm", {"alpha": 0.7}),
+    ("gradvac", {"beta": 0.2}),
+    ("db-mtl", {"beta": 0.6}),
+]
+REMEMBERING += [("famo", {"gamma": gamma}) for gamma in (0.0, 0.05)]
 
 
 def group(name: str, hyper: dict[str, Any], n: int) -> toy.Group:
-    options = {k: v for k, v in (toy.DEFAULTS[name] | hyper).items() if not isinstance(v, float)}
-    return toy.Group(name, options, [toy.Config(name, hyper, 1.0)] * n, 1)
+    return toy.make_group([toy.Config(name, hyper, 1.0)] * n)
+
+
+def theirs(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
+    """The same hyperparameters for `mtl.methods`."""
+    return {"c": [hyper["c"], 1 - hyper["c"]]} if name == "scalarization" else hyper
 
 
 @pytest.mark.parametrize(("name", "hyper"), SAME)
@@ -130,27 +148,88 @@ def test_closed_forms_give_the_directions_of_the_methods(
     g = rng.normal(size=(2, 2, 40))
     g[1] *= 10 ** rng.uniform(-1, 1, size=40)
     losses = rng.normal(size=(2, 40)) * 10
+    losses = np.abs(losses) if name in toy.POSITIVE else losses
     w1, w2 = group(name, hyper, 40).weights(toy.Point.at(*losses, g[0, 0], g[0, 1], g[1, 0], g[1, 1]))
     found = w1 * g[0] + w2 * g[1]
     ratios = []
     for i in range(40):
         grads, values = torch.tensor(g[..., i]), torch.tensor(losses[:, i])
-        oracle = methods.aggregate(name, grads=grads, losses=values, **hyper).direction.numpy()
+        oracle = methods.aggregate(name, grads=grads, losses=values, **theirs(name, hyper)).direction.numpy()
         size = np.linalg.norm(found[:, i]) * np.linalg.norm(oracle)
         assert found[:, i] @ oracle / size == pytest.approx(1, abs=1e-6), f"case {i}"
         ratios.append(np.linalg.norm(oracle) / np.linalg.norm(found[:, i]))
     assert np.ptp(ratios) / np.mean(ratios) < 1e-4, "equal up to one factor, which Adam does not see"
 
 
+@pytest.mark.parametrize("opposed", [False, True])
+def test_aligned_cuts_the_rank_where_the_method_does(opposed: bool) -> None:
+    g = np.array([[1.0, 2.0], [-3.0, -6.0 if opposed else -6.0001]])
+    at = toy.Point.at(*np.ones((2, 1)), *g.reshape(4, 1))
+    w = np.array(group("aligned", {}, 1).weights(at))[:, 0]
+    oracle = methods.aggregate("aligned", grads=torch.tensor(g), losses=torch.ones(2, dtype=torch.float64))
+    assert oracle.weights is not None
+    np.testing.assert_allclose(w, oracle.weights.numpy(), rtol=1e-3)
+
+
 @pytest.mark.parametrize(("name", "hyper"), PLAYERS)
 def test_players_move_as_those_of_the_methods(name: str, hyper: dict[str, Any], rng: np.random.Generator) -> None:
-    ours, theirs = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
+    ours, oracles = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
     for step in range(8):
         g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], rng.normal(size=2)
         at = toy.Point.at(*losses[:, None], *g.reshape(4, 1))
         found = np.array(ours.weights(at))[:, 0]
-        oracle = theirs.weights(torch.tensor(losses), torch.tensor(g @ g.T)).numpy()
+        oracle = oracles.weights(torch.tensor(losses), torch.tensor(g @ g.T)).numpy()
         np.testing.assert_allclose(found / found.sum(), oracle / oracle.sum(), atol=1e-7, err_msg=f"step {step}")
+
+
+@pytest.mark.parametrize(("name", "hyper"), REMEMBERING)
+def test_methods_with_a_memory_move_step_by_step_as_the_methods(
+    name: str, hyper: dict[str, Any], rng: np.random.Generator
+) -> None:
+    ours, oracles = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
+    learned = oracles.parameters()
+    adam = torch.optim.Adam(learned, lr=oracles.learning_rate) if learned else None
+    after = torch.tensor(rng.uniform(0.1, 3, size=2))
+    for step in range(110):
+        g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], after
+        found = np.array(ours.weights(toy.Point.at(*losses.numpy()[:, None], *g.reshape(4, 1))))[:, 0]
+        if ours.elementwise:
+            oracle = oracles.combine([torch.tensor(g)], losses)[0]
+        else:
+            oracle = oracles.weights(losses, torch.tensor(g @ g.T))
+        np.testing.assert_allclose(found, oracle.numpy(), rtol=1e-7, atol=1e-9, err_msg=f"step {step}")
+        if adam is not None:
+            adam.step()
+        after = torch.tensor(rng.uniform(0.1, 3, size=2))
+        if oracles.wants_after_step:
+            oracles.after_step(after)
+
+
+def test_every_method_is_on_the_landscape_or_named_as_absent() -> None:
+    all_of_them = {name for name in methods.METHODS if "@" not in name}
+    assert set(toy.DEFAULTS) | set(toy.ABSENT) == all_of_them and not set(toy.DEFAULTS) & set(toy.ABSENT)
+    assert {n for n in toy.DEFAULTS if methods.method(n, n_tasks=2).positive_losses} == set(toy.POSITIVE)
+    told = {name for name, _ in toy.bounded()}
+    assert told > set(toy.POSITIVE) and "b" not in toy.DEFAULTS["bandit"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_a_method_is_told_its_losses_above_their_bound(scale: float) -> None:
+    at = toy.Point.at(*np.array([[-4.0 * scale], [-20.0], [1.0], [0.0], [0.0], [1.0]]))
+    w1, w2 = toy.make_group([toy.Config("si", {"b": -21.0}, scale)]).weights(at)
+    assert (w1[0], w2[0]) == pytest.approx((1 / (17 * scale), 1.0))
+
+
+@pytest.mark.parametrize("name", toy.POSITIVE)
+def test_where_a_formula_is_undefined_the_run_ends_and_the_table_says_so(name: str) -> None:
+    runs = toy.run_toy(toy.grid([name, (name, {"b": -21.0}), "mgda"], [0.1]), steps=60, lr=0.05, record_every=20)
+    table = toy.summarise(runs).set_index("method")
+    below = (toy.ToyProblem(0.1).losses(toy.STARTS)[0] <= 0).any(1).sum()
+    assert table.loc[name, "undefined"] >= below == 3 and table.loc[name, "n_front"] == 0
+    assert table.loc[f"{name} (b=-21)", "undefined"] == table.loc["mgda", "undefined"] == 0
+    shown = toy.ends(toy.summarise(runs))["s = 0.1"]
+    assert "undefined" in shown[name] and "undefined" not in shown[f"{name} (b=-21)"]
+    assert np.isnan(runs.x[-1, 0]).any() and np.isfinite(runs.x[-1, 1]).all()
 
 
 def test_adam_is_torch_adam() -> None:
@@ -159,13 +238,13 @@ def test_adam_is_torch_adam() -> None:
     adam = torch.optim.Adam([x], lr=0.05)
     for _ in range(200):
         adam.zero_grad()
-        (0.5 * toy.landscape(x, 0.1)).sum().backward()
+        toy.landscape(x, 0.1).sum().backward()
         adam.step()
     np.testing.assert_allclose(runs.x[-1, 0], x.detach().numpy(), rtol=1e-8, atol=1e-8)
 
 
 def test_one_run_is_the_same_alone_and_among_others() -> None:
-    configs = toy.grid(["emtl", "nash", ("fairgrad", {"alpha": 0.5}), "cagrad", "bandit"], [1.0, 0.1])
+    configs = toy.grid([*toy.DEFAULTS, *toy.bounded(), ("fairgrad", {"alpha": 0.5})], [1.0, 0.1])
     together = toy.run_toy(configs, steps=300, record_every=100)
     for i, config in enumerate(configs):
         alone = toy.run_toy([config], steps=300, record_every=100, starts=toy.STARTS[1:2])
@@ -226,6 +305,18 @@ def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # t
     assert {row["verdict"] for row in toy.claims(table, short=True)} == {"not testable here"}
 
 
+@pytest.mark.slow
+def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale() -> None:
+    readings = [{"combine": "frozen_norm"}, {"combine": "frozen_norm", "rate": "raw"}]
+    runs = toy.run_toy(toy.grid([("emtl", r) for r in readings], [10.0, 1.0, 0.1, 0.01]), record_every=10_000)
+    table = toy.summarise(runs)
+    assert (table["n_front"] == 5).all()
+    ends = runs.x[-1, :, :, 0].reshape(4, 2, 5)
+    assert np.abs(ends[:, 1]).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
+    assert np.ptp(ends[:, 0].mean(1)) > 5, "with it the end moves with the scale"
+    assert toy.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
+
+
 def test_predicted_ends_of_the_reference_table() -> None:
     assert toy.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
     assert toy.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
@@ -233,6 +324,42 @@ def test_predicted_ends_of_the_reference_table() -> None:
     assert toy.predicted_end(0.01, 0.5, combine="frozen_norm") == pytest.approx(-4.852, abs=1e-3)
     for scale in (10.0, 0.1, 0.01):
         assert toy.predicted_end(scale, 0.5, "raw", "frozen_norm") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
+@pytest.mark.parametrize("c", [0.1, 0.5, 0.8])
+def test_fixed_weights_end_where_their_sum_is_least(scale: float, c: float) -> None:
+    end = toy.predicted_x1(toy.Config("scalarization", {"c": c}, scale))
+    assert end == pytest.approx(7 * (c * scale - (1 - c)) / (c * scale + 1 - c), abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
+def test_smooth_tchebycheff_ends_where_its_objective_is_least_on_the_front(scale: float) -> None:
+    for hyper in ({"mu": 0.5}, {"mu": 1.0, "b": -21.0}):
+        x, f = toy.pareto_front(scale, n=2801)
+        told = f - np.array([scale, 1.0]) * hyper.get("b", 0.0)
+        objective = np.logaddexp.reduce(told / (2 * hyper["mu"]), axis=1)
+        end = toy.predicted_x1(toy.Config("stch", hyper, scale))
+        assert end == pytest.approx(x[objective.argmin(), 0], abs=6e-3)
+
+
+def test_readings_of_emtl_are_told_apart() -> None:
+    ends = {"star": "0.1, 0, 0.05", "one point": "-2.8, -2.9, -2.85", "front": "-6, 0, 6", "no": "-6, 0, 6"}
+    counts = {"star": (3, 3), "one point": (3, 0), "front": (3, 1), "no": (2, 1)}
+    rows = [
+        {"scale": s, "method": m, "n": 3, "n_front": counts[k][0], "n_star": counts[k][1], "x1_end": ends[k]}
+        for m, found in {
+            "emtl": ("star", "no"),
+            "emtl (b=-21)": ("front", "one point"),
+            "emt": ("star", "star"),
+        }.items()
+        for s, k in zip((1.0, 0.1), found, strict=True)
+    ]
+    found = toy.reconstructions(pd.DataFrame(rows))
+    assert found["s = 1"].tolist() == ["star", "front"] and found["s = 0.1"].tolist() == ["no", "one point"]
+    assert found["verdict"].tolist() == ["conditional", "not reproduced"]
+    assert toy.reconstructions(pd.DataFrame(rows[:1])).loc["emtl", "verdict"] == "reproduced"
+    assert set(toy.reconstructions(pd.DataFrame(rows), short=True)["verdict"]) == {"not testable here"}
 
 
 def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
@@ -246,9 +373,10 @@ def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
 @pytest.mark.parametrize(
     ("config", "wording"),
     [
-        (("mdga", {}), "method: the toy has ls, mgda.* found 'mdga'"),
-        (("emtl", {"gamma": 1.0}), "gamma: emtl takes rho, eta, alpha"),
+        (("mdga", {}), "method: the toy has ls, scalarization.* found 'mdga'"),
+        (("emtl", {"gamma": 1.0}), "gamma: emtl takes b, rho, eta, alpha"),
         (("ls", {"rho": 1.0}), "rho: ls takes no hyperparameters"),
+        (("stl", {}), "found 'stl'; one model per task has no common point"),
         (("emtl", {"combine": "sum"}), "combine: one of literal, frozen_norm, product, found 'sum'"),
     ],
 )

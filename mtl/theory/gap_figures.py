@@ -162,6 +162,25 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines).set_index("method")
 
 
+def variances(methods: pd.DataFrame) -> Figure:
+    """`by_method`: the variance of relative rates against that of equal weights, and what the gap did; EMTL by rho."""
+    fig, axes = plots.subplots(1, 1, width="column", height=2.5)
+    ax = axes[0, 0]
+    for family, colour in (("", plots.GREY), ("bandit", plots.ORANGE), ("emtl", plots.RED)):
+        own = methods.index.str.startswith(("bandit", "emtl"))
+        part = methods[methods.index.str.startswith(family) if family else ~own]
+        label = {"": "other methods", "bandit": "BanditMTL, by ρ", "emtl": "EMTL, by ρ"}[family]
+        ax.errorbar(part.iloc[:, 0], part.iloc[:, 1], part.iloc[:, 2], fmt="o", color=colour, ms=3, lw=0.6, label=label)
+        for name, x, y in zip(part.index, part.iloc[:, 0], part.iloc[:, 1], strict=True) if family else ():
+            ax.annotate(name.split()[1], (x, y), (4, 2), textcoords="offset points", fontsize=7, color=colour)
+    ax.axvline(1, color="0.6", lw=0.8, ls=":")
+    ax.axhline(0, color="0.6", lw=0.8, ls=":")
+    ax.set(xlabel="RRV over that of equal weights", ylabel="change of the gap, %")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handletextpad=0.2, columnspacing=0.8)
+    plt.close(fig)
+    return fig
+
+
 def secondary(rows: Sequence[Row], draws: int = 300) -> pd.DataFrame:
     """Descriptive: all four estimates at q = .7 and .3 and by architecture, optimiser and n at the primary level."""
     lines = []

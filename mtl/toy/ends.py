@@ -1,14 +1,15 @@
 """Where runs end, where they must end, and what becomes of the sentences written about Figure 1."""
 
-from collections.abc import Iterable
-from typing import Literal, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 
+from mtl.toy.config import CAP, DEFAULTS, Config
 from mtl.toy.plane import ToyProblem, losses, pareto_front, star
 from mtl.toy.runs import ToyRuns
-from mtl.toy.weights import CAP, DEFAULTS, Config, edge
+from mtl.toy.weights import edge
 
 Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
 
@@ -56,13 +57,30 @@ def predicted_end(
     return float(np.clip(equal, low, high))
 
 
+def predicted_balance(scale: float, method: str, hyper: Mapping[str, float]) -> float:
+    """x1 at which fixed weights, or STCH's, pull both ways alike: x1 = 7 (w_1 s - w_2) / (w_1 s + w_2).
+
+    >>> round(predicted_balance(0.1, "scalarization", {"c": 0.5}), 3)     # the best average
+    -5.727
+    """
+    x, f = pareto_front(scale, n=2801)
+    odds = np.full(len(x), hyper["c"] / (1 - hyper["c"])) if method == "scalarization" else None
+    if odds is None:  # softmax((L - b) / (2 mu)); falls along the front, so that there is one such point
+        gap = f[:, 0] - f[:, 1] - hyper["b"] * (scale - 1)
+        odds = np.exp(np.clip(gap / (2 * hyper["mu"]), -300, 300))
+    pull = 7 * (odds * scale - 1) / (odds * scale + 1)
+    return float(np.interp(0.0, x[:, 0] - pull, x[:, 0]))
+
+
 def predicted_x1(config: Config) -> float:
-    """`predicted_end` of a configuration; NaN for methods whose end depends on the start or, unbounded, on the path."""
+    """Where a configuration must end; NaN where that depends on the start or, for an unbounded player, on the path."""
+    hyper = DEFAULTS[config.method] | dict(config.hyper)
     if config.method == "ls":
         return float(star(config.scale)[0])
-    if not ball_edge(config) < 1:
+    if config.method in ("scalarization", "stch"):
+        return predicted_balance(config.scale, config.method, hyper)
+    if not ball_edge(config) < 1 or hyper.get("b"):
         return float("nan")
-    hyper = DEFAULTS[config.method] | dict(config.hyper)
     return predicted_end(config.scale, hyper["rho"], hyper.get("rate", "loss"), hyper.get("combine", "literal"))
 
 
@@ -71,6 +89,7 @@ def summarise(runs: ToyRuns, tolerance: float = 0.2) -> pd.DataFrame:
 
     "On" and "at" mean within `tolerance` in the plane. `excess` is the mean over all starts of
     (L_1 + L_2) / 2 minus its smallest value; `x1_end` lists where the runs end, in the order of the starts.
+    `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or overflowed.
     """
     curve, _ = pareto_front(n=2801)
     lines = []
@@ -85,12 +104,50 @@ def summarise(runs: ToyRuns, tolerance: float = 0.2) -> pd.DataFrame:
                 "n": len(end),
                 "n_front": int((away <= tolerance).sum()),
                 "n_star": int((np.linalg.norm(end - best, axis=1) <= tolerance).sum()),
+                "undefined": int((~np.isfinite(end).all(1)).sum()),
                 "excess": float(runs.f[-1, i].mean() - least),
                 "predicted_x1": predicted_x1(config),
                 "x1_end": ", ".join(f"{x1:.2f}" for x1 in end[:, 0]),
             }
         )
     return pd.DataFrame(lines)
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """`summarise` as read: a line per method, a column per scale, "on the front / at the best average, mean excess"."""
+
+    def said(row: "pd.Series[Any]") -> str:
+        if row["undefined"] == row["n"]:
+            return "undefined"
+        rest = f"{row['undefined']} undefined" if row["undefined"] else f"{row['excess']:.2f}"
+        return f"{row['n_front']} / {row['n_star']}, {rest}"
+
+    lines = table.assign(s=[f"s = {s:g}" for s in table["scale"]], text=table.apply(said, axis=1))
+    wide = lines.pivot(index="method", columns="s", values="text")
+    return wide.loc[table["method"].unique(), lines["s"].unique()]
+
+
+def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: float = 0.2) -> pd.DataFrame:
+    """Per reading of EMTL and scale, what all starts have in common, and whether that is what Figure 1's text says.
+
+    "star": all end at the best average; "one point": all at one other point of the front; "front": all somewhere on
+    it; "no": not all reach it. The text (the best average at every scale) holds at every scale, at some, or at none.
+    Runs too `short` to have ended judge nothing.
+    """
+    rows = table[table["method"].str.match(r"emtl( \(|$)")].copy()
+
+    def common(row: "pd.Series[Any]") -> str:
+        if row["n_star"] == row["n"]:
+            return "star"
+        if row["n_front"] < row["n"]:
+            return "no"
+        return "one point" if np.ptp([float(x1) for x1 in row["x1_end"].split(", ")]) <= 2 * tolerance else "front"
+
+    rows["s"], rows["said"] = [f"s = {s:g}" for s in rows["scale"]], rows.apply(common, axis=1)
+    wide = rows.pivot(index="method", columns="s", values="said").loc[rows["method"].unique(), rows["s"].unique()]
+    hits = (wide == "star").mean(axis=1)
+    judged = np.select([hits == 1, hits > 0], ["reproduced", "conditional"], "not reproduced")
+    return wide.assign(verdict="not testable here" if short else judged)
 
 
 def settings(table: pd.DataFrame) -> pd.DataFrame:

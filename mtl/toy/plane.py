@@ -1,6 +1,7 @@
 """The plane of Figure 1: two losses, their gradients, the Pareto front and its best average."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class ToyProblem:
         return np.stack([f1, f2], 1), np.stack(g, 1).reshape(-1, 2, 2)
 
 
+@lru_cache(maxsize=64)
 def pareto_front(scale: float = 1.0, n: int = 201) -> tuple[Array, Array]:
     """The front: points x (n, 2) from x1 = -7 to 7, and their losses (n, 2).
 
@@ -90,7 +92,10 @@ def pareto_front(scale: float = 1.0, n: int = 201) -> tuple[Array, Array]:
         rising = (7 + x1) * a2 + (7 - x1) * b2 > 0
         low, high = np.where(rising, low, x2), np.where(rising, x2, high)
     x = np.stack([x1, 0.5 * (low + high)], 1)
-    return x, ToyProblem(scale).losses(x)[0]
+    f = ToyProblem(scale).losses(x)[0]
+    for shared in (x, f):  # by all who ask for the same front
+        shared.flags.writeable = False
+    return x, f
 
 
 def star(scale: float = 1.0) -> Array:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtl.toy.config import DEFAULTS, Config, check
+from mtl.toy.groups import Player, make_group
 from mtl.toy.plane import STARTS, Array, losses
-from mtl.toy.weights import DEFAULTS, Config, Group, Point, check
+from mtl.toy.weights import Point
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,8 @@ class ToyRuns:
     """Paths of all configurations C and starts S at the recorded steps R.
 
     `p`: the player's p_1, mean since the last record (at its end it may jump from edge to edge at every step);
-    NaN for methods without one. `share`: weight of loss 1 over the sum of both.
+    NaN for methods without one. `share`: weight of loss 1 over the sum of both; NaN for methods without weights.
+    x and f are NaN from where a method's own formula is undefined (see `Config`) or has overflowed.
     """
 
     configs: tuple[Config, ...]
@@ -50,20 +53,16 @@ def run_toy(
     if steps < 1 or record_every < 1:
         raise ValueError(f"steps: at least 1 step and record, found steps={steps}, record_every={record_every}")
     began = time.perf_counter()
-    options = [
-        {k: v for k, v in (DEFAULTS[c.method] | dict(c.hyper)).items() if not isinstance(v, float)} for c in configs
-    ]
-    kinds = [(c.method, *map(str, o.values())) for c, o in zip(configs, options, strict=True)]
+    kinds = [_kind(c) for c in configs]
     order = sorted(range(len(configs)), key=lambda i: kinds[i])
     s, groups, first = len(starts), [], 0
     for _, members in itertools.groupby(order, key=lambda i: kinds[i]):
-        found = list(members)
-        group = Group(configs[found[0]].method, options[found[0]], [configs[i] for i in found], s)
-        groups.append((group, slice(first, first + len(found) * s)))
+        found = [configs[i] for i in members]
+        groups.append((make_group(found, s), slice(first, first + len(found) * s)))
         first += len(found) * s
     scale = np.repeat([configs[i].scale for i in order], s)
     x = np.ascontiguousarray(np.tile(np.asarray(starts, dtype=np.float64), (len(configs), 1)).T)
-    m, v, weight = np.zeros_like(x), np.zeros_like(x), np.empty_like(x)
+    m, v, weight, direct = np.zeros_like(x), np.zeros_like(x), np.full_like(x, np.nan), np.zeros_like(x)
     kept = sorted({*range(0, steps, record_every), steps})
     records = np.full((len(kept), 6, first), np.nan)
     place = 0
@@ -72,21 +71,28 @@ def run_toy(
             f1, f2, a1, a2, b1, b2 = losses(x[0], x[1], scale)
             at = Point.at(f1, f2, a1, a2, b1, b2)
             for group, which in groups:
-                weight[0, which], weight[1, which] = group.weights(at.part(which))
+                target = direct if group.elementwise else weight
+                target[0, which], target[1, which] = group.weights(at.part(which))
             if step == kept[place]:
-                total = weight[0] + weight[1]
-                records[place, :5] = x[0], x[1], f1, f2, weight[0] / total
+                records[place, :5] = x[0], x[1], f1, f2, weight[0] / (weight[0] + weight[1])
                 for group, which in groups:
-                    if "rho" in group.hyper:
+                    if isinstance(group, Player):
                         records[place, 5, which] = group.total / (step - kept[place - 1] if place else 1)
                         group.total[:] = 0
                 place += 1
             if step == steps:
                 break
             g = np.stack([weight[0] * a1 + weight[1] * b1, weight[0] * a2 + weight[1] * b2])
+            for group, which in groups:
+                if group.elementwise:
+                    g[:, which] = direct[:, which]
             m += 0.1 * (g - m)
             v += 0.001 * (g * g - v)
-            x -= (lr / (1 - 0.9 ** (step + 1))) * m / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+            move = (lr / (1 - 0.9 ** (step + 1))) * m / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+            for group, which in groups:
+                if group.replaces_adam:
+                    move[:, which] = lr * direct[:, which]
+            x -= move
     back = np.argsort(order)
     shaped = records.reshape(len(kept), 6, len(configs), s)[:, :, back]
     points = np.moveaxis(shaped, 1, -1)
@@ -94,3 +100,10 @@ def run_toy(
     return ToyRuns(
         tuple(configs), np.array(kept), points[..., :2], points[..., 2:4], points[..., 5], points[..., 4], wall
     )
+
+
+def _kind(config: Config) -> tuple[str, ...]:
+    """Configurations of one kind are weighed in one call."""
+    hyper = DEFAULTS[config.method] | dict(config.hyper)
+    named = (f"{k}={v}" for k, v in hyper.items() if not isinstance(v, float))
+    return ("fairgrad" if config.method == "nash" else config.method, *named)

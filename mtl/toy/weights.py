@@ -1,66 +1,16 @@
 """Weights of two tasks in closed form, for many runs at once: what `mtl.methods` gives one run at a time."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from mtl.toy.plane import Array
 
 TINY = 1e-30
-CAP = 0.95 * math.log(2)  # from ln 2 on the KL ball is the whole simplex and the player's state winds up
-
-
-class Config(NamedTuple):
-    """One line of the table: a method, its hyperparameters (of `mtl.methods`) and the scale of loss 1."""
-
-    method: str
-    hyper: Mapping[str, Any]
-    scale: float
-
-    @property
-    def label(self) -> str:
-        """Method and what differs from the defaults: "emtl (combine=frozen_norm)"."""
-        said = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.hyper.items())
-        return f"{self.method} ({said})" if said else self.method
-
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ls": {},
-    "mgda": {},
-    "pcgrad": {},
-    "cagrad": {"c": 0.4},
-    "imtl-g": {},
-    "nash": {},
-    "fairgrad": {"alpha": 2.0},
-    "bandit": {"rho": 0.5, "eta": 0.5},
-    "emtl": {"rho": 0.5, "eta": 0.5, "alpha": 0.5, "rate": "weighted", "combine": "literal", "strict": False},
-}
-RATES, COMBINES = ("weighted", "raw"), ("literal", "frozen_norm", "product")
-
-
-def grid(methods: Iterable[str | tuple[str, Mapping[str, Any]]], scales: Iterable[float]) -> list[Config]:
-    """Every method at every scale; a method is a name, or a name with hyperparameters.
-
-    >>> [c.label for c in grid(["ls", ("emtl", {"combine": "frozen_norm"})], [1.0])]
-    ['ls', 'emtl (combine=frozen_norm)']
-    """
-    pairs: list[tuple[str, Mapping[str, Any]]] = [(m, {}) if isinstance(m, str) else m for m in methods]
-    return [Config(name, hyper, scale) for scale in scales for name, hyper in pairs]
-
-
-def check(config: Config) -> None:
-    """Raise ValueError for a method or hyperparameter that the toy does not have, listing those it has."""
-    if config.method not in DEFAULTS:
-        raise ValueError(f"method: the toy has {', '.join(DEFAULTS)}, found {config.method!r}")
-    known = DEFAULTS[config.method]
-    for name, value in config.hyper.items():
-        if name not in known:
-            raise ValueError(f"{name}: {config.method} takes {', '.join(known) or 'no hyperparameters'}")
-        allowed = {"rate": RATES, "combine": COMBINES}.get(name, (value,))
-        if value not in allowed:
-            raise ValueError(f"{name}: one of {', '.join(allowed)}, found {value!r}")
+RANK = 2 * float(np.finfo(np.float64).eps)  # Aligned-MTL counts a smaller ratio of eigenvalues as zero
+Weights = tuple[Array, Array]
 
 
 class Point(NamedTuple):
@@ -68,6 +18,10 @@ class Point(NamedTuple):
 
     f1: Array
     f2: Array
+    a1: Array
+    a2: Array
+    b1: Array
+    b2: Array
     a: Array
     b: Array
     c: Array
@@ -81,13 +35,10 @@ class Point(NamedTuple):
         a, b, c = a1 * a1 + a2 * a2 + TINY, a1 * b1 + a2 * b2, b1 * b1 + b2 * b2 + TINY
         det = (a1 * b2 - a2 * b1) ** 2
         mgda = np.minimum(np.maximum((c - b) / (a + c - 2 * b + TINY), 0), 1)
-        return cls(f1, f2, a, b, c, np.sqrt(a), np.sqrt(c), det, mgda)
+        return cls(f1, f2, a1, a2, b1, b2, a, b, c, np.sqrt(a), np.sqrt(c), det, mgda)
 
     def part(self, which: slice) -> "Point":
         return Point(*(column[which] for column in self))
-
-
-Weights = tuple[Array, Array]
 
 
 def alpha_fair(at: Point, alpha: Array, iterations: int = 6) -> Weights:
@@ -129,6 +80,65 @@ def cagrad(at: Point, c: Array) -> Weights:
     return 0.5 + pull * x, 0.5 + pull * (1 - x)
 
 
+def aligned(at: Point) -> Weights:
+    """sqrt(lam_min) K^(-1/2) 1, without a division by det; where K has rank 1, its eigenvector times its sum."""
+    root, trace = np.sqrt(at.det), at.a + at.c
+    largest = 0.5 * (trace + np.sqrt((at.a - at.c) ** 2 + 4 * at.b * at.b))
+    whole = 1 / np.sqrt(largest * (trace + 2 * root))
+    full = at.det > RANK * largest * largest
+    return (
+        np.where(full, (at.c + root - at.b) * whole, (at.a + at.b) / trace),
+        np.where(full, (at.a + root - at.b) * whole, (at.c + at.b) / trace),
+    )
+
+
+def sdm(at: Point, lam: Array) -> Weights:
+    """w = min-norm point of g_t + lam g_0, then (w + lam / 2) / (1 + lam); the difference of the two is that of g_t."""
+    shift = lam * 0.5 * (at.c - at.a)  # lam <g_0, g_2 - g_1>
+    w = np.clip((at.c - at.b + shift) / (at.a + at.c - 2 * at.b + TINY), 0, 1)
+    return (w + 0.5 * lam) / (1 + lam), (1 - w + 0.5 * lam) / (1 + lam)
+
+
+def closed_form(method: str, at: Point, losses: Weights, hyper: Mapping[str, Array]) -> Weights:
+    """The weights of a method without state; `losses` are those that the method is told (see `Config`)."""
+    one = np.ones_like(at.a)
+    L1, L2 = losses
+    match method:
+        case "ls":
+            return one, one
+        case "scalarization":
+            return hyper["c"], 1 - hyper["c"]
+        case "si":
+            return 1 / L1, 1 / L2
+        case "gls":
+            root = 0.5 * np.sqrt(L1 * L2)
+            return root / L1, root / L2
+        case "fair-loss":
+            return L1 ** -hyper["alpha"], L2 ** -hyper["alpha"]
+        case "stch":
+            share = 0.5 / (1 + np.exp(0.5 * (L2 - L1) / hyper["mu"]))
+            return share, 0.5 - share
+        case "mgda":
+            return at.mgda, 1 - at.mgda
+        case "pcgrad" | "upgrad":  # two tasks: each gradient is projected off the other, and half of that is UPGrad
+            clash, half = np.minimum(at.b, 0), 0.5 if method == "upgrad" else 1.0
+            return half * (1 - clash / at.a), half * (1 - clash / at.c)
+        case "dualproj":
+            return 0.5 - 0.5 * np.minimum(at.a + at.b, 0) / at.a, 0.5 - 0.5 * np.minimum(at.c + at.b, 0) / at.c
+        case "cagrad":
+            return cagrad(at, hyper["c"])
+        case "imtl-g":
+            return at.n2 / (at.n1 + at.n2), at.n1 / (at.n1 + at.n2)
+        case "aligned":
+            return aligned(at)
+        case "sdmgrad":
+            return sdm(at, hyper["lam"])
+        case "nash" | "fairgrad":
+            return alpha_fair(at, hyper["alpha"])
+        case _:
+            raise ValueError(f"method: no closed form is known for {method!r}")
+
+
 def edge(rho: Array | float) -> Array:
     """Log odds of the outermost p in the ball KL(p || 1/2) <= rho; infinite from ln 2 on.
 
@@ -143,58 +153,3 @@ def edge(rho: Array | float) -> Array:
         inside = p * np.log(2 * p) + (1 - p) * np.log(np.maximum(2 * (1 - p), TINY)) <= rho
         low, high = np.where(inside, p, low), np.where(inside, high, p)
     return np.where(rho >= math.log(2), np.inf, np.log(low) - np.log(np.maximum(1 - low, TINY)))
-
-
-class Group:
-    """All runs of one method (and one set of its named options), which take their weights together."""
-
-    def __init__(self, method: str, options: Mapping[str, Any], configs: Sequence[Config], starts: int) -> None:
-        self.method, self.options = method, options
-        given = [DEFAULTS[method] | dict(config.hyper) for config in configs]
-        numbers = {k for k, v in DEFAULTS[method].items() if isinstance(v, float)}
-        self.hyper = {k: np.repeat([float(g[k]) for g in given], starts) for k in numbers}
-        self.logit = np.zeros(len(configs) * starts)
-        self.total = np.zeros_like(self.logit)  # of p since the last record
-        if "rho" in self.hyper:
-            rho = self.hyper["rho"]
-            self.edge = edge(rho if options.get("strict", True) else np.minimum(rho, CAP))
-
-    def play(self, r1: Array, r2: Array) -> Weights:
-        """The player's exact KL-ball step: for T = 2 the ball is an interval and the projection a clip."""
-        self.logit = np.minimum(np.maximum(self.logit + self.hyper["eta"] * (r1 - r2), -self.edge), self.edge)
-        p = 1 / (1 + np.exp(-self.logit))
-        self.total += p
-        return p, 1 - p
-
-    def weights(self, at: Point) -> Weights:
-        match self.method:
-            case "ls":
-                return np.full_like(at.a, 0.5), np.full_like(at.a, 0.5)
-            case "mgda":
-                return at.mgda, 1 - at.mgda
-            case "pcgrad":
-                clash = np.minimum(at.b, 0)
-                return 1 - clash / at.a, 1 - clash / at.c
-            case "cagrad":
-                return cagrad(at, self.hyper["c"])
-            case "imtl-g":
-                return at.n2 / (at.n1 + at.n2), at.n1 / (at.n1 + at.n2)
-            case "nash" | "fairgrad":
-                return alpha_fair(at, self.hyper.get("alpha", np.ones_like(at.a)))
-            case "bandit":
-                p = 1 / (1 + np.exp(-self.logit))  # the losses of one step decide the weights of the next
-                self.play(at.f1, at.f2)
-                return p, 1 - p
-            case _:
-                return self.emtl(at)
-
-    def emtl(self, at: Point) -> Weights:
-        w1, w2 = at.mgda, 1 - at.mgda
-        r1, r2 = at.f1 / at.n1, at.f2 / at.n2
-        p1, p2 = self.play(w1 * r1, w2 * r2) if self.options["rate"] == "weighted" else self.play(r1, r2)
-        if self.options["combine"] == "frozen_norm":
-            p1, p2 = p1 * at.n2 / (p1 * at.n2 + p2 * at.n1), p2 * at.n1 / (p1 * at.n2 + p2 * at.n1)
-        elif self.options["combine"] == "product":
-            p1, p2 = p1 * w1, p2 * w2
-        alpha = self.hyper["alpha"]
-        return alpha * w1 + (1 - alpha) * p1, alpha * w2 + (1 - alpha) * p2
