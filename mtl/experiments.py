@@ -274,12 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the scale")
     parser.add_argument("--methods", help="labels, separated by commas; default: all")
     parser.add_argument("--deadline", type=float, help="seconds after which no run is started")
+    parser.add_argument("--together", action="store_true", help="train a method's seeds side by side, as for one GPU")
     parser.add_argument("--keep-stale", action="store_true", help="keep rows that older sources made")
     given = parser.parse_args(arguments)
     book = Ledger(given.ledger) if given.ledger else ledger(given.experiment)
     started = time.monotonic()
     how = {"ledger": book, "jobs": given.jobs, "device": given.device, "progress": plain_progress}
-    how |= {"deadline": given.deadline, "rerun_stale": not given.keep_stale}
+    how |= {"deadline": given.deadline, "rerun_stale": not given.keep_stale, "together": given.together}
     wanted = given.methods.split(",") if given.methods else None
     try:
         if given.experiment == "table1":

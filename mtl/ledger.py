@@ -36,7 +36,9 @@ PARTS = frozenset(
         "models",
         "problems",
         "rules",
+        "seeds",
         "solvers",
+        "stacked",
         "training",
     }
 )

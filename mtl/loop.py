@@ -272,14 +272,22 @@ class Loop:
         patience = self.budget.patience
         return self.epoch >= self.budget.epochs or (patience is not None and self.epoch > 0 and waited >= patience)
 
+    @property
+    def halved(self) -> bool:
+        """Whether this epoch goes at half the learning rate."""
+        return self.budget.halve_at is not None and self.epoch >= self.budget.halve_at
+
+    @property
+    def order(self) -> int:
+        """The seed of this epoch's batches."""
+        return int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0])
+
     def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
         while not self.done:
             self.model.train()
-            halved = self.budget.halve_at is not None and self.epoch >= self.budget.halve_at
             for group, rate in zip(self.groups(), self.rates, strict=True):
-                group["lr"] = rate / 2 if halved else rate
-            order = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0])
-            batches = self.problem.batches("train", order, self.budget.batch_size, self.device)
+                group["lr"] = rate / 2 if self.halved else rate
+            batches = self.problem.batches("train", self.order, self.budget.batch_size, self.device)
             state = self.generators()
             remaining = iter(batches)
             for _ in range(self.step):

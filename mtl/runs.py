@@ -1,6 +1,5 @@
 """A grid of runs: which there are, running those that the ledger lacks, in worker processes."""
 
-import inspect
 import multiprocessing
 import os
 import sys
@@ -22,9 +21,9 @@ from filelock import FileLock
 from mtl.errors import RunError
 from mtl.files import root
 from mtl.ledger import Ledger, Row, canonical, key
-from mtl.methods import METHODS, method
 from mtl.models.base import MultiTaskModel
 from mtl.problems import Problem, problem
+from mtl.seeds import fresh
 from mtl.training import Budget, Run, fit
 
 Event = dict[str, Any]
@@ -107,7 +106,7 @@ def grid(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums are cut into as many parts as there are threads: one thread, so that every machine cuts alike."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -115,6 +114,14 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def unchanged(cell: Cell) -> Problem:
+    """The problem of a cell; RunError if its data are not those that the cell was made for."""
+    data = build(cell)
+    if data.fingerprint != cell.fingerprint:
+        raise RunError(f"{cell}: the data changed under the run: {cell.fingerprint} became {data.fingerprint}")
+    return data
 
 
 def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
@@ -126,10 +133,7 @@ def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = 
     lock = path.with_suffix(".lock")
     with FileLock(lock):
         if (row := book.latest(older).get(name)) is None:
-            data = build(cell)
-            if data.fingerprint != cell.fingerprint:
-                raise RunError(f"{cell}: the data changed under the run: {cell.fingerprint} became {data.fingerprint}")
-            row = _fit(cell, data, device, path if checkpoints else None).row
+            row = _fit(cell, unchanged(cell), device, path if checkpoints else None).row
             if row["key"] != name:
                 raise RunError(f"{cell}: its row has key {row['key']} instead of {name}")
             book.append(row)
@@ -140,13 +144,10 @@ def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = 
 
 def _fit(cell: Cell, data: Problem, device: str, checkpoint: Path | None = None) -> Run:
     config = cell.config
-    settings = dict(config["hyper"])
-    if "seed" in inspect.signature(METHODS[config["method"]]).parameters:
-        settings.setdefault("seed", config["seed"])  # a method that draws does so anew for each run
-    with _one_thread():
+    with one_thread():
         return fit(
             data,
-            method(config["method"], n_tasks=len(data.tasks), **settings),
+            fresh(config["method"], len(data.tasks), config["seed"], config["hyper"]),
             model=config["model"],
             seed=config["seed"],
             budget=Budget(**config["budget"]),
@@ -199,6 +200,7 @@ def run_grid(
     deadline: float | None = None,
     rerun_stale: bool = True,
     accept: Sequence[str] = (),
+    together: bool = False,
 ) -> list[Row]:
     """Rows of all cells in order, each with its cell's `label`; only runs that the ledger lacks are run.
 
@@ -207,11 +209,16 @@ def run_grid(
     names further kinds of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its
     row is then missing in the answer and `progress` hears of it. `progress` gets a dict per cell: event
     ("found", "done", "failed", "left"), cell, row, error, done, total.
+    `together` trains runs that differ in the seed alone side by side (`mtl.seeds`), for a GPU that one run leaves
+    idle: rows then agree with those of single runs to rounding, and have the same keys. What cannot be trained so
+    runs one by one, with a warning.
     Raises RunError naming the cells that failed, after all others are done and written.
     """
     kind = torch.device(device).type
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, found {jobs}")
+    if together and jobs > 1:
+        raise ValueError(f"jobs: must be 1 where seeds train together, found {jobs}")
     if deadline is not None and deadline < 0:
         raise ValueError(f"deadline: must not be negative, found {deadline}")
     until = None if deadline is None else time.monotonic() + deadline
@@ -253,7 +260,15 @@ def run_grid(
             tell("done", name, row=rows[name])
 
     arguments = (ledger, device, checkpoints, not rerun_stale)
-    if jobs == 1 or len(missing) == 1:
+    if together and missing:
+        from mtl import together as side_by_side  # which takes a cell from here
+
+        queue = side_by_side.groups([names[name] for name in missing])
+        while queue and not late():
+            for cell, result in side_by_side.results(queue.pop(0), *arguments):
+                finish(cell.key(kind), result)
+        missing = [cell.key(kind) for group in queue for cell in group]
+    elif jobs == 1 or len(missing) == 1:
         while missing and not late():
             name = missing.pop(0)
             finish(name, partial(run_cell, names[name], *arguments))

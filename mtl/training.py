@@ -82,24 +82,11 @@ def fit(
     """
     device = torch.device(device)
     sign = direction(problem, select)
-    settings = canonical(
-        {
-            "problem": problem.name,
-            "scale": problem.scale,
-            "method": type(method).__name__,
-            "model": model,
-            "seed": seed,
-            "budget": budget.settings(),
-            "select": select,
-            "device": device.type,
-            **(config or {}),
-        }
-    )
+    settings = describe(problem, method, model, budget, select, device) | {"seed": seed, **(config or {})}
     name = key(settings, problem.fingerprint)
     path = None if checkpoint is None else Path(checkpoint)
     started = last = time.perf_counter()
-    failure: dict[str, Any] | None = None
-    status = "ok"
+    failure: Failure | None = None
     test: dict[str, float] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Dropout takes no generator: the global ones are seeded here, and fork_rng gives the caller's back.
@@ -125,28 +112,52 @@ def fit(
             loop.model.load_state_dict(loop.best)
             test = finite(problem.evaluate(loop.model, "test", device), "test", loop.best_epoch, problem.tasks)
         except Failure as met:
-            failure, status = met.entry, met.status
+            failure = met
+    return finished(loop, settings, test, failure, loop.wall + time.perf_counter() - started)
+
+
+def describe(
+    problem: Problem, method: Method, model: str, budget: Budget, select: str, device: torch.device
+) -> dict[str, Any]:
+    """What the objects tell of a run's configuration, all but the seed."""
+    return {
+        "problem": problem.name,
+        "scale": problem.scale,
+        "method": type(method).__name__,
+        "model": model,
+        "budget": budget.settings(),
+        "select": select,
+        "device": device.type,
+    }
+
+
+def finished(
+    loop: Loop, settings: Mapping[str, Any], test: Mapping[str, float], failure: Failure | None, wall: float
+) -> Run:
+    """The run of a loop that has ended, with test metrics or the failure that it ended with."""
+    problem = loop.problem
+    config = canonical(settings)
     residuals = [line["residual"] for line in loop.history if line["residual"] is not None]
     unconverged = [line["unconverged"] for line in loop.history if line["unconverged"] is not None]
     nothing = dict.fromkeys([f"{m.task}/{m.name}" for m in problem.metrics] + ["score"])
     row = {
-        "key": name,
-        "config": settings,
+        "key": key(config, problem.fingerprint),
+        "config": config,
         "fingerprint": problem.fingerprint,
-        "status": status,
-        "failure": failure,
+        "status": failure.status if failure else "ok",
+        "failure": failure.entry if failure else None,
         "metrics": nothing if failure else test,
         "last": None if failure else _mean([line["test"] for line in loop.history if "test" in line]),
         "validation": loop.history[loop.best_epoch]["validation"] if loop.best_epoch >= 0 else nothing,
         "best_epoch": loop.best_epoch if loop.best_epoch >= 0 else None,
         "epochs": len(loop.history),
         "steps": loop.total,
-        "wall_s": round(loop.wall + time.perf_counter() - started, 3),
+        "wall_s": round(wall, 3),
         "certificate": max(residuals, default=None),
         "unconverged": sum(unconverged) if unconverged else None,
         "history": loop.history,
         "trace": [[step, *(float(f"{w:.6g}") for w in weights)] for step, weights in loop.points],
-        "provenance": provenance(device),
+        "provenance": provenance(loop.device),
         "embedded_default": problem.embedded_default,
         "synthetic": problem.synthetic,
         "source": problem.source,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl import experiments, runs
+from mtl import experiments, runs, together
 from mtl.errors import RunError
 from mtl.experiments import EXPERIMENTS, Cell, combine_stl, grid, main, run_grid, tune
 from mtl.ledger import Ledger, sources
@@ -305,6 +305,8 @@ def test_command_runs_resumes_and_says_what_is_left(own_root: Path, monkeypatch,
     err = capsys.readouterr().err
     assert "[1/4] LS · mlp · seed 0: found, ok, score 0." in err and "4 of 4 rows in rows.jsonl, 0 without" in err
     assert len(Ledger(path).rows()) == 4
+    assert main([*call, "--seeds", "2-3", "--together"]) == 0
+    assert [row.get("together") for row in Ledger(path).rows()] == [None] * 4 + [[2, 3]] * 4
     assert main([*call, "--methods", "SGD"]) == 1
     assert "error: methods: must be among LS, MGDA, found 'SGD'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -315,3 +317,50 @@ def test_command_runs_resumes_and_says_what_is_left(own_root: Path, monkeypatch,
 def test_bar_takes_events() -> None:
     with experiments.bar("runs") as progress:
         progress({"event": "done", "cell": "x", "done": 1, "total": 2, "row": {}})
+
+
+def test_seeds_trained_together_give_the_rows_of_single_runs(book: Ledger, tmp_path: Path) -> None:
+    made = cells(seeds=(0, 1, 2), methods=[*TWO, ("STL", "stl", {})])
+    heard: list[dict[str, Any]] = []
+    apart = run_grid(made, ledger=Ledger(tmp_path / "apart.jsonl"))
+    rows = run_grid(made, ledger=book, together=True, progress=heard.append)
+    assert [row["key"] for row in rows] == [row["key"] for row in apart] == [cell.key() for cell in made]
+    for row, lone in zip(rows, apart, strict=True):
+        assert row["together"] == [0, 1, 2] and "together" not in lone
+        assert row["metrics"] == pytest.approx(lone["metrics"], abs=1e-4) and row["label"] == lone["label"]
+    assert [event["event"] for event in heard] == ["done"] * 12 and heard[-1]["done"] == 12
+    assert run_grid(made, ledger=book) == rows, "rows are found, however they were made"
+    assert not list((tmp_path / "data" / "checkpoints").iterdir())
+
+
+def test_together_leaves_alone_what_cannot_be_and_wants_one_job(book: Ledger) -> None:
+    made = cells(methods=[("AdaTask", "adatask", {}), ("LS", "ls", {})])
+    with pytest.warns(UserWarning, match="AdaTask · mlp · seed 0 and 1 more run one by one: name: must be a method"):
+        rows = run_grid(made, ledger=book, together=True)
+    assert ["together" in row for row in rows] == [False, True, False, True]
+    with pytest.raises(ValueError, match="jobs: must be 1 where seeds train together, found 2"):
+        run_grid(made, ledger=book, together=True, jobs=2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_group_that_is_stopped_keeps_the_seeds_that_were_done(book: Ledger, error: type, monkeypatch) -> None:
+    real, calls = together.fit_seeds, list[list[int]]()
+
+    def stopped(*args: Any, **how: Any) -> None:
+        calls.append(how["seeds"])
+        real(*args, **{**how, "seeds": how["seeds"][:1]})
+        raise error("no more")
+
+    made = cells(seeds=(0, 1, 2), methods=TWO[:1])
+    monkeypatch.setattr(together, "fit_seeds", stopped)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else RunError, match=r"no more|2 of 3 runs"):
+        run_grid(made, ledger=book, together=True)
+    assert [row["config"]["seed"] for row in book.rows()] == [0]
+    monkeypatch.setattr(together, "fit_seeds", lambda *a, **how: calls.append(how["seeds"]) or real(*a, **how))
+    assert len(run_grid(made, ledger=book, together=True)) == 3 and calls == [[0, 1, 2], [1, 2]]
+
+
+def test_deadline_starts_no_group(book: Ledger) -> None:
+    heard: list[dict[str, Any]] = []
+    assert run_grid(cells(), ledger=book, together=True, deadline=0, progress=heard.append) == []
+    assert [event["event"] for event in heard] == ["left"] * 4

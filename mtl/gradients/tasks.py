@@ -157,10 +157,11 @@ class TaskGradients:
 
 
 def product(block: Tensor, dtype: torch.dtype) -> Tensor:
-    """B B^T (T, T) of a (T, n) block, without rounding inputs below `dtype` (bfloat16 gradients, TF32 products)."""
+    """B B^T (..., T, T) of (..., T, n) blocks, no input rounded below `dtype` (bfloat16 gradients, TF32 products)."""
     lossy = block.is_cuda and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     if block.dtype == dtype and not lossy:
-        return block @ block.T
+        return block @ block.mT
     wide = torch.float64 if lossy else dtype
-    parts = (block[:, a : a + CHUNK].to(wide) for a in range(0, block.shape[1], CHUNK))
-    return sum((part @ part.T for part in parts), block.new_zeros(len(block), len(block), dtype=wide)).to(dtype)
+    parts = (block[..., a : a + CHUNK].to(wide) for a in range(0, block.shape[-1], CHUNK))
+    zero = block.new_zeros(*block.shape[:-1], block.shape[-2], dtype=wide)
+    return sum((part @ part.mT for part in parts), zero).to(dtype)

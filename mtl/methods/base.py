@@ -40,7 +40,10 @@ class Method:
         self.n_tasks = n_tasks
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
-        """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here."""
+        """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here.
+
+        Dimensions before T are separate problems (seeds side by side); a method that draws takes one at a time.
+        """
         raise NotImplementedError
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
@@ -84,15 +87,15 @@ class Method:
             setattr(self, name, _loaded(f"state[{name!r}]", getattr(self, name), value))
 
     def check(self, losses: Tensor, gram: Tensor | None = None) -> None:
-        """Raise ValueError unless losses are (T,) and K, where the method needs it, is (T, T)."""
+        """Raise ValueError unless losses are (..., T) and K, where the method needs it, is (..., T, T)."""
         T, name = self.n_tasks, type(self).__name__
-        if losses.shape != (T,):
+        if losses.shape[-1:] != (T,):
             raise ValueError(f"losses: {name} was made for {T} tasks, found shape {tuple(losses.shape)}")
         if self.needs in ("gram", "features"):
             if gram is None:
                 raise ValueError(f"gram: {name} needs the Gram matrix of the task gradients, found None")
-            if gram.shape != (T, T):
-                raise ValueError(f"gram: must have shape ({T}, {T}), found {tuple(gram.shape)}")
+            if gram.shape != (*losses.shape, T):
+                raise ValueError(f"gram: must have shape {(*losses.shape, T)}, found {tuple(gram.shape)}")
 
 
 def _saved(value: Any) -> Any:
@@ -117,6 +120,11 @@ def _loaded(name: str, present: Any, value: Any) -> Any:
             return present
         return value.detach().clone().to(present)
     return _saved(value)
+
+
+def norms(gram: Tensor) -> Tensor:
+    """|g_t| (..., T) from K (..., T, T)."""
+    return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
 
 def on(value: Tensor, like: Tensor) -> Tensor:

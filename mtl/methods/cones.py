@@ -8,6 +8,7 @@ from torch import Tensor
 from mtl.methods.base import Heads, chosen, on, positive
 from mtl.methods.gram import GramMethod
 from mtl.solvers import Certificate, dual_cone, inverse_root, min_norm, project_simplex
+from mtl.solvers.common import mv
 
 
 class Aligned(GramMethod):
@@ -58,12 +59,17 @@ class UPGrad(GramMethod):
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         K = K.double() if self.reg else K
         if self.reg:
-            K = K + self.reg * K.diagonal().sum() * torch.eye(self.n_tasks, dtype=K.dtype, device=K.device)
-        w, proof = dual_cone(K, self.starts(K))
+            trace = K.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+            K = K + self.reg * trace * torch.eye(self.n_tasks, dtype=K.dtype, device=K.device)
+        w, proof = dual_cone(K.unsqueeze(-3), self.starts(K))
         self.certificate = Certificate(
-            proof.solver, proof.residual.amax(), proof.iterations.amax(), proof.converged.all(), proof.stationary.all()
+            proof.solver,
+            proof.residual.amax(-1),
+            proof.iterations.amax(-1),
+            proof.converged.all(-1),
+            proof.stationary.all(-1),
         )
-        return w.sum(0)
+        return w.sum(-2)
 
 
 class DualProj(UPGrad):
@@ -111,9 +117,13 @@ class SDMGrad(GramMethod):
         mean, u = K.mean(-1), 1 / self.n_tasks
         if self.inner == "exact":
             shift = self.lam * mean
-            self.w, self.certificate = min_norm(K + shift + shift[:, None] + self.lam**2 * mean.mean())
+            self.w, self.certificate = min_norm(
+                K + shift.unsqueeze(-2) + shift.unsqueeze(-1) + self.lam**2 * mean.mean(-1)[..., None, None]
+            )
         else:
-            self.w = sdm_descent(K, (K.diagonal() + 1e-4).sqrt().mean(), on(self.w, K), self.lam, self.lr)
+            self.w = sdm_descent(
+                K, (K.diagonal(dim1=-2, dim2=-1) + 1e-4).sqrt().mean(-1), on(self.w, K), self.lam, self.lr
+            )
         return (self.w + self.lam * u) / (1 + self.lam)
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
@@ -122,9 +132,9 @@ class SDMGrad(GramMethod):
 
 def sdm_descent(A: Tensor, scale: Tensor, w: Tensor, lam: float, lr: float, steps: int = 20) -> Tensor:
     """Projected momentum steps on the simplex along (A/scale^2)(w + lam/T), A = G1 G2' of two batches."""
-    A = A / scale.square()
+    A = A / scale.square()[..., None, None]
     velocity = torch.zeros_like(w)
     for _ in range(steps):
-        velocity = 0.5 * velocity + A @ (w + lam / len(w))
+        velocity = 0.5 * velocity + mv(A, w + lam / w.shape[-1])
         w = project_simplex(w - lr * velocity)
     return w

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, Needs, chosen, on, positive
+from mtl.methods.base import Method, Needs, chosen, norms, on, positive
 from mtl.solvers import Certificate, kl_ball_step
 
 
@@ -76,16 +76,16 @@ class EMTL(Method):
         self.check(losses, gram)
         assert gram is not None
         w = self.base.weights(losses, gram).double()
-        norms = gram.detach().double().diagonal().clamp_min(0).sqrt()
-        largest = norms.amax()
-        norms = torch.maximum(norms, torch.where(largest > 0, 1e-8 * largest, 1.0))
-        payoff = losses.detach().double() / norms * (w if self.rate == "weighted" else 1)
+        sizes = norms(gram.detach().double())
+        largest = sizes.amax(-1, keepdim=True)
+        sizes = torch.maximum(sizes, torch.where(largest > 0, 1e-8 * largest, 1.0))
+        payoff = losses.detach().double() / sizes * (w if self.rate == "weighted" else 1)
         step = kl_ball_step(on(self.log_p, losses), payoff, self.eta, self.rho)
         self.log_p, self.player, self.certificate = step.log_p, step.certificate, self.base.certificate
         p = step.p
         if self.form == "frozen_norm":
-            p = p / norms
-            p = p / p.sum()
+            p = p / sizes
+            p = p / p.sum(-1, keepdim=True)
         elif self.form == "product":
             p = p * w
         return (self.alpha * w + (1 - self.alpha) * p).to(losses.dtype)
@@ -137,7 +137,8 @@ class FairLoss(Method):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         changed, f = self._fair(losses)
-        w = self.base.weights(changed, None if gram is None else gram * f.to(gram) * f.to(gram)[:, None])
+        scaled = None if gram is None else gram * f.to(gram).unsqueeze(-2) * f.to(gram).unsqueeze(-1)
+        w = self.base.weights(changed, scaled)
         self.certificate = self.base.certificate
         return f * w
 

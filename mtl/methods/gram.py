@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Method, Needs, chosen, on, positive
+from mtl.methods.base import Heads, Method, Needs, chosen, norms, on, positive
 from mtl.methods.learned import Learned
 from mtl.solvers import alpha_fair, cagrad_step, equal_angles, min_norm
 
@@ -27,7 +27,7 @@ class GramMethod(Method):
         return self.solve(gram.detach(), losses.detach()).to(losses.dtype)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        """Weights (T,) from K (T, T) and losses (T,)."""
+        """Weights (..., T) from K (..., T, T) and losses (..., T)."""
         raise NotImplementedError
 
 
@@ -58,9 +58,9 @@ class MGDA(GramMethod):
         K = K.double() if self.norm != "none" else K
         c = losses.to(K.dtype) if "loss" in self.norm else torch.ones_like(losses, dtype=K.dtype)
         if self.norm in ("l2", "loss+"):
-            norms = K.diagonal().clamp_min(0).sqrt()
-            c = c * norms.masked_fill(norms == 0, 1.0)
-        w, self.certificate = min_norm(K / (c[:, None] * c))
+            sizes = norms(K)
+            c = c * sizes.masked_fill(sizes == 0, 1.0)
+        w, self.certificate = min_norm(K / (c.unsqueeze(-1) * c.unsqueeze(-2)))
         return w
 
 
@@ -131,7 +131,7 @@ class IMTL(Learned):
         assert gram is not None
         factor = torch.exp(on(self.s, losses))
         self.descend(factor * losses.double() - 1)
-        a, self.certificate = equal_angles(gram.double() * factor * factor[:, None])
+        a, self.certificate = equal_angles(gram.double() * factor.unsqueeze(-2) * factor.unsqueeze(-1))
         return (a * factor).to(losses.dtype)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, chosen, on, positive
+from mtl.methods.base import Method, chosen, norms, on, positive
 from mtl.solvers import kl_ball_step
 
 
@@ -88,11 +88,11 @@ class GradNorm(Learned):
         if not self.started:
             self.initial, self.started = L.clone(), True
         share = torch.softmax(on(self.s, losses), -1)
-        w, norms = self.n_tasks * share, gram.double().diagonal().clamp_min(0).sqrt()
+        w, sizes = self.n_tasks * share, norms(gram.double())
         rate = L / on(self.initial, losses)
-        target = (w * norms).mean() * (rate / rate.mean()) ** self.alpha
-        slope = torch.sign(w * norms - target) * norms * w
-        self.descend(slope - share * slope.sum())
+        target = (w * sizes).mean(-1, keepdim=True) * (rate / rate.mean(-1, keepdim=True)) ** self.alpha
+        slope = torch.sign(w * sizes - target) * sizes * w
+        self.descend(slope - share * slope.sum(-1, keepdim=True))
         return w.to(losses.dtype)
 
 
@@ -122,14 +122,14 @@ class FAMO(Method):
         D = losses.double() - self.b + 1e-8
         self.before = D.log()
         w = torch.softmax(on(self.xi, losses), -1) / D
-        return (w / w.sum()).to(losses.dtype)
+        return (w / w.sum(-1, keepdim=True)).to(losses.dtype)
 
     def after_step(self, losses: Tensor) -> None:
         self.check(losses)
         delta = on(self.before, losses) - (losses.double() - self.b + 1e-8).log()
         xi = on(self.xi, losses)
         z = torch.softmax(xi, -1)
-        slope = z * (delta - (z * delta).sum()) + self.gamma * xi
+        slope = z * (delta - (z * delta).sum(-1, keepdim=True)) + self.gamma * xi
         self.steps += 1
         self.first = 0.9 * on(self.first, losses) + 0.1 * slope
         self.second = 0.999 * on(self.second, losses) + 0.001 * slope.square()

@@ -84,7 +84,7 @@ class GLS(Method):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        return losses.log().mean().exp() / (self.n_tasks * losses)
+        return losses.log().mean(-1, keepdim=True).exp() / (self.n_tasks * losses)
 
 
 class STCH(Method):

@@ -56,10 +56,9 @@ class TabularInput(nn.Module):
 
         The table is among them, since a net cut here must still reach it; as a view, so that it can be cut.
         """
-        rows = numbers.new_zeros(len(ids), self.hot + numbers.shape[1])
-        rows[:, self.hot :] = numbers
-        if self.hot:
-            rows.scatter_(1, (ids.index_select(1, self.near) + self.columns).long(), 1.0)
+        rows = F.pad(numbers, (self.hot, 0))
+        if self.hot:  # not in place, for which vmap would go row by row
+            rows = rows.scatter(1, (ids.index_select(1, self.near) + self.columns).long(), 1.0)
         far = rows.new_zeros(len(ids), 0)
         if len(self.far):
             far = self.table(ids.index_select(1, self.far) + self.offsets[self.far]).flatten(1)
