@@ -4,7 +4,8 @@
     near-stationary, Pareto stationary, with a zero row). Each answer is checked in extended precision by code that
     knows nothing of the solver. "silent" counts answers said to be converged that fail this check at 1e-9: must be 0.
 (b) Time of one problem on one thread against scipy (least_squares or SLSQP, as the published codes call them) and, if
-    installed, TorchJD and cvxpy (`pip install cvxpy`, no extra of ours); medians of ratios in one run, with the error of each under the same check.
+    installed, TorchJD and cvxpy (`pip install cvxpy`, no extra of ours); medians of ratios in one run, with the error
+    of each under the same check.
 (c) Time per problem when many are solved at once, and how many times as long scipy takes for one.
 """
 

@@ -73,7 +73,7 @@ def _next(best: _Best, mu: Tensor, low: Tensor, high: Tensor, P: Tensor) -> tupl
     """x(mu) on the support P, that support's root, whether it has one, and whether it could be solved."""
     R, q, b, radius, _ = best.problem
     mask = P.to(q.dtype)
-    p, s, failed = _pair(R, mask, q, b, torch.diag_embed(1 - mask), _outer(mask))
+    p, s, failed = _pair(R, mask, q, b, torch.diag_embed(1 + RIDGE - mask), _outer(mask))
     root, real = _level(p, s, q * mask, b * mask, radius)
     best.see(root.unsqueeze(-1) * p - s, root, failed)
     x = mu.unsqueeze(-1) * p - s
