@@ -4,7 +4,9 @@
     near-stationary, Pareto stationary, with a zero row). Each answer is checked in extended precision by code that
     knows nothing of the solver. "silent" counts answers said to be converged that fail this check at 1e-9: must be 0.
 (b) Time of one problem on one thread against scipy (least_squares or SLSQP, as the published codes call them) and, if
-    installed, TorchJD; medians of ratios in one run, with the error of both under the same check.
+    installed, TorchJD and cvxpy (`pip install cvxpy`, no extra of ours); medians of ratios in one run, with the error
+    of each under the same check.
+(c) Time per problem when many are solved at once, and how many times as long scipy takes for one.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -129,6 +132,46 @@ def scipy_answer(name: str, K: np.ndarray, log_p: np.ndarray, payoff: np.ndarray
     return minimize(lambda x: (x * np.log(np.maximum(x, tiny))).sum() - x @ gain, u, **call).x
 
 
+def cvxpy_solver(name: str, T: int) -> Callable[..., np.ndarray] | None:
+    """The same problem by cvxpy and Clarabel, compiled once with parameters as Nash-MTL's authors do; None without it.
+
+    A call sets the parameters and solves; K enters as a square root, whose computation is not timed.
+    """
+    if find_spec("cvxpy") is None:
+        return None
+    cp = importlib.import_module("cvxpy")
+    kind, _, value = name.partition(" ")
+    x, F, b = cp.Variable(T), cp.Parameter((T, T)), cp.Parameter(T)
+    simplex, u = [x >= 0, cp.sum(x) == 1], np.full(T, 1 / T)
+    if kind == "alpha_fair":
+        a = float(value)
+        gain = cp.sum(cp.log(x)) if a == 1 else a / (a - 1) * cp.sum(cp.power(x, (a - 1) / a))
+        goal, rules = cp.sum_squares(F @ x) / 2 - gain, []
+    elif kind == "cagrad":
+        goal, rules = b @ x + cp.norm(F @ x), simplex
+    elif kind == "kl_ball":
+        goal = -cp.sum(cp.entr(x)) - b @ x
+        rules = [*simplex, np.log(T) - cp.sum(cp.entr(x)) <= RHO]
+    else:
+        goal, rules = cp.sum_squares(F @ x), [x >= 1 / T] if kind == "dual_cone" else simplex
+    problem = cp.Problem(cp.Minimize(goal), rules)
+
+    def answer(K: np.ndarray, log_p: np.ndarray, payoff: np.ndarray, half: np.ndarray) -> np.ndarray:
+        r = float(value) * np.sqrt(u @ K @ u) if kind == "cagrad" else 1.0
+        F.value, b.value = r * half, K @ u if kind == "cagrad" else log_p + 0.5 * payoff
+        problem.solve(solver="CLARABEL")
+        found = np.asarray(x.value, dtype=float)
+        return u + r / np.sqrt(found @ K @ found) * found if kind == "cagrad" else found
+
+    return answer
+
+
+def square_root(K: np.ndarray) -> np.ndarray:
+    """F with F'F = K."""
+    values, vectors = np.linalg.eigh(K)
+    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+
+
 def torchjd_weightings() -> dict[str, Callable[[Tensor], Tensor]]:
     """TorchJD's answers from the Gram matrix, where it is installed; those that need cvxpy only with it."""
     try:
@@ -170,6 +213,7 @@ def speed(sizes: tuple[int, ...], budget: float) -> list[Row]:
         G = gradients("plain", T, 3, generator, decades=1.0)
         for name in names:
             ratios, ours_s, errors, theirs, jd = [], [], [], [], []
+            cvx, cvx_errors, modelled = [], [], cvxpy_solver(name, T)
             for K in G @ G.mT:
                 log_p, payoff = (x[0] for x in player(K[None]))
                 payoff = payoff / payoff.max() * 10  # a scale that scipy can work with
@@ -188,6 +232,10 @@ def speed(sizes: tuple[int, ...], budget: float) -> list[Row]:
                 ours_s.append(ours)
                 errors.append(judge(name, K, log_p, payoff, call()))
                 theirs.append(judge(name, K, log_p, payoff, torch.from_numpy(other())))
+                if modelled is not None:
+                    modelling = partial(modelled, *arrays, square_root(arrays[0]))
+                    cvx.append(cpu_time(modelling, budget) / ours)
+                    cvx_errors.append(judge(name, K, log_p, payoff, torch.from_numpy(modelling())))
                 if name in peers:
                     jd.append(cpu_time(partial(peers[name], K), budget) / ours)
             rows.append(
@@ -198,6 +246,8 @@ def speed(sizes: tuple[int, ...], budget: float) -> list[Row]:
                     "times_scipy": statistics.median(ratios),
                     "error": max(errors),
                     "scipy_error": max(theirs),
+                    "times_cvxpy": statistics.median(cvx) if cvx else None,
+                    "cvxpy_error": max(cvx_errors, default=None),
                     "times_torchjd": statistics.median(jd) if jd else None,
                 }
             )
@@ -217,19 +267,19 @@ def judge(name: str, K: Tensor, log_p: Tensor, payoff: Tensor, w: Tensor) -> flo
     return float(checks[kind]()[0])
 
 
-def batched(count: int = 1000, T: int = 3) -> list[Row]:
-    """Microseconds per problem when many are solved at once."""
-    G = gradients("plain", T, count, torch.Generator().manual_seed(0), decades=1.0)
-    K = G @ G.mT
-    return [
-        {
-            "solver": name,
-            "T": T,
-            "batch": count,
-            "us_each": 1e6 * cpu_time(partial(solve, name, K), 0.3) / count,
-        }
-        for name in NAMES
-    ]
+def batched(count: int = 256, sizes: tuple[int, ...] = (3, 40)) -> list[Row]:
+    """Microseconds per problem when many are solved at once, and how many times as long scipy takes for one."""
+    rows = []
+    for T in sizes:
+        G = gradients("plain", T, count, torch.Generator().manual_seed(0), decades=1.0)
+        K = G @ G.mT
+        log_p, payoff = (x[0] for x in player(K[:1]))
+        arrays = K[0].numpy(), log_p.numpy(), (payoff / payoff.max() * 10).numpy()
+        for name in NAMES:
+            each = cpu_time(partial(solve, name, K), 0.3) / count
+            other = cpu_time(partial(scipy_answer, name, *arrays), 0.1)
+            rows.append({"solver": name, "T": T, "batch": count, "us_each": 1e6 * each, "times_scipy": other / each})
+    return rows
 
 
 def table(title: str, rows: list[Row], console: Console) -> None:
@@ -250,10 +300,10 @@ def main() -> int:
     console = Console(width=130)
     right = robustness(200 if options.quick else options.problems)
     fast = speed((2, 3) if options.quick else SIZES, 0.01 if options.quick else 0.1)
-    many = batched(100 if options.quick else 1000)
+    many = batched(64, (3,)) if options.quick else batched()
     table("(a) random problems", right, console)
     table("(b) one problem, one CPU thread; times_x: how many times as long x takes", fast, console)
-    table("many problems at once", many, console)
+    table("(c) many problems at once", many, console)
     if not options.quick:
         path = root() / "benchmarks" / "results" / "solvers.json"
         report = {"robustness": right, "speed": fast, "batched": many, "provenance": provenance("cpu")}

@@ -87,6 +87,12 @@ def test_supremum_is_feasible_and_certified(values: list[float], rho: float) -> 
     assert abs(float(ball.gap)) <= 1e-9 * (1 + float(r.abs().max()))
 
 
+@pytest.mark.parametrize("tie", [1e-50, 1e-12, 1e-9])
+def test_near_ties_are_certified_to_rounding(tie: float) -> None:
+    ball = kl_ball_sup(torch.tensor([tie, 0.0, -5.0], dtype=torch.float64), 1.0)
+    assert 0 <= float(ball.gap) + 1e-14 <= 2e-14  # log beta stopped at 20: 2.5e-9
+
+
 def test_saturation_begins_at_log_T() -> None:
     for n_tasks in (2, 3):
         r = torch.arange(n_tasks, dtype=torch.float64)

@@ -12,6 +12,7 @@ from mtl.gradients.inputs import Inputs
 from mtl.gradients.tasks import TaskGradients
 
 Vjp = Literal["auto", "loop", "batched"]
+AT_ONCE = 8  # tasks in one vectorised backward: its temporaries stay in the cache, and memory does not grow with T
 Grads = Sequence[Tensor | None]
 
 
@@ -28,7 +29,8 @@ def choose(vjp: Vjp) -> Literal["loop", "batched"]:
     """ "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
 
     `python -m benchmarks.step --vjp` on one CPU thread, MGDA, x T backwards, loop / batched from the features:
-    W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.39 / 1.61. Not measured on a GPU, where launches may turn it.
+    W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE).
+    Not measured on a GPU, where launches may turn it.
     """
     if vjp not in ("auto", "loop", "batched"):
         raise ValueError(f'vjp: must be "auto", "loop" or "batched", found {vjp!r}')
@@ -71,12 +73,13 @@ def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_gra
     else:
         heads = Heads(own=[_own(given, t, seed) for t, seed in enumerate(_seeds(given, scale))])
         seeds = list(torch.diag(_seeds(given, scale)))
+    n = len(given.outputs)
     try:
-        into.store_all(
-            torch.autograd.grad(
-                outputs, given.shared, seeds, retain_graph=retain_graph, allow_unused=True, is_grads_batched=True
-            )
-        )
+        for t in range(0, n, AT_ONCE):
+            rows = [seed[t : t + AT_ONCE] for seed in seeds]
+            keep = retain_graph or t + AT_ONCE < n
+            options: dict[str, bool] = {"retain_graph": keep, "allow_unused": True, "is_grads_batched": True}
+            into.store_some(t, torch.autograd.grad(outputs, given.shared, rows, **options))
     except RuntimeError as error:
         raise RuntimeError(
             'vjp: "batched" must have a graph that torch can vectorise (not a compiled model or a sparse embedding), '

@@ -59,7 +59,7 @@ class Workspace:
 
 
 class TaskGradients:
-    """g_t of T tasks over the shared parameters, filled task by task (`store`) or at once (`store_all`).
+    """g_t of T tasks over the shared parameters, filled task by task (`store`) or several at once (`store_some`).
 
     A parameter that no task reaches takes no space and gets no update. Sparse gradients (nn.Embedding(sparse=True))
     take only the rows that some task touched.
@@ -103,17 +103,17 @@ class TaskGradients:
                 self.views[i][t] += dense[i]
             self._filled[i].add(t)
 
-    def store_all(self, grads: Sequence[Tensor | None]) -> None:
-        """All rows at once: one (T, *shape) gradient per shared parameter; these are kept, not copied."""
-        for i, (p, g) in enumerate(zip(self.shared, grads, strict=True)):
-            if g is None and not self._all_dense:
-                continue
-            self.touched = [True] * self.n_tasks if g is not None else self.touched
-            whole = p.new_zeros((self.n_tasks, *p.shape)) if g is None else g.contiguous()
-            column = Column(i, 0, p.shape, tuple(whole.stride()[1:]))
-            self.blocks.append((whole.reshape(self.n_tasks, -1), [column]))
-            self.views[i] = whole
-            self._filled[i] = set(range(self.n_tasks))
+    def store_some(self, start: int, grads: Sequence[Tensor | None]) -> None:
+        """Rows from `start` on: one (rows, *shape) gradient per shared parameter, None where none is reached."""
+        if new := [i for i, g in enumerate(grads) if (g is not None or self._all_dense) and i not in self.views]:
+            self._allocate(new)
+        for i, g in enumerate(grads):
+            if g is not None:
+                rows = range(start, start + len(g))
+                self.views[i][start : start + len(g)] = g
+                self._filled.setdefault(i, set()).update(rows)
+                for t in rows:
+                    self.touched[t] = True
 
     def finish(self, union: Callable[[Tensor], Tensor] = torch.unique) -> None:
         """Zero what was never written, and gather the touched rows of sparse gradients into blocks of their own."""

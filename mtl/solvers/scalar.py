@@ -4,6 +4,7 @@ Every function returns None where its plain iteration does not end well; the ten
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,15 +26,17 @@ def fits(x: Tensor, dims: int) -> bool:
     return alike and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+@lru_cache(maxsize=128)
+def _constant(value: int | bool) -> Tensor:
+    """One tensor for every certificate: making it anew takes as long as a tenth of a small problem."""
+    return torch.tensor(value)
+
+
 def answer(solver: str, dtype: torch.dtype, w: list[float], residual: float, steps: int) -> tuple[Tensor, Certificate]:
     """The solution as a tensor, and the certificate of a problem that is solved and not stationary."""
-    return torch.tensor(w, dtype=dtype), Certificate(
-        solver,
-        torch.tensor(residual, dtype=torch.float64),
-        torch.tensor(steps),
-        torch.tensor(True),
-        torch.tensor(False),
-    )
+    exact = torch.tensor(residual, dtype=torch.float64)
+    proof = Certificate(solver, exact, _constant(steps), _constant(True), _constant(False))
+    return torch.tensor(w, dtype=dtype), proof
 
 
 def _step(A: list[list[float]], b: list[float]) -> list[float] | None:
@@ -151,9 +154,9 @@ def dual_cone(K: list[list[float]], v: list[float], eps: float) -> Answer | None
 
 
 def cagrad(K: list[list[float]], c: float, eps: float) -> Answer | None:
-    """Weights of CAGrad's direction, by trying every support, if some direction of its ball improves all tasks."""
+    """Weights of CAGrad's direction if some direction of its ball improves all tasks; `mtl.solvers.cagrad._chase`."""
     scaled = _scaled(K)
-    if scaled is None or len(K) > 4 or not c > 0:
+    if scaled is None or not c > 0:
         return None
     n, R = scaled
     T, u = range(len(K)), 1 / len(K)
@@ -161,32 +164,56 @@ def cagrad(K: list[list[float]], c: float, eps: float) -> Answer | None:
     b = [u * sum(row) / a / size for row, a in zip(K, n, strict=True)]
     square = u * sum([x * a for x, a in zip(b, n, strict=True)]) / size  # |g0|^2 in units of size^2
     radius2, least = c * c * square, min(n)
+    if not radius2 > 0:
+        return None
     q = [least / x for x in n]
-    best, answer, level = math.inf, [0.0] * len(K), 0.0
-    for code in range(1, 2 ** len(K)):
-        P = [i for i in T if code >> i & 1]
+    low, high = min([y / z for y, z in zip(b, q, strict=True)]), (1 + c) * math.sqrt(square)
+    P = list(T)
+    tried, miss, mu, total, x = 0, math.inf, low, 0.0, list[float]()
+    while tried < 12:
+        tried += 1
         A = [[R[i][j] for j in P] for i in P]
         p, s = _step(A, [q[i] for i in P]), _step(A, [b[i] for i in P])
         if p is None or s is None:
-            continue
+            return None
         a2 = sum([q[i] * z for i, z in zip(P, p, strict=True)])
         half = sum([q[i] * z for i, z in zip(P, s, strict=True)]) / a2
         root = half * half - (sum([b[i] * z for i, z in zip(P, s, strict=True)]) - radius2) / a2
-        mu = half + math.sqrt(max(root, 0.0))
+        mu = min(max(half + math.sqrt(max(root, 0.0)), low), high)
         x = [0.0] * len(K)
         for i, y, z in zip(P, p, s, strict=True):
             x[i] = mu * y - z
         side = [sum([y * z for y, z in zip(row, x, strict=True)]) for row in R]
-        total = 1 + sum(map(abs, x))
-        miss = abs(sum([y * z for y, z in zip(x, side, strict=True)]) - radius2) / total
-        for i in T:
-            miss = max(miss, abs(min(x[i], side[i] + b[i] - mu * q[i])))
-        if miss < best:
-            best, answer, level = miss, x, mu
-    total = sum(answer)
-    if not (level > 0 and best < 1e-13 and radius2 > 4 * len(K) * eps * total * total):
+        slope = [side[i] + b[i] - mu * q[i] for i in T]
+        total = sum(map(abs, x))
+        miss = abs(sum([y * z for y, z in zip(x, side, strict=True)]) - radius2) / (1 + total)
+        miss = max(miss, *[abs(min(y, z)) for y, z in zip(x, slope, strict=True)])
+        if miss < 1e-13:
+            break
+        P = [i for i in T if (x[i] > 0 if i in P else slope[i] < 0)]
+        if not P:
+            return None
+    if not (miss < 1e-13 and mu > 0 and radius2 > 4 * len(K) * eps * total * total):
         return None
-    return [u + max(z, 0.0) * size / a for z, a in zip(answer, n, strict=True)], best / (1 + total), 2 ** len(K) - 1
+    return [u + max(z, 0.0) * size / a for z, a in zip(x, n, strict=True)], miss / (1 + total), tried
+
+
+def _pair(r: float, alpha: float, gamma: list[float]) -> list[float] | None:
+    """log v of two tasks with correlation r, from Newton steps in z = log v_2/v_1 for the ratio of both equations."""
+    z, shift = 0.0, gamma[0] - gamma[1]
+    for _ in range(24):
+        e = math.exp(z)
+        a, b = 1 + r * e, r + e
+        if not (a > 0 and b > 0):
+            return None
+        gap = math.log(a / b) - (shift + z) / alpha
+        if abs(gap) < 4 * EPS * (1 + abs((shift + z) / alpha)):
+            x = (gamma[0] - alpha * math.log(a)) / (1 + alpha)
+            return [x, x + z]
+        z += gap / (e * (1 - r * r) / (a * b) + 1 / alpha)
+        if not abs(z) < FAR:
+            return None
+    return None
 
 
 def alpha_fair(K: list[list[float]], alpha: float, eps: float, steps: int = 24) -> Answer | None:
@@ -205,6 +232,8 @@ def alpha_fair(K: list[list[float]], alpha: float, eps: float, steps: int = 24) 
     if max(map(abs, gamma)) >= FAR * min(alpha, 1.0):
         return None
     x = [g / (1 + alpha) for g in gamma]
+    if len(K) == 2:  # else the start of the iteration below, which it ends at once
+        x = _pair(R[0][1], alpha, gamma) or x
     for step in range(steps):
         v = [math.exp(z) for z in x]
         u = [math.exp((gamma[i] - x[i]) / alpha) for i in T]

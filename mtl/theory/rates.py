@@ -78,7 +78,7 @@ def kl_ball_sup(r: Tensor, rho: float | Tensor, steps: int = 56) -> KLBall:
     best = (x == 0).double()
     saturated = rho >= math.log(n_tasks) - best.sum(-1).log()
     low = torch.full_like(rho, -20.0)
-    high = torch.full_like(rho, 20.0)
+    high = torch.full_like(rho, 40.0)  # beyond it rho/beta, the gap that near ties leave, is rounding
     for _ in range(steps):
         middle = (low + high) / 2
         inside = _divergence(torch.softmax(middle.exp()[..., None] * x, -1)) <= rho
