@@ -29,7 +29,7 @@ def fits(x: Tensor, dims: int) -> bool:
 @lru_cache(maxsize=128)
 def _constant(value: int | bool) -> Tensor:
     """One tensor for every certificate: making it anew takes as long as a tenth of a small problem."""
-    return torch.tensor(value)
+    return torch.tensor(value, device="cpu")
 
 
 def answer(solver: str, dtype: torch.dtype, w: list[float], residual: float, steps: int) -> tuple[Tensor, Certificate]:
