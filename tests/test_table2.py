@@ -72,6 +72,9 @@ def test_other_verdicts_go_both_ways():
     assert table2.fairgrad_verdict(table)[0] == "not reproduced"
     assert table2.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
     assert table2.fair_loss_verdict(table)[0] == "not reproduced"
+    assert table2.metrics_verdict(table)[0] == "reproduced"
+    found, said = table2.metrics_verdict(table, "LS")
+    assert found == "not reproduced" and said == "LS best at 0 of 10 metrics among 6 methods; EMTL 10"
     some = rows(MGDA=1.0, EMTL=GOOD)
     assert table2.mgda_verdict(some, table2.lines(some))[0] == "reproduced"
     for row in some:
