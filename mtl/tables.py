@@ -29,7 +29,7 @@ def _each(name: str, *values: Any) -> tuple[Point, ...]:
 # rates: with short training a method that alone may change its learning rate would win by that.
 GRIDS: dict[str, tuple[Point, ...]] = {
     "ls": LR,
-    "scalarization": _each("c", [0.4, 1.6], [1.6, 0.4], [0.8, 1.2]),
+    "scalarization": _each("c", 0.4, 1.6, 0.8),  # of the first task; the others share what is left of T, see `points`
     "rlw": LR,
     "dwa": _each("tau", 2.0, 1.0, 4.0),
     "uw": LR,
@@ -59,15 +59,20 @@ BUDGET = {
 }
 
 
-def points(method: str, scale: str, count: int | None = None) -> tuple[Point, ...]:
+def points(method: str, scale: str, count: int | None = None, tasks: int = 2) -> tuple[Point, ...]:
     """The first points of a method's grid; one without a hyperparameter tries more learning rates.
 
     >>> points("cagrad", "paper", 2), points("mgda", "paper", 2)
     (({'c': 0.4}, {'c': 0.4, 'lr': 0.0005}), ({}, {'lr': 0.0005}))
+    >>> points("scalarization", "quick", tasks=3)
+    ({'c': [0.4, 1.3, 1.3]},)
     """
     lr = BUDGET[scale].lr
     kept = GRIDS[method][: POINTS[scale] if count is None else count]
-    return tuple({k: v * lr if k == "lr" else v for k, v in p.items() if (k, v) != ("lr", 1.0)} for p in kept)
+    kept = tuple({k: v * lr if k == "lr" else v for k, v in p.items() if (k, v) != ("lr", 1.0)} for p in kept)
+    if method == "scalarization":
+        return tuple({**p, "c": [p["c"], *[round((tasks - p["c"]) / (tasks - 1), 6)] * (tasks - 1)]} for p in kept)
+    return kept
 
 
 def table1(
@@ -88,7 +93,7 @@ def table1(
     """
     how = {name: options.pop(name) for name in HOW if name in options}
     chosen = SEEDS[scale] if seeds is None else tuple(seeds)
-    grids = {name: points(name, scale) for name in methods}
+    grids = {name: points(name, scale, tasks=options.get("tasks", 2)) for name in methods}
     tuning, best = None, {name: own[0] for name, own in grids.items()}
     if POINTS[scale] > 1:
         tuning = tune(
@@ -106,7 +111,7 @@ def study(tasks: int) -> tuple[list[Row], Tuning]:
     published trials give by validation. Seeds that lack a run are left out. LookupError where no seed is whole."""
     budget, entries = BUDGET["study"], []
     for name in GRIDS:
-        entries += [(f"{name} #{i}", name, point) for i, point in enumerate(points(name, "study"))]
+        entries += [(f"{name} #{i}", name, point) for i, point in enumerate(points(name, "study", tasks=tasks))]
     trials = [
         row
         for row in published("table1", "study", entries, budget, tasks=tasks)

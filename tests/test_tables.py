@@ -40,6 +40,8 @@ def test_every_method_has_a_grid_of_the_same_size_of_points_that_it_takes():
             assert len(own) == count == len({str(point) for point in own})
             for point in own:
                 method(name, n_tasks=2, **{k: v for k, v in point.items() if k != "lr"})
+            for point in tables.points(name, scale, tasks=3):
+                method(name, n_tasks=3, **{k: v for k, v in point.items() if k != "lr"})
     assert not any("lr" in p for name in tables.GRIDS for p in tables.points(name, "quick")), "untuned: one common rate"
     assert {"lr": 5e-4} in tables.points("mgda", "paper")
 
