@@ -14,7 +14,7 @@ from mtl.runs import Cell, Point, grid, run_grid
 from mtl.stats import holm, mean_ci
 from mtl.training import Budget
 
-HOW = ("jobs", "progress", "device", "accept", "deadline", "rerun_stale")  # what is for `run_grid`
+HOW = ("jobs", "progress", "device", "accept", "deadline", "rerun_stale", "together")  # what is for `run_grid`
 BACKBONES = {"mmoe": "MMoE", "ple": "PLE"}
 LR: tuple[Point, ...] = tuple({"lr": factor} for factor in (1.0, 0.5, 2.0, 0.25, 4.0, 0.125))
 

@@ -1,5 +1,6 @@
 """Table 1 and the two sweeps: equal grids, the paper's numbers, verdicts that can go either way."""
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from mtl.ledger import Ledger, canonical, key
 from mtl.methods import method
 from mtl.problems import problem
 from mtl.report import results_table
+from mtl.runs import run_grid
 
 ISSUE = (
     "mgda",
@@ -230,3 +232,15 @@ def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(
     assert chosen == ["–", "c=0.4, lr=0.004"]
     with pytest.raises(LookupError, match="3 tasks"):
         tables.study(3)
+
+
+def test_what_is_for_the_runner_never_reaches_the_problem(tmp_path):
+    """Every option of `run_grid` that the command passes on."""
+    wanted = set(inspect.signature(run_grid).parameters) - {"cells", "ledger", "checkpoints"}
+    assert wanted == set(tables.HOW)
+    how = {"jobs": 1, "progress": None, "device": "cpu", "accept": (), "deadline": None, "rerun_stale": True}
+    book = Ledger(tmp_path / "rows.jsonl")
+    rows, _ = tables.table1(
+        "digits", "smoke", ledger=book, models=("mlp",), methods=("ls",), seeds=(0,), together=False, **how
+    )
+    assert [row["label"] for row in rows] == ["stl", "ls"]
