@@ -50,6 +50,7 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
         heads = {name: name.replace(task + "/", f"{HEADS[task]} ") for name in shown.columns}
         parts.append(shown.drop(columns=["n", "p", "mean rank"]).rename(columns=heads))
     last = results_table(table, {DELTA: False, FAIRER: False}, by="label", reference_row="STL", digits=1)
+    last = last.replace("-0.0 ", "0.0 ", regex=True)  # STL's own delta-m
     last["mean rank"] = ranks(table).map(lambda rank: f"{rank:.1f}").reindex(last.index, fill_value="–")
     whole = pd.concat([*parts, last], axis=1)
     whole.attrs["note"] = (
