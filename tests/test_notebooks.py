@@ -57,6 +57,12 @@ def test_notebook(path: Path) -> None:
     assert problems(json.loads(path.read_text(encoding="utf-8"))) == []
 
 
+def test_no_picture_of_the_data_sets_own_images_is_committed() -> None:
+    cells = json.loads((ROOT / "notebooks" / "06_table2_scenes.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = [cell for cell in cells if "panel_figure" in "".join(cell["source"])]
+    assert [cell["outputs"] for cell in shown] == [[]]
+
+
 def test_there_is_a_first_notebook() -> None:
     assert "00_start_here" in [path.stem for path in NOTEBOOKS]
 
