@@ -236,7 +236,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ("Fair LS (alpha=0.5)", "fair-loss", {"base": "ls", "alpha": 0.5}),
         ),
         models=("mtan",),
-        other_models={"study": ("segnet",)},  # MTAN would cost three times as much
+        other_models={"quick": ("segnet",), "study": ("segnet",)},  # MTAN costs three times as much
         seeds={"smoke": (0, 1), "quick": (0, 1), "study": (0, 1, 2), "paper": (0, 1, 2)},
         budget={
             "smoke": Budget(epochs=1, batch_size=4, lr=1e-3, last=1),
