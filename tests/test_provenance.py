@@ -29,7 +29,9 @@ def test_card_names_its_rows_its_commit_and_its_scale(path: Path, keys: set[str]
     assert rows <= keys, f"{len(rows - keys)} of {len(rows)} rows are not in data/ledger"
     assert card["provenance"]["git"] and card["provenance"]["dirty"] is False
     assert (
-        card["scale"] in ("quick", "paper") and card["scale"] in card["caption"] and str(card["n"]) in card["caption"]
+        card["scale"] in ("quick", "study", "paper")
+        and card["scale"] in card["caption"]
+        and str(card["n"]) in card["caption"]
     )
     made = [path.with_suffix(end) for end in ((".pdf", ".png") if card["kind"] == "figure" else (".tex", ".md"))]
     assert all(file.is_file() for file in made)
