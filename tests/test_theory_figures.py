@@ -138,6 +138,24 @@ def test_pictures_can_be_drawn(table: pd.DataFrame, cases: pd.DataFrame, rows: l
     assert len(gap_figures.secondary(rows, draws=10)) >= 4
 
 
+def test_the_picture_of_the_cone_is_that_of_the_numbers() -> None:
+    """What lies in the green triangle hurts no task, what lies outside hurts one."""
+    G = fair_figures.CONE3
+    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
+    rays = rays * torch.sign((rays * G).sum(1, keepdim=True))
+    corners = fair_figures.cut(G, rays)
+    g = torch.Generator().manual_seed(0)
+    inside = outside = 0
+    for d in torch.rand(800, 3, generator=g, dtype=torch.float64) @ (G / G.norm(dim=1, keepdim=True)):
+        shares = torch.linalg.solve(
+            torch.cat([corners.T, torch.ones(1, 3)]), torch.cat([fair_figures.cut(G, d), torch.ones(1)])
+        )
+        assert bool((shares >= 0).all()) == bool((G @ d >= 0).all())
+        inside, outside = inside + bool((G @ d >= 0).all()), outside + bool((G @ d < 0).any())
+    assert min(inside, outside) > 50
+    assert (G @ G.sum(0))[1] < 0 <= (G @ fairness.fair_limit(G @ G.T, "zero") @ G).min() + 1e-12
+
+
 def test_sliders_degrade_to_a_still_picture() -> None:
     assert not figures.live()  # no person, no sliders
     assert isinstance(figures.explore(fair_figures.fair_picture, fair_figures.fair_path, alpha=(0.1, 2.0)), Figure)

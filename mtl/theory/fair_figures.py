@@ -8,28 +8,27 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from mtl import plots
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)
-CONE3 = torch.tensor([[1.0, 0.1, 0.2], [-0.7, 0.6, 0.1], [0.1, 0.5, -0.4]], dtype=torch.float64)
+CONE3 = torch.tensor([[2.7, 0.1, 1.0], [-0.35, 0.5, 0.25], [-0.5, -0.8, 0.5]], dtype=torch.float64)
+ALPHAS = tuple(np.logspace(-1.5, 2, 36))
 
 
 def fair_picture(alpha: float = 2.0) -> Figure:
     """FairGrad's direction for one alpha among the gradients of a two-task and a three-task cone, and its limits."""
-    fig, axes = plots.subplots(1, 2, height=2.5)
-    _cone(axes[0, 0], [alpha])
-    _shares(axes[0, 1], [alpha])
-    plt.close(fig)
-    return fig
+    return fair_path([alpha])
 
 
-def fair_path(alphas: Sequence[float] = tuple(np.logspace(-1.5, 2, 36))) -> Figure:
+def fair_path(alphas: Sequence[float] = ALPHAS) -> Figure:
     """`fair_picture` for many alpha: from the dual-cone projection over Nash-MTL to MGDA."""
-    fig, axes = plots.subplots(1, 2, height=2.5)
+    fig, axes = plots.subplots(1, 3, height=2.5)
     _cone(axes[0, 0], alphas)
-    _shares(axes[0, 1], alphas)
+    _cut(axes[0, 1], alphas)
+    _shares(axes[0, 2], alphas)
     plt.close(fig)
     return fig
 
@@ -51,6 +50,46 @@ def _cone(ax: Any, alphas: Sequence[float]) -> None:
     ax.set_aspect("equal")
     ax.set(xlim=(-0.75, 1.75), ylim=(-0.1, 1.3), title="Two tasks: directions")
     ax.legend(loc="upper right", fontsize=6)
+
+
+def cut(G: Tensor, d: Tensor) -> Tensor:
+    """Where the rays `d` (..., 3) meet a plane across the cone of three gradients: (..., 2).
+
+    x = (d.e1, d.e2) / d.n with n the Nash-MTL direction of the gradients `G` (3, 3) and e1 along the first. As n is
+    inside their cone and its dual, both, and every FairGrad direction with them, lie in front: they have d.n > 0.
+
+    >>> cut(torch.eye(3), torch.tensor([1.0, 1.0, 1.0])).abs().max().item() < 1e-6
+    True
+    """
+    n = fairness.fair_weights(G @ G.T, alpha=1.0).w @ G
+    n = n / n.norm()
+    first = G[0] - (G[0] @ n) * n
+    e1 = first / first.norm()
+    axes = torch.stack([e1, torch.linalg.cross(n, e1)], -1)
+    return (d @ axes) / (d @ n)[..., None]
+
+
+def _cut(ax: Any, alphas: Sequence[float]) -> None:
+    G, K = CONE3, CONE3 @ CONE3.T
+    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
+    rays = rays * torch.sign((rays * G).sum(1, keepdim=True))  # edges of the dual cone: two gains 0, the third positive
+    ax.fill(*cut(G, G).T, color="0.92", lw=0, zorder=0, label="cone of the gradients")
+    ax.fill(*cut(G, rays).T, color=plots.GREEN, alpha=0.25, lw=0, zorder=1, label="no task hurt")
+    for t, (x, y) in enumerate(cut(G, G).tolist()):
+        ax.plot(x, y, "o", color="0.3", ms=3)
+        ax.annotate(f"$g_{t + 1}$", (x, y), xytext=(3, 3), textcoords="offset points")
+    whole, path = (
+        cut(G, torch.stack([fairness.fair_weights(K, alpha=a).w @ G for a in some])) for some in (ALPHAS, alphas)
+    )
+    ax.plot(*whole.T, color="0.6", lw=0.8, zorder=2)
+    ax.scatter(*path.T, c=plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas))), s=12, lw=0, zorder=3)
+    for which, marker, name in (("zero", "P", r"$\alpha\to0$"), ("inf", "*", r"$\alpha\to\infty$")):
+        ax.plot(*cut(G, fairness.fair_limit(K, which) @ G), marker, color=plots.RED, ms=7, zorder=2, label=name)
+    ax.plot(*cut(G, G.sum(0)), "kx", ms=5, label="LS (hurts task 2)")
+    ax.set_aspect("equal")
+    ax.set(xticks=[], yticks=[], title="Three tasks: cut through the cone")
+    ax.margins(0.08)
+    ax.legend(loc="upper right", fontsize=6, borderaxespad=0, handlelength=1)
 
 
 def _shares(ax: Any, alphas: Sequence[float]) -> None:
