@@ -286,6 +286,20 @@ def test_runs_end_where_they_were_measured_to_end(table, method, scale, front, s
 
 
 @pytest.mark.slow
+def test_ends_that_rounding_decides_are_counted() -> None:
+    """PCGrad is twice UPGrad for two tasks; their paths part where the landscape amplifies the last digit."""
+    configs = toy.grid(["pcgrad", "upgrad", "mgda"], [10.0])
+    runs, nudged = (toy.run_toy(configs, 6_000, starts=toy.STARTS[:2] + e, record_every=1_000) for e in (0.0, 1e-10))
+    assert np.abs(runs.x[2, 0] - runs.x[2, 1]).max() < 1e-6  # after 2,000 steps
+    assert np.abs(runs.x[-1, 0] - runs.x[-1, 1]).max() > 0.2
+    table = toy.summarise(runs, nudged).set_index("method")
+    assert table["by_rounding"].tolist() == [1, 0, 0]  # one nudge finds some
+    assert toy.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
+    assert toy.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="nudged"):
+        toy.summarise(runs, toy.run_toy(configs[:2], 1))
+
+
 def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: ignore[no-untyped-def]
     seen = 0
     for _, row in table.iterrows():

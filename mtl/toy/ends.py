@@ -84,19 +84,26 @@ def predicted_x1(config: Config) -> float:
     return predicted_end(config.scale, hyper["rho"], hyper.get("rate", "loss"), hyper.get("combine", "literal"))
 
 
-def summarise(runs: ToyRuns, tolerance: float = 0.2) -> pd.DataFrame:
+def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0.2) -> pd.DataFrame:
     """One line per configuration: runs that end on the front, and at its best average; mean excess of the average loss.
 
     "On" and "at" mean within `tolerance` in the plane. `excess` is the mean over all starts of
     (L_1 + L_2) / 2 minus its smallest value; `x1_end` lists where the runs end, in the order of the starts.
     `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or overflowed.
+    With the same runs `nudged`, from starts moved by next to nothing, `by_rounding` counts those that end elsewhere
+    (further off than `tolerance`, or only one of the two undefined): their end says nothing about the method.
     """
+    if nudged is not None and nudged.configs != runs.configs:
+        raise ValueError("nudged: the same configurations in the same order as `runs`, found others")
     curve, _ = pareto_front(n=2801)
     lines = []
     for i, config in enumerate(runs.configs):
         end, best = runs.x[-1, i], star(config.scale)
         away = np.sqrt(((end[:, None] - curve[None]) ** 2).sum(-1)).min(1)
         least = ToyProblem(config.scale).losses(best[None])[0].mean()
+        moved = np.zeros(len(end)) if nudged is None else np.linalg.norm(end - nudged.x[-1, i], axis=1)
+        if nudged is not None:  # NaN in both: undefined either way
+            moved[np.isnan(end).any(1) & np.isnan(nudged.x[-1, i]).any(1)] = 0
         lines.append(
             {
                 "scale": config.scale,
@@ -105,6 +112,7 @@ def summarise(runs: ToyRuns, tolerance: float = 0.2) -> pd.DataFrame:
                 "n_front": int((away <= tolerance).sum()),
                 "n_star": int((np.linalg.norm(end - best, axis=1) <= tolerance).sum()),
                 "undefined": int((~np.isfinite(end).all(1)).sum()),
+                "by_rounding": int((~(moved <= tolerance)).sum()),
                 "excess": float(runs.f[-1, i].mean() - least),
                 "predicted_x1": predicted_x1(config),
                 "x1_end": ", ".join(f"{x1:.2f}" for x1 in end[:, 0]),
@@ -114,13 +122,17 @@ def summarise(runs: ToyRuns, tolerance: float = 0.2) -> pd.DataFrame:
 
 
 def ends(table: pd.DataFrame) -> pd.DataFrame:
-    """`summarise` as read: a line per method, a column per scale, "on the front / at the best average, mean excess"."""
+    """`summarise` as read: a line per method, a column per scale, "on the front / at the best average, mean excess".
+
+    "~ 2": two of the runs end where rounding sends them.
+    """
 
     def said(row: "pd.Series[Any]") -> str:
         if row["undefined"] == row["n"]:
             return "undefined"
         rest = f"{row['undefined']} undefined" if row["undefined"] else f"{row['excess']:.2f}"
-        return f"{row['n_front']} / {row['n_star']}, {rest}"
+        doubtful = f" ~ {row['by_rounding']}" if row["by_rounding"] else ""
+        return f"{row['n_front']} / {row['n_star']}, {rest}{doubtful}"
 
     lines = table.assign(s=[f"s = {s:g}" for s in table["scale"]], text=table.apply(said, axis=1))
     wide = lines.pivot(index="method", columns="s", values="text")
