@@ -164,6 +164,22 @@ def test_a_seed_that_breaks_has_its_own_failed_row(name: str) -> None:
         assert_close(row, one.row, 1e-6)
 
 
+@pytest.mark.parametrize("name", ["uw", "nash"])
+def test_no_method_is_asked_about_a_broken_seed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver iterates for all seeds at once: one without a solution would keep it going for the others."""
+    weights, asked = Methods.weights, 0
+
+    def finite(self: Methods, losses: Tensor, gram: Tensor | None) -> Any:
+        nonlocal asked
+        asked += 1
+        assert losses.isfinite().all() and (gram is None or gram.isfinite().all())
+        return weights(self, losses, gram)
+
+    monkeypatch.setattr(Methods, "weights", finite)
+    runs = fit_seeds(Curves(broken=(0,)), name, {}, model="small", seeds=SEEDS, budget=Budget(2, 16, lr=0.05))
+    assert [run.row["status"] for run in runs] == ["ok", "non-finite", "ok"] and asked == 10
+
+
 def test_a_loss_without_logarithm_fails_its_own_seed() -> None:
     data = Curves(shift={4: 0.2})  # the second loss falls below zero once it is learned
     together = fit_seeds(data, "si", {}, model="small", seeds=SEEDS, budget=Budget(30, 16, lr=0.05))

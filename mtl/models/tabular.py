@@ -71,7 +71,7 @@ class TabularInput(nn.Module):
         # split, not slices: the gradient of each slice would fill a matrix as large as the whole
         *fields, numbers = layer.weight.split(self.blocks, 1)
         triples = zip(table.split(self.vocabulary), fields, self.folded, strict=True)
-        maps = [e @ w.T for e, w, folded in triples if folded]
+        maps = [(w @ e.T).T for e, w, folded in triples if folded]  # this way the gradient of w is laid out as w
         y = torch.addmm(layer.bias, rows, torch.cat([*maps, numbers.T]))
         looked_up = [w for w, folded in zip(fields, self.folded, strict=True) if not folded]
         return y + far @ torch.cat(looked_up, 1).T if looked_up else y
