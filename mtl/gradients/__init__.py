@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
-from mtl.gradients.paths import Vjp, choose
+from mtl.gradients.paths import Vjp
 from mtl.gradients.run import Run
 from mtl.gradients.step import Pending, Step
 from mtl.methods.base import Method
@@ -38,7 +38,8 @@ def backward(
     `losses`: T scalars, or a vector (T,). `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those
     of task t; list a tied parameter under each task that uses it. Parameters in neither list get no gradient.
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
-    does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched").
+    does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
+    keeps gradients of linear layers much wider than the batch as factors.
     `check`: losses and K are always checked; "raise" waits for the device once, "defer" never waits and raises at a
     later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
     more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
@@ -61,11 +62,12 @@ def backward(
     """
     if check not in ("raise", "defer"):
         raise ValueError(f'check: must be "raise" or "defer", found {check!r}')
+    if vjp not in ("auto", "loop", "batched"):
+        raise ValueError(f'vjp: must be "auto", "loop" or "batched", found {vjp!r}')
     if scale is not None and check == "defer":
         raise ValueError('check: must be "raise" with a loss scale, since an overflow decides the step; found "defer"')
     Pending.read(method)
     given = check_inputs(losses, shared, heads, features, method)
-    way = choose(vjp)
     device = given.values.device
     factor = None if scale is None else torch.as_tensor(scale, device=device, dtype=torch.float32)
     run = Run(given, method, Ranks(group), check, factor, retain_graph)
@@ -75,7 +77,7 @@ def backward(
             return run.from_losses()
         if method.needs == "features":
             return run.from_features()
-        return run.from_gradients(way)
+        return run.from_gradients(vjp)
 
 
 @contextmanager

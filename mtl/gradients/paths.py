@@ -11,6 +11,10 @@ from torch import Tensor
 from mtl.gradients.inputs import Inputs
 from mtl.gradients.tasks import TaskGradients
 
+# "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
+# `python -m benchmarks.step --vjp`, one CPU thread, MGDA, x T backwards, loop / batched from the features:
+# W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE). Not
+# measured on a GPU, where launches may turn it. On the CPU "auto" also keeps wide linear layers as factors.
 Vjp = Literal["auto", "loop", "batched"]
 AT_ONCE = 8  # tasks in one vectorised backward: its temporaries stay in the cache, and memory does not grow with T
 Grads = Sequence[Tensor | None]
@@ -25,18 +29,6 @@ class Heads:
     around: list[Grads] = field(default_factory=list)
 
 
-def choose(vjp: Vjp) -> Literal["loop", "batched"]:
-    """ "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
-
-    `python -m benchmarks.step --vjp` on one CPU thread, MGDA, x T backwards, loop / batched from the features:
-    W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE).
-    Not measured on a GPU, where launches may turn it.
-    """
-    if vjp not in ("auto", "loop", "batched"):
-        raise ValueError(f'vjp: must be "auto", "loop" or "batched", found {vjp!r}')
-    return "batched" if vjp == "batched" else "loop"
-
-
 def unreached(task: int) -> ValueError:
     """The error for a task without any gradient over the shared parameters."""
     return ValueError(f"losses: must depend on the shared parameters, found that task {task} does not")
@@ -49,18 +41,21 @@ def _seeds(given: Inputs, scale: Tensor | None) -> Tensor:
 
 
 def loop(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_graph: bool) -> Heads:
-    """One backward per task through its head and the trunk; heads' gradients come in the same pass."""
+    """One backward per task through its head and the trunk, or down to the layers that are kept as factors.
+
+    Heads' gradients come in the same pass.
+    """
     heads, n = Heads(), len(given.outputs)
+    edges = [edge for layer in into.layers for edge in layer.edges]
+    factored = {i for layer in into.layers for i in (layer.weight, layer.bias)}
+    rest = [i for i in range(len(given.shared)) if i not in factored]
     for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
-        grads = torch.autograd.grad(
-            output,
-            [*given.shared, *given.heads[t]],
-            seed,
-            retain_graph=retain_graph or t < n - 1,
-            allow_unused=True,
-        )
-        into.store(t, grads[: len(given.shared)])
-        heads.own.append(grads[len(given.shared) :])
+        targets: list[Any] = [*edges, *(given.shared[i] for i in rest), *given.heads[t]]
+        grads = torch.autograd.grad(output, targets, seed, retain_graph=retain_graph or t < n - 1, allow_unused=True)
+        seeds, found = grads[: len(edges)], dict(zip(rest, grads[len(edges) :], strict=False))
+        into.store(t, [found.get(i) for i in range(len(given.shared))])
+        into.store_factors(t, seeds)
+        heads.own.append(grads[len(edges) + len(rest) :])
     return heads
 
 

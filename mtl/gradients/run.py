@@ -1,15 +1,15 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtl.gradients import paths
 from mtl.gradients.inputs import Inputs
+from mtl.gradients.layers import find
 from mtl.gradients.parallel import Ranks
-from mtl.gradients.paths import Grads, Heads
+from mtl.gradients.paths import Grads, Heads, Vjp
 from mtl.gradients.step import Pending, Report, Step
 from mtl.gradients.tasks import TaskGradients, product
 from mtl.methods.base import Method
@@ -45,11 +45,15 @@ class Run:
         self._reduce(given.parameters)
         return self._step(weights, None)
 
-    def from_gradients(self, way: Literal["loop", "batched"]) -> Step:
+    def from_gradients(self, vjp: Vjp) -> Step:
         """All task gradients, their Gram matrix, then the weighted sum or the method's own combination."""
-        given, whole = self.given, self.method.needs == "gradients"
-        tasks = TaskGradients(given.shared, self.n, all_dense=self.ranks.size > 1, owner=None if whole else self.method)
-        heads = getattr(paths, way)(given, tasks, self.scale, self.retain_graph)
+        given, whole, several = self.given, self.method.needs == "gradients", self.ranks.size > 1
+        factors = vjp == "auto" and not whole and not several and not self.values.is_cuda
+        owner = None if whole else self.method
+        layers = find(given, owner) if factors else []
+        tasks = TaskGradients(given.shared, self.n, layers=layers, all_dense=several, owner=owner)
+        way = paths.batched if vjp == "batched" else paths.loop
+        heads = way(given, tasks, self.scale, self.retain_graph)
         if False in tasks.touched:
             raise paths.unreached(tasks.touched.index(False))
         tasks.finish(self.ranks.union)

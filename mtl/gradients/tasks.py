@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from mtl.gradients.layers import Layer
+from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
 
+TRUST = 1.0
 CHUNK = 1 << 22  # columns widened at a time where the Gram matrix needs more bits than the gradients have
 
 
@@ -40,33 +41,23 @@ def _layout(p: Tensor) -> tuple[int, ...]:
     return tuple(torch.empty(p.shape, device="meta").stride())
 
 
-class Workspace:
-    """One (T, D) buffer per method, kept between steps on the CPU, where fresh pages cost as much as filling them.
-
-    It lives through the step anyway, so the peak is the same; it is freed with the method.
-    """
-
-    kept: ClassVar[WeakKeyDictionary[Method, Tensor]] = WeakKeyDictionary()
-
-    @classmethod
-    def take(cls, method: Method | None, shape: tuple[int, int], like: Tensor) -> Tensor:
-        if method is None or like.device.type != "cpu":
-            return like.new_empty(shape)
-        buffer = cls.kept.get(method)
-        if buffer is None or buffer.shape != shape or buffer.dtype != like.dtype:
-            buffer = cls.kept[method] = like.new_empty(shape)
-        return buffer
-
-
 class TaskGradients:
     """g_t of T tasks over the shared parameters, filled task by task (`store`) or several at once (`store_some`).
 
     A parameter that no task reaches takes no space and gets no update. Sparse gradients (nn.Embedding(sparse=True))
-    take only the rows that some task touched.
+    take only the rows that some task touched. The parameters of `layers` are kept as factors.
     """
 
-    def __init__(self, shared: Sequence[Tensor], n_tasks: int, *, all_dense: bool = False, owner: Method | None = None):
-        self.shared, self.n_tasks = shared, n_tasks
+    def __init__(
+        self,
+        shared: Sequence[Tensor],
+        n_tasks: int,
+        *,
+        layers: Sequence[Layer] = (),
+        all_dense: bool = False,
+        owner: Method | None = None,
+    ):
+        self.shared, self.n_tasks, self.layers = shared, n_tasks, list(layers)
         self.blocks: list[tuple[Tensor, list[Column]]] = []
         self.views: dict[int, Tensor] = {}
         self.sparse: dict[int, list[tuple[int, Tensor]]] = {}
@@ -81,7 +72,7 @@ class TaskGradients:
             columns.append(Column(i, start, p.shape, _layout(p)))
             start += p.numel()
         owner = self._owner if not self.blocks else None
-        matrix = Workspace.take(owner, (self.n_tasks, start), self.shared[indices[0]])
+        matrix = Workspace.take(owner, "gradients", (self.n_tasks, start), self.shared[indices[0]])
         self.blocks.append((matrix, columns))
         self.views |= {c.index: c.of(matrix) for c in columns}
 
@@ -102,6 +93,13 @@ class TaskGradients:
             if i not in fresh:
                 self.views[i][t] += dense[i]
             self._filled[i].add(t)
+
+    def store_factors(self, t: int, seeds: Sequence[Tensor | None]) -> None:
+        """Gradients of task t at the uses of all layers, None where it does not pass."""
+        self.touched[t] |= any(g is not None for g in seeds)
+        start = 0
+        for layer in self.layers:
+            layer.store(t, seeds[start : (start := start + len(layer.edges))])
 
     def store_some(self, start: int, grads: Sequence[Tensor | None]) -> None:
         """Rows from `start` on: one (rows, *shape) gradient per shared parameter, None where none is reached."""
@@ -135,8 +133,27 @@ class TaskGradients:
             self.blocks.append((values.view(self.n_tasks, -1), [column]))
 
     def gram(self, dtype: torch.dtype) -> Tensor:
-        """K = G G^T (T, T) in `dtype`, the sum over blocks."""
-        return sum((product(block, dtype) for block, _ in self.blocks), self._zeros(dtype))
+        """K = G G^T (T, T) in `dtype`, the sum over blocks and layers.
+
+        Factors lose digits where the examples' gradients cancel in a task's sum: K_tt out of terms that add up to
+        kappa K_tt. Beyond kappa = TRUST / sqrt(eps) the gradients are formed after all.
+        """
+        K = sum((product(block, dtype) for block, _ in self.blocks), self._zeros(dtype))
+        if not self.layers:
+            return K
+        parts, sizes = zip(*(layer.gram() for layer in self.layers), strict=True)
+        K = sum(parts, K)
+        if (sum(sizes) > K.diagonal() * TRUST / torch.finfo(dtype).eps ** 0.5).any():
+            self._form()
+            return self.gram(dtype)
+        return K
+
+    def _form(self) -> None:
+        """Gradients of the layers in place of their factors."""
+        for t in range(self.n_tasks):
+            formed = {i: g for layer in self.layers for i, g in layer.gradients(layer.seeds[t]).items()}
+            self.store(t, [formed.get(i) for i in range(len(self.shared))])
+        self.layers = []
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros(self.n_tasks, self.n_tasks, dtype=dtype, device=self.shared[0].device)
@@ -144,6 +161,9 @@ class TaskGradients:
     def update(self, weights: Tensor) -> list[Tensor | None]:
         """sum_t w_t g_t per shared parameter; None where no task reaches it."""
         found: list[Tensor | None] = [None] * len(self.shared)
+        for layer in self.layers:
+            for i, g in layer.gradients(torch.tensordot(weights.to(layer.seeds.dtype), layer.seeds, 1)).items():
+                found[i] = g
         for block, columns in self.blocks:
             d = weights.to(block.dtype) @ block
             for c in columns:
