@@ -6,10 +6,13 @@
 | W2 | PLE, the same input, 4 shared experts and 4 per task | 2 | 2048 rows |
 | W3 | MTAN on SegNet | 3 | 2 images of 96 x 128 |
 | W4 | shared perceptron, 512 inputs, one linear head per task | 40 | 256 rows |
+| W1f, W2f | W1 and W2 as `mtl.models` has them: first layer folded | 2 | 2048 rows |
+
+In W1 and W2 every field is looked up, as peers do it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from mtl.models.base import Branched, MultiTaskModel, seeded
 from mtl.models.dense import dense_model
 from mtl.models.recsys import PLE, MMoE
+from mtl.models.tabular import TabularInput
 
 FIELDS = (8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10, 10)  # 132 ids; with 63 numbers a row has 195 columns
 NUMBERS = 63
@@ -61,16 +65,26 @@ def _rows(draw: torch.Generator, count: int, tasks: int, device: str) -> tuple[T
     return ids, numbers, [torch.rand(count, generator=draw).round().to(device) for _ in range(tasks)]
 
 
-def w1(device: str = "cpu", rows: int = 2048) -> Workload:
+def unfolded(work: Workload) -> Workload:
+    """The same workload with every field looked up."""
+    layer = work.model.get_submodule("input")
+    assert isinstance(layer, TabularInput)
+    plain = TabularInput(layer.vocabulary, NUMBERS, layer.table.embedding_dim, fold=0)
+    plain.load_state_dict(layer.state_dict())
+    work.model.add_module("input", plain.to(layer.table.weight.device))
+    return work
+
+
+def w1f(device: str = "cpu", rows: int = 2048) -> Workload:
     ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
     model = MMoE(FIELDS, NUMBERS, 2, embedding=128, experts=8, width=256, hidden=128, seed=0).to(device)
-    return Workload("W1", model, (ids, numbers), [_binary(y) for y in targets])
+    return Workload("W1f", model, (ids, numbers), [_binary(y) for y in targets])
 
 
-def w2(device: str = "cpu", rows: int = 2048) -> Workload:
+def w2f(device: str = "cpu", rows: int = 2048) -> Workload:
     ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
     model = PLE(FIELDS, NUMBERS, 2, embedding=128, shared_experts=4, task_experts=4, width=256, hidden=128, seed=0)
-    return Workload("W2", model.to(device), (ids, numbers), [_binary(y) for y in targets])
+    return Workload("W2f", model.to(device), (ids, numbers), [_binary(y) for y in targets])
 
 
 def w3(device: str = "cpu", width: int = 16) -> Workload:
@@ -98,4 +112,12 @@ def w4(device: str = "cpu", tasks: int = 40, rows: int = 256) -> Workload:
     return Workload("W4", model, (x,), [_binary(y) for y in targets])
 
 
-WORKLOADS: dict[str, Callable[[str], Workload]] = {"W1": w1, "W2": w2, "W3": w3, "W4": w4}
+def w1(device: str = "cpu") -> Workload:
+    return replace(unfolded(w1f(device)), name="W1")
+
+
+def w2(device: str = "cpu") -> Workload:
+    return replace(unfolded(w2f(device)), name="W2")
+
+
+WORKLOADS: dict[str, Callable[[str], Workload]] = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W1f": w1f, "W2f": w2f}

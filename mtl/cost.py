@@ -227,6 +227,6 @@ def growth(table: pd.DataFrame, column: str = "ms") -> pd.Series:
 
 
 def recorded(device: str = "cpu") -> pd.DataFrame | None:
-    """Rows of `python -m benchmarks.step` as it was last run on the workloads W1-W4; None where it was not."""
+    """Rows of `python -m benchmarks.step` as it was last run on its workloads; None where it was not."""
     path = root() / "benchmarks" / "results" / f"step_{device}.json"
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else None
