@@ -95,10 +95,10 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
                 "paper abs. err.": _said(said, "abs", 4),
                 "mean angle": f"{own['normals/mean']:.2f}",
                 "paper mean angle": _said(said, "mean", 2),
-                "delta-m": f"{own[DELTA]:.1f}",
+                "delta-m": f"{round(own[DELTA], 1) + 0.0:.1f}",
                 "paper delta-m": _said(said, "delta_m", 2),
                 "from its cells": _said(said, "recomputed", 2),
-                "by task": f"{own[FAIRER]:.1f}",
+                "by task": f"{round(own[FAIRER], 1) + 0.0:.1f}",
                 "paper by task": _said(said, "by_task", 2),
                 "source": said.get("source", ""),
             }

@@ -187,3 +187,79 @@ def test_what_is_not_finite_is_said_and_leaves_no_gradient() -> None:
     with pytest.raises(ValueError, match="must be finite"):
         backward([first.mean(), second.sum() * torch.nan], shared=net.shared, method=method("mgda", n_tasks=2))
     assert all(p.grad is None for p in net.parameters())
+
+
+class Heads(nn.Module):
+    """A trunk (5 -> 6) and three heads that begin with a map of it to a number, but for what `variant` says."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        wide = {"two outputs": 2, "hidden layer": 4}.get(variant, 1)
+        self.trunk = nn.Linear(5, 6, dtype=torch.float64)
+        self.first = nn.ModuleList(nn.Linear(6, wide, bias=variant != "no bias", dtype=torch.float64) for _ in range(3))
+        self.last = nn.Linear(4, 1, dtype=torch.float64)
+        self.variant = variant
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        z = self.trunk(x)
+        if self.variant == "not the first output":
+            z = torch.stack([2 * z, z]).unbind()[1]
+        if self.variant == "hook":
+            z.register_hook(lambda g: 2 * g)
+        ys = [layer(z) for layer in self.first]
+        if self.variant == "hidden layer":
+            ys = [self.last(y.tanh()) for y in ys]
+        if self.variant == "scaled product":
+            ys[1] = torch.addmm(self.first[1].bias, z, self.first[1].weight.t(), alpha=0.5)
+        if self.variant == "twice":
+            ys[1] = ys[1] + self.first[0](z)
+        if self.variant == "both outputs":
+            first, z = torch.stack([2 * z, z]).unbind()
+            ys = [layer(z) for layer in self.first]
+            ys[1] = ys[1] * first.sum()
+        if self.variant == "another output":
+            first, z = torch.stack([2 * z, z]).unbind()
+            ys = [self.first[0](z), self.first[1](first), self.first[2](z)]
+        if self.variant == "around":
+            ys[1] = ys[1] * self.trunk.weight.sum()
+        if self.variant == "not linear":
+            ys[1] = z.square().sum(1, keepdim=True)
+        features = (z, z + 0) if self.variant == "two features" else (z,)
+        return ys, features
+
+
+RAYS = dict.fromkeys(
+    ["two outputs", "hidden layer", "scaled product", "twice", "around", "not linear", "two features", "hook"], False
+)
+RAYS |= {"plain": True, "not the first output": True, "both outputs": False, "another output": False, "no bias": False}
+
+
+@pytest.mark.parametrize("variant", RAYS)
+def test_heads_that_begin_with_a_number(variant: str) -> None:
+    net, x = Heads(variant), torch.randn(7, 5, dtype=torch.float64)
+    own = [[*layer.parameters()] for layer in net.first]
+    if variant == "twice":
+        own[1] += own[0]
+    shared = list(net.trunk.parameters())
+
+    def losses() -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        ys, features = net(x)
+        return [(y.sigmoid() - t).square().mean() for t, y in enumerate(ys)], features
+
+    values, features = losses()
+    chosen = method("mgda-ub", n_tasks=3)
+    assert (layers.rays(check(values, shared, own, features, chosen)) is not None) == RAYS[variant]
+    if variant in ("hook", "another output"):
+        return  # what K is there has tests of its own
+    free = [torch.autograd.grad(value, features[0], retain_graph=True)[0].flatten() for value in values]
+    step = backward(values, shared=shared, heads=own, features=features, method=chosen)
+    assert step.gram is not None and step.weights is not None
+    G = torch.stack(free)
+    assert torch.allclose(step.gram, G @ G.T, rtol=1e-10, atol=1e-16)
+    weighted = [w * value for w, value in zip(step.weights.tolist(), losses()[0], strict=True)]
+    want = torch.autograd.grad(sum(weighted[1:], weighted[0]), [*shared, *net.first.parameters()], allow_unused=True)
+    for p, g in zip([*shared, *net.first.parameters()], want, strict=True):
+        assert (p.grad is None) == (g is None)
+        if p.grad is not None and g is not None:
+            assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-15)

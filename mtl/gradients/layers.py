@@ -63,10 +63,14 @@ class Layer:
         return {self.weight: D.mT @ self.inputs} | ({} if self.bias is None else {self.bias: D.sum(0)})
 
 
+def _root(output: Any) -> Any:
+    return output.node if isinstance(output, GradientEdge) else output.grad_fn
+
+
 def _uses(outputs: list[Any]) -> Uses:
     """For each node of the graph the nodes that take its gradient from, with the place of it among their inputs."""
     uses: Uses = defaultdict(list)
-    roots = [o.node if isinstance(o, GradientEdge) else o.grad_fn for o in outputs]
+    roots = [_root(output) for output in outputs]
     seen, stack = set(roots), list(roots)
     while stack:
         node = stack.pop()
@@ -126,3 +130,46 @@ def _bias(size: int, nodes: list[Any], uses: Uses, places: dict[int, int]) -> in
     if leaves or b is None or id(b) not in places or b.shape != (size,) or b._backward_hooks:
         return None
     return places[id(b)] if {node for node, _ in uses[leaf]} == set(nodes) else None
+
+
+@dataclass
+class Rays:
+    """Gradients over one feature Z (B, I) of heads that begin with a linear map of it to a number: dL_t/dZ = d_t v_t^T.
+
+    `edges`: where d_t (B,) arises; `maps`: rows v_t (T, I); `seeds`: rows d_t (T, B), to be filled.
+    """
+
+    edges: list[GradientEdge]
+    maps: Tensor
+    seeds: Tensor
+
+    def update(self, weights: Tensor) -> Tensor:
+        """sum_t w_t dL_t/dZ."""
+        return (weights[:, None] * self.seeds).mT @ self.maps
+
+
+def rays(given: Inputs) -> Rays | None:
+    """The heads as `Rays`; None where there are several features, or a head of another kind or with a way around Z."""
+    if len(given.features) > 1 or (z := given.features[0]).dim() != 2 or z.dtype not in EXACT or z._backward_hooks:
+        return None
+    shared = {id(p) for p in given.shared}
+    nodes = []
+    for output in given.outputs:
+        stack, seen, uses = [_root(output)], set(), []
+        while stack:
+            node = stack.pop()
+            if id(getattr(node, "variable", None)) in shared:
+                return None
+            for place, (child, number) in enumerate(node.next_functions):
+                if child is z.grad_fn is not None:
+                    fits = (node.name(), place, number) == ("AddmmBackward0", 1, z.output_nr)
+                    uses.append(node if fits else None)
+                elif child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        first: Any = uses[0] if len(uses) == 1 else None
+        if first is None or first._saved_alpha != 1 or first._saved_mat2.shape[1] != 1:
+            return None
+        nodes.append(first)
+    maps = torch.cat([node._saved_mat2 for node in nodes], 1).mT
+    return Rays([GradientEdge(node, 0) for node in nodes], maps, z.new_empty(len(nodes), len(z)))

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from mtl.gradients.inputs import Inputs
+from mtl.gradients.layers import Rays
 from mtl.gradients.tasks import TaskGradients
+from mtl.gradients.workspace import Workspace
+from mtl.methods.base import Method
 
 # "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
 # `python -m benchmarks.step --vjp`, one CPU thread, MGDA, x T backwards, loop / batched from the features:
@@ -91,7 +94,7 @@ def _own(given: Inputs, t: int, seed: Tensor) -> Grads:
     return torch.autograd.grad(given.outputs[t], given.heads[t], seed, retain_graph=True, allow_unused=True)
 
 
-def through_heads(given: Inputs, scale: Tensor | None) -> Heads:
+def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = None) -> Heads:
     """Each head once, down to the features and not beyond.
 
     Paths that reach a shared parameter around the features are found on the way, so that the sum of both parts is
@@ -109,8 +112,23 @@ def through_heads(given: Inputs, scale: Tensor | None) -> Heads:
             heads.around.append(grads[cut : cut + len(given.shared)])
             heads.own.append(grads[cut + len(given.shared) :])
     for i, z in enumerate(given.features):
-        rows = [part[i] for part in parts]
-        heads.features.append(torch.stack([torch.zeros_like(z) if row is None else row for row in rows]))
+        stack = Workspace.take(owner, f"feature {i}", (len(parts), *z.shape), z)
+        for row, part in zip(stack, parts, strict=True):
+            row.zero_() if part[i] is None else row.copy_(part[i])
+        heads.features.append(stack)
+    return heads
+
+
+def to_rays(given: Inputs, into: Rays, scale: Tensor | None) -> Heads:
+    """Each head once, down to its first number."""
+    heads = Heads(around=[[None] * len(given.shared)] * len(given.outputs))
+    for output, edge, row, own, seed in zip(
+        given.outputs, into.edges, into.seeds, given.heads, _seeds(given, scale), strict=True
+    ):
+        targets: list[Any] = [edge, *own]
+        first, *grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
+        row.copy_(first.squeeze(1))
+        heads.own.append(grads)
     return heads
 
 

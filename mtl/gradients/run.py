@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtl.gradients import paths
 from mtl.gradients.inputs import Inputs
-from mtl.gradients.layers import find
+from mtl.gradients.layers import find, rays
 from mtl.gradients.parallel import Ranks
 from mtl.gradients.paths import Grads, Heads, Vjp
 from mtl.gradients.step import Pending, Report, Step
@@ -79,14 +79,21 @@ class Run:
     def from_features(self) -> Step:
         """K over the features' gradients, then one backward through the trunk with their weighted sum."""
         given = self.given
-        heads = paths.through_heads(given, self.scale)
-        gram = sum(product(z.reshape(self.n, -1), self.dtype) for z in heads.features)
-        assert isinstance(gram, Tensor)
+        if outer := rays(given):
+            heads = paths.to_rays(given, outer, self.scale)
+            gram = product(outer.seeds, self.dtype) * product(outer.maps, self.dtype)
+        else:
+            heads = paths.through_heads(given, self.scale, self.method)
+            blocks = [z.reshape(self.n, -1) for z in heads.features]
+            gram = sum((product(block, self.dtype) for block in blocks[1:]), product(blocks[0], self.dtype))
         # the features of the joint batch are those of all ranks side by side: partial Gram matrices add up
         gram = self._unscaled(self.ranks.mean_(gram) / self.ranks.size)
         overflow = not self._report(gram)
         weights, own = self._equal() if overflow else self._weights(gram)
-        seeds = [torch.tensordot(weights.to(z.dtype), z, 1) for z in heads.features]
+        if outer:
+            seeds = [outer.update(weights.to(outer.seeds.dtype))]
+        else:
+            seeds = [torch.tensordot(weights.to(z.dtype), z, 1) for z in heads.features]
         live = [i for i, z in enumerate(given.features) if z.grad_fn is not None]
         if not live:
             raise ValueError("features: must depend on the shared parameters, found tensors without a graph")
