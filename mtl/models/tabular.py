@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Weights of this size gain from a gradient laid out as they are; below, published rows stay equal to the last digit.
+LARGE = 1 << 20
 Read = Callable[[nn.Linear], Tensor]  # a linear map of whatever stands behind it
 
 
@@ -71,7 +73,8 @@ class TabularInput(nn.Module):
         # split, not slices: the gradient of each slice would fill a matrix as large as the whole
         *fields, numbers = layer.weight.split(self.blocks, 1)
         triples = zip(table.split(self.vocabulary), fields, self.folded, strict=True)
-        maps = [(w @ e.T).T for e, w, folded in triples if folded]  # this way the gradient of w is laid out as w
+        large = layer.weight.numel() >= LARGE
+        maps = [(w @ e.T).T if large else e @ w.T for e, w, folded in triples if folded]
         y = torch.addmm(layer.bias, rows, torch.cat([*maps, numbers.T]))
         looked_up = [w for w, folded in zip(fields, self.folded, strict=True) if not folded]
         return y + far @ torch.cat(looked_up, 1).T if looked_up else y
