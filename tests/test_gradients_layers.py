@@ -50,6 +50,11 @@ class Net(nn.Module):
             g = g * self.b.bias
         if self.variant == "scaled product":
             g = torch.addmm(self.b.bias, g, self.b.weight.t(), alpha=0.5)
+        if self.variant == "hook on the output":  # of the first layer, which has nothing below it, and of another
+            first, y = self.a(x), self.b(g)
+            first.register_hook(lambda g: 2 * g)
+            y.register_hook(lambda g: 3 * g)
+            g = y.tanh() + first
         if self.variant == "sequence":
             g = self.b(g.unflatten(0, (-1, 2))).flatten(0, 1)
         z = self.c(g).tanh()
@@ -70,6 +75,7 @@ VARIANTS = {  # variant -> how many of the three weights, and of their biases, a
     "frozen weight": (2, 2),
     "used twice": (3, 3),
     "sequence": (3, 3),
+    "hook on the output": (3, 3),
     "one task goes around": (3, 3),
     "hook": (2, 2),
     "weight used otherwise": (2, 2),
@@ -208,6 +214,8 @@ class Heads(nn.Module):
         if self.variant == "hook":
             z.register_hook(lambda g: 2 * g)
         ys = [layer(z) for layer in self.first]
+        if self.variant == "hook on an output":
+            ys[1].register_hook(lambda g: 2 * g)
         if self.variant == "hidden layer":
             ys = [self.last(y.tanh()) for y in ys]
         if self.variant == "scaled product":
@@ -232,7 +240,14 @@ class Heads(nn.Module):
 RAYS = dict.fromkeys(
     ["two outputs", "hidden layer", "scaled product", "twice", "around", "not linear", "two features", "hook"], False
 )
-RAYS |= {"plain": True, "not the first output": True, "both outputs": False, "another output": False, "no bias": False}
+RAYS |= {
+    "plain": True,
+    "hook on an output": True,
+    "not the first output": True,
+    "both outputs": False,
+    "another output": False,
+    "no bias": False,
+}
 
 
 @pytest.mark.parametrize("variant", RAYS)

@@ -8,7 +8,8 @@ For B < I that is less work than T gradients of shape (O, I), and less memory; t
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,27 @@ class Layer:
     def gradients(self, D: Tensor) -> dict[int, Tensor]:
         """Gradients of weight and bias, by their places, from that of the output: of a task, or a weighted sum."""
         return {self.weight: D.mT @ self.inputs} | ({} if self.bias is None else {self.bias: D.sum(0)})
+
+
+@contextmanager
+def arriving(edges: Sequence[GradientEdge]) -> Iterator[dict[int, Tensor]]:
+    """The gradients that reach running nodes, by the place of their edge, after the hooks on the outputs.
+
+    What the engine captures at an edge is after the hooks only where the node itself does not run.
+    """
+    found: dict[int, Tensor] = {}
+    handles = []
+    for i, edge in enumerate(edges):
+
+        def note(grads: Sequence[Tensor], place: int = i) -> None:
+            found[place] = grads[0]
+
+        handles.append(edge.node.register_prehook(note))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _root(output: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.gradients.inputs import Inputs
-from mtl.gradients.layers import Rays
+from mtl.gradients.layers import Rays, arriving
 from mtl.gradients.tasks import TaskGradients
 from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
@@ -52,13 +52,16 @@ def loop(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_graph:
     edges = [edge for layer in into.layers for edge in layer.edges]
     factored = {i for layer in into.layers for i in (layer.weight, layer.bias)}
     rest = [i for i in range(len(given.shared)) if i not in factored]
-    for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
-        targets: list[Any] = [*edges, *(given.shared[i] for i in rest), *given.heads[t]]
-        grads = torch.autograd.grad(output, targets, seed, retain_graph=retain_graph or t < n - 1, allow_unused=True)
-        seeds, found = grads[: len(edges)], dict(zip(rest, grads[len(edges) :], strict=False))
-        into.store(t, [found.get(i) for i in range(len(given.shared))])
-        into.store_factors(t, seeds)
-        heads.own.append(grads[len(edges) + len(rest) :])
+    with arriving(edges) as reached:
+        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+            targets: list[Any] = [*edges, *(given.shared[i] for i in rest), *given.heads[t]]
+            keep = retain_graph or t < n - 1
+            grads = torch.autograd.grad(output, targets, seed, retain_graph=keep, allow_unused=True)
+            found = dict(zip(rest, grads[len(edges) :], strict=False))
+            into.store(t, [found.get(i) for i in range(len(given.shared))])
+            into.store_factors(t, [reached.get(i, g) for i, g in enumerate(grads[: len(edges)])])
+            heads.own.append(grads[len(edges) + len(rest) :])
+            reached.clear()
     return heads
 
 
@@ -122,13 +125,12 @@ def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = No
 def to_rays(given: Inputs, into: Rays, scale: Tensor | None) -> Heads:
     """Each head once, down to its first number."""
     heads = Heads(around=[[None] * len(given.shared)] * len(given.outputs))
-    for output, edge, row, own, seed in zip(
-        given.outputs, into.edges, into.seeds, given.heads, _seeds(given, scale), strict=True
-    ):
-        targets: list[Any] = [edge, *own]
-        first, *grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
-        row.copy_(first.squeeze(1))
-        heads.own.append(grads)
+    with arriving(into.edges) as reached:
+        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+            targets: list[Any] = [into.edges[t], *given.heads[t]]
+            first, *grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
+            into.seeds[t].copy_(reached.get(t, first).squeeze(1))
+            heads.own.append(grads)
     return heads
 
 

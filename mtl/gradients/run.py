@@ -48,7 +48,7 @@ class Run:
     def from_gradients(self, vjp: Vjp) -> Step:
         """All task gradients, their Gram matrix, then the weighted sum or the method's own combination."""
         given, whole, several = self.given, self.method.needs == "gradients", self.ranks.size > 1
-        factors = vjp == "auto" and not whole and not several and not self.values.is_cuda
+        factors = vjp == "auto" and not whole and not several and self.values.device.type == "cpu"
         owner = None if whole else self.method
         layers = find(given, owner) if factors else []
         tasks = TaskGradients(given.shared, self.n, layers=layers, all_dense=several, owner=owner)

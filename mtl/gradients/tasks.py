@@ -10,7 +10,7 @@ from mtl.gradients.layers import Layer
 from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
 
-TRUST = 1.0
+TRUST = 1.0  # K from factors may lose half of the digits, times this
 CHUNK = 1 << 22  # columns widened at a time where the Gram matrix needs more bits than the gradients have
 
 
