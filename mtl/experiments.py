@@ -275,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", help="labels, separated by commas; default: all")
     parser.add_argument("--deadline", type=float, help="seconds after which no run is started")
     parser.add_argument("--together", action="store_true", help="train a method's seeds side by side, as for one GPU")
+    parser.add_argument("--whole-grid", action="store_true", help="table1: EMTL alone, on all that its paper searches")
     parser.add_argument("--keep-stale", action="store_true", help="keep rows that older sources made")
     given = parser.parse_args(arguments)
     book = Ledger(given.ledger) if given.ledger else ledger(given.experiment)
@@ -286,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.experiment == "table1":
             from mtl.tables import GRIDS, table1  # which is built on this module
 
-            some = {"methods": wanted or tuple(GRIDS), "seeds": given.seeds, "tasks": given.tasks}
+            some = {
+                "methods": wanted or tuple(GRIDS),
+                "seeds": given.seeds,
+                "tasks": given.tasks,
+                "whole": given.whole_grid,
+            }
             table1("census", given.scale, **some, **how)
             return 0
         cells = EXPERIMENTS[given.experiment].cells(given.scale, given.seeds, wanted)

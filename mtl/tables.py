@@ -48,6 +48,7 @@ GRIDS: dict[str, tuple[Point, ...]] = {
         for factor in (1.0, 0.5)
     ),
 }
+RADII = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)  # the paper's rho
 POINTS = {"smoke": 1, "quick": 1, "study": 6, "paper": 6}  # one point: the published setting, nothing is tuned
 SEEDS = {"smoke": (0, 1), "quick": (0, 1, 2), "study": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}
 BUDGET = {
@@ -67,12 +68,27 @@ def points(method: str, scale: str, count: int | None = None, tasks: int = 2) ->
     >>> points("scalarization", "quick", tasks=3)
     ({'c': [0.4, 1.3, 1.3]},)
     """
-    lr = BUDGET[scale].lr
-    kept = GRIDS[method][: POINTS[scale] if count is None else count]
-    kept = tuple({k: v * lr if k == "lr" else v for k, v in p.items() if (k, v) != ("lr", 1.0)} for p in kept)
+    kept = _at(BUDGET[scale].lr, GRIDS[method][: POINTS[scale] if count is None else count])
     if method == "scalarization":
         return tuple({**p, "c": [p["c"], *[round((tasks - p["c"]) / (tasks - 1), 6)] * (tasks - 1)]} for p in kept)
     return kept
+
+
+def _at(lr: float, grid: Sequence[Point]) -> tuple[Point, ...]:
+    """Points whose learning rates are factors of `lr`, with the rates themselves; without one where it is `lr`."""
+    return tuple({k: v * lr if k == "lr" else v for k, v in p.items() if (k, v) != ("lr", 1.0)} for p in grid)
+
+
+def whole_grid(scale: str, tasks: int) -> tuple[Point, ...]:
+    """EMTL's points over all that its paper searches, each with two learning rates; from ln T on rho is one point.
+
+    >>> len(whole_grid("study", 2)), len(whole_grid("study", 3)), whole_grid("study", 2)[6]
+    (24, 36, {'alpha': 0.5, 'rho': 0.8, 'strict': True})
+    """
+    inside = [{"rho": rho} for rho in RADII if rho < math.log(tasks)]
+    balls = [*inside, {"rho": RADII[len(inside)], "strict": True}]
+    grid = [{"alpha": alpha, **ball, "lr": f} for alpha in (0.5, 0.25, 0.0) for ball in balls for f in (1.0, 0.5)]
+    return _at(BUDGET[scale].lr, grid)
 
 
 def table1(
@@ -84,16 +100,19 @@ def table1(
     methods: Sequence[str] = tuple(GRIDS),
     seeds: Sequence[int] | None = None,
     fallback: str | None = None,
+    whole: bool = False,
     **options: Any,
 ) -> tuple[list[Row], Tuning | None]:
     """Rows of one data set, STL first, and how the points were chosen (None where the grid has one point).
 
     Each method's point is chosen on the first model and seed by the validation score, with as many points as every
-    other method; then all seeds are run on all models. `jobs`, `progress`, ... go to `run_grid`.
+    other method; then all seeds are run on all models. `whole`: EMTL alone, on its `whole_grid`. `jobs`, `progress`,
+    ... go to `run_grid`.
     """
     how = {name: options.pop(name) for name in HOW if name in options}
     chosen = SEEDS[scale] if seeds is None else tuple(seeds)
-    grids = {name: points(name, scale, tasks=options.get("tasks", 2)) for name in methods}
+    tasks, methods = options.get("tasks", 2), ["emtl"] if whole else methods
+    grids = {name: whole_grid(scale, tasks) if whole else points(name, scale, tasks=tasks) for name in methods}
     tuning, best = None, {name: own[0] for name, own in grids.items()}
     if POINTS[scale] > 1:
         tuning = tune(
@@ -106,22 +125,25 @@ def table1(
     return combine_stl(run_grid(cells, ledger=ledger, **how)), tuning
 
 
-def study(tasks: int) -> tuple[list[Row], Tuning]:
-    """The published rows of scale study on Census with so many tasks: STL first, each method at the point that the
-    published trials give by validation. Seeds that lack a run are left out. LookupError where no seed is whole."""
-    budget, entries = BUDGET["study"], []
-    for name in GRIDS:
-        entries += [(f"{name} #{i}", name, point) for i, point in enumerate(points(name, "study", tasks=tasks))]
+def _choice(tasks: int, grids: Mapping[str, Sequence[Point]]) -> Tuning:
+    """The point of each method that the published trials of scale study give by validation."""
+    entries = [(f"{name} #{i}", name, point) for name, own in grids.items() for i, point in enumerate(own)]
     trials = [
         row
-        for row in published("table1", "study", entries, budget, tasks=tasks)
+        for row in published("table1", "study", entries, BUDGET["study"], tasks=tasks)
         if row["config"]["seed"] == SEEDS["study"][0] and row["config"]["model"] == next(iter(BACKBONES))
     ]
     if not trials:
         raise LookupError(f"data/ledger/table1.jsonl: no rows of scale study with {tasks} tasks")
-    tuning = choose(entries, trials, 1)
+    return choose(entries, trials, 1)
+
+
+def study(tasks: int) -> tuple[list[Row], Tuning]:
+    """The published rows of scale study on Census with so many tasks: STL first, each method at the point that the
+    published trials give by validation. Seeds that lack a run are left out. LookupError where no seed is whole."""
+    tuning = _choice(tasks, {name: points(name, "study", tasks=tasks) for name in GRIDS})
     final = [("stl", "stl", {}), *((name, name, tuning.best[name]) for name in GRIDS)]
-    rows = published("table1", "study", final, budget, tasks=tasks)
+    rows = published("table1", "study", final, BUDGET["study"], tasks=tasks)
     runs = tasks + len(BACKBONES) * len(GRIDS)
     whole = [seed for seed in SEEDS["study"] if sum(row["config"]["seed"] == seed for row in rows) == runs]
     if not whole:
