@@ -151,6 +151,19 @@ def study(tasks: int) -> tuple[list[Row], Tuning]:
     return combine_stl([row for row in rows if row["config"]["seed"] in whole]), tuning
 
 
+def searched(tasks: int) -> tuple[list[Row], Tuning]:
+    """`study`, but with EMTL at the point that validation picks from its `whole_grid`."""
+    rows, _ = study(tasks)
+    tuning = _choice(tasks, {"emtl": whole_grid("study", tasks)})
+    seeds = {row["config"]["seed"] for row in rows}
+    final = [("emtl", "emtl", tuning.best["emtl"])]
+    own = published("table1", "study", final, BUDGET["study"], tasks=tasks)
+    own = [row for row in own if row["config"]["seed"] in seeds]
+    if len(own) < len(BACKBONES) * len(seeds):
+        raise LookupError(f"data/ledger/table1.jsonl: {len(own)} runs of EMTL at {tuning.best['emtl']}, {tasks} tasks")
+    return [*(row for row in rows if row["label"] != "emtl"), *own], tuning
+
+
 def chosen_points(names: Iterable[str], tuning: Tuning) -> list[str]:
     """For each line of a table ("emtl (MMoE)") the point that tuning chose for its method."""
     chosen = tuning.trials[tuning.trials["chosen"]]

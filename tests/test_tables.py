@@ -182,10 +182,21 @@ def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):
     assert sweeps.influence(table)["hyperparameter"].tolist() == ["alpha", "rho", "eta"]
 
 
+def line(name, model, seed, point, validation, test, select="score"):
+    """A row of scale study on two tasks with the score that validation gives and the one of the test rows."""
+    own = replace(tables.BUDGET["study"], **{k: v for k, v in point.items() if k == "lr"})
+    config = {"problem": "census", "scale": "study", "options": {"tasks": 2}, "method": name}
+    config |= {"hyper": {k: v for k, v in point.items() if k != "lr"}, "model": model, "seed": seed}
+    config |= {"budget": own.settings(), "select": select}
+    aucs = {"a/auc": 0.8, "b/auc": 0.7, "a/score": 0.8, "b/score": 0.7}
+    row = {"config": canonical(config), "fingerprint": "f", "status": "ok", "wall_s": 1.0, "synthetic": False}
+    row |= {"metrics": aucs | {"score": test}, "validation": aucs | {"score": validation}, "best_epoch": 0}
+    return row | {"key": key(row["config"], "f")}
+
+
 def written(folder, seeds=(0, 1), best=1, without=None):
     """A published ledger of scale study on two tasks: all trials, then all runs at the point `best` of each grid."""
     book = Ledger(folder / "data" / "ledger" / "table1.jsonl")
-    budget = tables.BUDGET["study"]
     for seed in seeds:
         for name, model in [("stl", "single-task"), *((n, m) for m in tables.BACKBONES for n in tables.GRIDS)]:
             whole = seed == 0 and model == "mmoe"
@@ -193,30 +204,10 @@ def written(folder, seeds=(0, 1), best=1, without=None):
             for place, point in enumerate(grid):
                 if not (whole or name == "stl" or place == best) or (name, seed) == without:
                     continue
-                own = replace(budget, **{k: v for k, v in point.items() if k == "lr"})
-                hyper = {k: v for k, v in point.items() if k != "lr"}
                 task = f"{'ab'[place % 2]}/score" if name == "stl" else "score"
-                config = {
-                    "problem": "census",
-                    "scale": "study",
-                    "options": {"tasks": 2},
-                    "method": name,
-                    "hyper": hyper,
-                }
-                config |= {"model": model, "seed": seed, "budget": own.settings(), "select": task}
-                score = {
-                    "a/auc": 0.8,
-                    "b/auc": 0.7,
-                    "a/score": 0.8,
-                    "b/score": 0.7,
-                    "score": 0.75 + 0.01 * (place == best),
-                }
-                worse = score | {
-                    "score": 0.75 - 0.01 * (place == best)
-                }  # on the test rows the chosen point is the worst
-                row = {"config": canonical(config), "fingerprint": "f", "status": "ok", "metrics": worse, "wall_s": 1.0}
-                row |= {"validation": score, "best_epoch": 0, "key": key(row["config"], "f"), "synthetic": False}
-                book.append(row)
+                gain = 0.01 * (place == best)  # on the test rows the chosen point is the worst
+                book.append(line(name, model, seed, point, 0.75 + gain, 0.75 - gain, task))
+    return book
 
 
 def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(tmp_path, monkeypatch):
@@ -232,6 +223,25 @@ def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(
     assert chosen == ["–", "c=0.4, lr=0.004"]
     with pytest.raises(LookupError, match="3 tasks"):
         tables.study(3)
+
+
+def test_emtl_on_its_whole_grid_changes_emtl_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    book = written(tmp_path)
+    grid = tables.whole_grid("study", 2)
+    assert set(map(str, tables.points("emtl", "study"))) < set(map(str, grid))
+    for point in grid:
+        if point not in tables.points("emtl", "study"):
+            book.append(line("emtl", "mmoe", 0, point, 0.7 + 0.1 * (point == grid[15]), 0.6))
+    with pytest.raises(LookupError, match="1 runs of EMTL"):
+        tables.searched(2)
+    for seed, model in ((0, "ple"), (1, "mmoe"), (1, "ple")):
+        book.append(line("emtl", model, seed, grid[15], 0.7, 0.6))
+    rows, tuning = tables.searched(2)
+    assert tuning.best == {"emtl": grid[15]} and len(tuning.trials) == 24
+    before, _ = tables.study(2)
+    assert len(rows) == len(before) and [r for r in before if r["label"] != "emtl"] == rows[:-4]
+    assert all(row["metrics"]["score"] == 0.6 for row in rows[-4:])
 
 
 def test_what_is_for_the_runner_never_reaches_the_problem(tmp_path):
