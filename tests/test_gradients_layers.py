@@ -206,6 +206,8 @@ class Heads(nn.Module):
         self.first = nn.ModuleList(nn.Linear(6, wide, bias=variant != "no bias", dtype=torch.float64) for _ in range(3))
         self.last = nn.Linear(4, 1, dtype=torch.float64)
         self.variant = variant
+        if variant == "same frozen head":
+            self.first.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         z = self.trunk(x)
@@ -226,6 +228,10 @@ class Heads(nn.Module):
             first, z = torch.stack([2 * z, z]).unbind()
             ys = [layer(z) for layer in self.first]
             ys[1] = ys[1] * first.sum()
+        if self.variant == "tied":
+            ys[1] = ys[1] * self.first[0].weight.sum()
+        if self.variant in ("same head", "same frozen head"):
+            ys[1] = 3 * ys[0]
         if self.variant == "another output":
             first, z = torch.stack([2 * z, z]).unbind()
             ys = [self.first[0](z), self.first[1](first), self.first[2](z)]
@@ -246,6 +252,9 @@ RAYS |= {
     "not the first output": True,
     "both outputs": False,
     "another output": False,
+    "tied": False,
+    "same head": False,
+    "same frozen head": False,
     "no bias": False,
 }
 
@@ -254,7 +263,7 @@ RAYS |= {
 def test_heads_that_begin_with_a_number(variant: str) -> None:
     net, x = Heads(variant), torch.randn(7, 5, dtype=torch.float64)
     own = [[*layer.parameters()] for layer in net.first]
-    if variant == "twice":
+    if variant in ("twice", "tied", "same head"):
         own[1] += own[0]
     shared = list(net.trunk.parameters())
 
@@ -273,8 +282,9 @@ def test_heads_that_begin_with_a_number(variant: str) -> None:
     G = torch.stack(free)
     assert torch.allclose(step.gram, G @ G.T, rtol=1e-10, atol=1e-16)
     weighted = [w * value for w, value in zip(step.weights.tolist(), losses()[0], strict=True)]
-    want = torch.autograd.grad(sum(weighted[1:], weighted[0]), [*shared, *net.first.parameters()], allow_unused=True)
-    for p, g in zip([*shared, *net.first.parameters()], want, strict=True):
+    every = [p for p in (*shared, *net.first.parameters()) if p.requires_grad]
+    want = torch.autograd.grad(sum(weighted[1:], weighted[0]), every, allow_unused=True)
+    for p, g in zip(every, want, strict=True):
         assert (p.grad is None) == (g is None)
         if p.grad is not None and g is not None:
             assert torch.allclose(p.grad, g, rtol=1e-9, atol=1e-15)

@@ -171,17 +171,18 @@ class Rays:
 
 
 def rays(given: Inputs) -> Rays | None:
-    """The heads as `Rays`; None where there are several features, or a head of another kind or with a way around Z."""
+    """The heads as `Rays`; None for several features, and for heads of another kind, tied ones, or a way around Z."""
     if len(given.features) > 1 or (z := given.features[0]).dim() != 2 or z.dtype not in EXACT or z._backward_hooks:
         return None
-    shared = {id(p) for p in given.shared}
-    nodes = []
+    taken = {id(p) for p in given.shared}  # and then what earlier tasks reach: one backward serves all heads
+    nodes: list[Any] = []
     for output in given.outputs:
         stack, seen, uses = [_root(output)], set(), []
+        leaves = set()
         while stack:
             node = stack.pop()
-            if id(getattr(node, "variable", None)) in shared:
-                return None
+            if (leaf := getattr(node, "variable", None)) is not None:
+                leaves.add(id(leaf))
             for place, (child, number) in enumerate(node.next_functions):
                 if child is z.grad_fn is not None:
                     fits = (node.name(), place, number) == ("AddmmBackward0", 1, z.output_nr)
@@ -192,6 +193,9 @@ def rays(given: Inputs) -> Rays | None:
         first: Any = uses[0] if len(uses) == 1 else None
         if first is None or first._saved_alpha != 1 or first._saved_mat2.shape[1] != 1:
             return None
+        if first in nodes or leaves & taken:
+            return None
+        taken |= leaves
         nodes.append(first)
     maps = torch.cat([node._saved_mat2 for node in nodes], 1).mT
     return Rays([GradientEdge(node, 0) for node in nodes], maps, z.new_empty(len(nodes), len(z)))

@@ -123,15 +123,17 @@ def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = No
 
 
 def to_rays(given: Inputs, into: Rays, scale: Tensor | None) -> Heads:
-    """Each head once, down to its first number."""
-    heads = Heads(around=[[None] * len(given.shared)] * len(given.outputs))
+    """All heads in one backward down to their first numbers: none of them reaches what is another's."""
+    targets: list[Any] = [*into.edges, *(p for head in given.heads for p in head)]
+    outputs: Any = given.outputs
     with arriving(into.edges) as reached:
-        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
-            targets: list[Any] = [into.edges[t], *given.heads[t]]
-            first, *grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
-            into.seeds[t].copy_(reached.get(t, first).squeeze(1))
-            heads.own.append(grads)
-    return heads
+        grads = torch.autograd.grad(outputs, targets, list(_seeds(given, scale)), retain_graph=True, allow_unused=True)
+    n = len(into.edges)
+    for t, first in enumerate(grads[:n]):
+        into.seeds[t].copy_(reached.get(t, first).squeeze(1))
+    rest = iter(grads[n:])
+    own: list[Grads] = [[next(rest) for _ in head] for head in given.heads]
+    return Heads(own=own, around=[[None] * len(given.shared)] * n)
 
 
 @contextmanager
