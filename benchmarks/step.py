@@ -1,14 +1,15 @@
 """Time of one training step per method: `python -m benchmarks.step [--quick] [--device cuda] [--workloads W1,W4]`.
 
-A step is forward and backward up to `.grad`, without the optimiser. All rows of a workload take turns in one
-process; given are medians of the rounds' ratios to the same round's floors: (a) one backward of the summed losses,
-(b) T backwards, one per task, that drop their gradients. CPU: process time on one thread. CUDA: wall time between
-synchronisations, and peak memory above what model and data take.
+A step is forward and backward up to `.grad`, without the optimiser. All rows of a workload run in one process, in a new
+order each round; given are medians of the rounds' ratios to the same round's floors: (a) one backward of the summed
+losses, (b) T backwards, one per task, that drop their gradients. CPU: process time on one thread. CUDA: wall time
+between synchronisations, and peak memory above what model and data take.
 """
 
 import argparse
 import gc
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -142,14 +143,18 @@ def once(step: Step, device: str) -> tuple[float, int]:
 
 
 def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, device: str) -> list[dict[str, Any]]:
-    """Rounds of all rows in turn until `seconds` are over, at least `least`; medians of times and of ratios."""
+    """Rounds of all rows until `seconds` are over, at least `least`; medians of times and of ratios.
+
+    In an order drawn anew each round: a step that follows a large one finds the caches cold, which costs a small one
+    a fifth of its time.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     memory = dict.fromkeys(steps, 0)
-    end = time.perf_counter() + seconds
+    end, draw = time.perf_counter() + seconds, random.Random(0)
     gc.disable()
     try:
         while time.perf_counter() < end or len(times[PLAIN]) < least:
-            for name, step in steps.items():
+            for name, step in draw.sample(list(steps.items()), len(steps)):
                 taken, peak = once(step, device)
                 times[name].append(taken)
                 memory[name] = max(memory[name], peak)
