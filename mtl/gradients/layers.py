@@ -4,7 +4,7 @@ With Y = A W^T + 1 b^T, rows of A (B, I) and D_t = dL_t/dY (B, O): dL_t/dW = D_t
 
     <g_s, g_t> = <D_s, (A A^T + 1 1^T) D_t>,    sum_t w_t g_t = (sum_t w_t D_t)^T A.
 
-For B < I that is less work than T gradients of shape (O, I), and less memory; the result is the same to rounding.
+For B well below I that is less work than T gradients (O, I), and no more memory; the result is the same to rounding.
 """
 
 from collections import defaultdict
@@ -90,7 +90,7 @@ def _root(output: Any) -> Any:
 
 
 def _uses(outputs: list[Any]) -> Uses:
-    """For each node of the graph the nodes that take its gradient from, with the place of it among their inputs."""
+    """For each node of the graph the nodes that send it gradients, and its place among their inputs."""
     uses: Uses = defaultdict(list)
     roots = [_root(output) for output in outputs]
     seen, stack = set(roots), list(roots)
