@@ -14,7 +14,7 @@ from mtl.gradients.tasks import TaskGradients
 from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
 
-# "auto" is the loop: it takes no more memory than T backwards, and vectorising was never faster where measured.
+# "auto" is the loop: it takes no more memory than the T gradients, and vectorising was never faster where measured.
 # `python -m benchmarks.step --vjp`, one CPU thread, MGDA, x T backwards, loop / batched from the features:
 # W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE). Not
 # measured on a GPU, where launches may turn it. On the CPU "auto" also keeps wide linear layers as factors.
