@@ -161,7 +161,7 @@ class Loop:
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
             self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
         # The host reads losses at the end of an epoch, not at each step; on the CPU reading costs nothing.
-        self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" else "defer"
+        self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" or method.solves else "defer"
         self.epoch = self.step = self.total = 0
         self.wall = 0.0
         self.history: list[dict[str, Any]] = []
@@ -175,7 +175,7 @@ class Loop:
         self.every = max(1, math.ceil(budget.epochs * per_epoch / POINTS))
 
     def batch(self, batch: Any) -> None:
-        """One step; every value stays on the device."""
+        """One step; on a GPU nothing but the Gram matrix leaves the device."""
         self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
         features = None

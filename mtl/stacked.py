@@ -46,9 +46,11 @@ class Methods:
         self.own = [self.own[i] for i in kept.tolist()]
         for part, name, value in self._state():
             if isinstance(value, Tensor):
-                setattr(part, name, value.detach().index_select(-2, kept).requires_grad_(value.requires_grad))
+                rows = value.detach().index_select(-2, kept.to(value.device))
+                setattr(part, name, rows.requires_grad_(value.requires_grad))
             elif isinstance(value, Certificate):
-                setattr(part, name, replace(value, **{k: v[kept] for k, v in vars(value).items() if k != "solver"}))
+                rest = {k: v[kept.to(v.device)] for k, v in vars(value).items() if k != "solver"}
+                setattr(part, name, replace(value, **rest))
 
     def weights(self, losses: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weights and factors of the heads, both (S, T), and what the certificate says (S,)."""
@@ -142,7 +144,7 @@ class Group:
         return torch.vmap(one)(self.params, *batch)
 
     def step(self, batch: tuple[Tensor, ...]) -> None:
-        """One step of all seeds; every value stays on the device."""
+        """One step of all seeds; on a GPU nothing but losses and Gram matrices leaves the device, in one transfer."""
         chosen = self.methods.many
         for p in [*self.params.values(), *self.learned]:
             p.grad = None
@@ -160,7 +162,7 @@ class Group:
         # what a broken seed brings is kept for its row, but no method is asked about it
         usable = torch.where(good[:, None], values, 1.0)
         K = torch.where(good[:, None, None], gram, eye) if chosen.needs == "gram" else None
-        w, factors, proof = self.methods.weights(usable, K)
+        w, factors, proof = self._solved(usable, K)
         if chosen.needs == "gram":
             for p, part in zip(live, block.split([p[0].numel() for p in live], 2), strict=True):
                 p.grad = (w.to(part.dtype).unsqueeze(1) @ part).view_as(p)
@@ -174,6 +176,14 @@ class Group:
         self.waiting.append(told | {"weights": w} | proof)
         if len(self.waiting) == WINDOW:
             self.fetch()
+
+    def _solved(self, losses: Tensor, K: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Weights and factors on the device; a method that solves does so on the host, as in `backward`."""
+        if K is None or K.device.type == "cpu" or not self.methods.many.solves:
+            return self.methods.weights(losses, K)
+        here = torch.cat([losses.unsqueeze(1), K], 1).cpu()
+        w, factors, proof = self.methods.weights(here[:, 0], here[:, 1:])
+        return w.to(K.device, non_blocking=True), factors.to(K.device, non_blocking=True), proof
 
     def _task_gradients(self, losses: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Sequence[Tensor | None]]]:
         """G (S, T, D) over the shared parameters that some task reaches, these, and the heads' own gradients."""

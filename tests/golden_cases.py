@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl.gradients import backward
 from mtl.methods import Method, aggregate, method
 from mtl.methods.cones import sdm_descent
 from mtl.methods.surgery import project_conflicts, vaccinate
@@ -25,7 +26,6 @@ SKIPPED = {
     "MoDo": "not one of our methods",
     "ExcessMTL": "not one of our methods",
     "ConFIG": "not one of our methods",
-    "GradDrop/LibMTL": "drops on the representation with batch-summed signs; ours works on the shared gradients",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 
@@ -142,6 +142,18 @@ def pcgrad(case: Case) -> Answer:
 def graddrop(case: Case) -> Answer:
     G, L = problem(case)
     return {"direction": aggregate("graddrop", grads=G, losses=L, seed=case["seed"]).direction}
+
+
+def graddrop_features(case: Case) -> Answer:
+    """rep = M theta (B, F), L_t + <A_t, rep>: a whole step, as the mask needs the representation."""
+    p = DATA["representation_problems"][case["problem"]]
+    theta, A = tensor(p["theta0"]).requires_grad_(), tensor(p["A"])
+    rep = (tensor(p["M"]) @ theta).view(p["B"], p["F"])
+    losses = tensor(p["losses"]) + (A.view(len(A), p["B"], p["F"]) * rep).sum((1, 2))
+    made = method("graddrop", len(A), leak=case["hyperparameters"]["leak"], on="features", seed=case["seed"])
+    backward(losses, shared=[theta], method=made, features=rep)
+    assert theta.grad is not None
+    return {"direction": theta.grad}
 
 
 def fair_ls(case: Case) -> Answer:
@@ -337,6 +349,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Case], Answer | list[Answer]]] = {
     ("GradVac", "torchjd"): gradvac,
     ("GradDrop", "FAMO"): graddrop,
     ("GradDrop", "torchjd"): graddrop,
+    ("GradDrop", "LibMTL"): graddrop_features,
     ("RLW", "nash-mtl"): rlw,
     ("DWA", "nash-mtl"): dwa_nash,
     ("DWA", "LibMTL"): sequence("dwa", lambda h: {"tau": h["T"], "window": None}),

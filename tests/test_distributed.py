@@ -17,7 +17,7 @@ from mtl.methods.base import Method
 
 RANKS, ROWS, TASKS = 2, 6, 3
 F64 = torch.float64
-WAYS = ["losses", "gram-loop", "gram-batched", "features", "gradients", "sparse", "sparse-losses"]
+WAYS = ["losses", "gram-loop", "gram-batched", "features", "masks", "gradients", "sparse", "sparse-losses"]
 
 
 class Inverse(Method):
@@ -25,7 +25,8 @@ class Inverse(Method):
 
     def __init__(self, needs: str, noise: float = 0.0) -> None:
         super().__init__(TASKS)
-        self.needs, self.noise = needs, noise  # type: ignore[misc]
+        self.masks = needs == "masks"
+        self.needs, self.noise = "features" if self.masks else needs, noise  # type: ignore[misc]
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         w = losses.reciprocal() if gram is None else gram.diagonal().reciprocal()
@@ -33,6 +34,9 @@ class Inverse(Method):
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         return [g.sign().sum(0) for g in grads]
+
+    def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
+        return (grads > grads.mean(0)).to(grads) / losses[:, None]
 
 
 class Net(nn.Module):

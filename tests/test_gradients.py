@@ -11,7 +11,6 @@ from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
 from mtl.gradients import Step, backward
-from mtl.gradients.tasks import product
 from mtl.methods import method
 from mtl.methods.base import Method
 
@@ -452,41 +451,6 @@ def test_retain_graph_allows_a_second_look() -> None:
         backward(losses, method=Fixed(needs=needs, heads="raw"), **options)
         jac = jacobians(net, batch)
         assert_update(net, jac, 2 * W, 2 * torch.ones_like(W))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("needs", ["losses", "gram", "features"])
-@pytest.mark.parametrize("vjp", ["loop", "batched"])
-def test_deferred_steps_never_wait_for_the_device(needs: str, vjp: str) -> None:
-    net, w = Net().cuda(), W.cuda()
-    batch = tuple(x.cuda() for x in data())
-    method = Fixed(needs=needs, w=w)
-    run(net, batch, method, features=True, vjp=vjp, check="defer")
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step = run(net, batch, method, features=True, vjp=vjp, check="defer")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    step.check()
-    jac = jacobians(net.cpu(), data())
-    assert_update(net, jac, 2 * W, 2 * W)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_tensor_float_32_does_not_reach_the_gram_matrix() -> None:
-    torch.manual_seed(0)
-    block = torch.randn(3, 100_000, device="cuda")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        found = product(block, torch.float32)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    wide = block.double() @ block.double().T
-    torch.testing.assert_close(found.double(), wide, rtol=1e-6, atol=1e-3)
 
 
 def test_combining_methods_choose_their_heads_factor() -> None:

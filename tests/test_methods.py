@@ -14,6 +14,7 @@ from torch import Tensor
 
 import mtl
 from mtl.errors import NonFiniteError
+from mtl.gradients import backward
 from mtl.methods import METHODS, Method, aggregate, method
 from mtl.methods.surgery import vaccinate
 
@@ -395,6 +396,49 @@ def test_graddrop_keeps_one_sign_per_coordinate() -> None:
     assert (torch.isclose(d, positive) | torch.isclose(d, negative)).all()
     leaked = method("graddrop", 4, leak=1.0).combine([G], L)[0]
     assert torch.allclose(leaked, G.sum(0))
+
+
+def test_graddrop_on_features_draws_once_for_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    theta = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    maps = torch.randn(3, 4, 5, dtype=torch.float64)
+    maps[:, :, 2] = maps[:, :1, 2].abs()  # all tasks push this column one way in each row
+    z = torch.cat([theta[:4, :2].relu(), theta[:4, 2:].abs()], 1)
+
+    def step(**hyper: Any) -> Tensor:
+        theta.grad = None
+        losses = [(a * z).sum() for a in maps]
+        made = method("graddrop", 3, on="features", **hyper)
+        found = backward(losses, shared=[theta], method=made, features=z, retain_graph=True)
+        assert found.weights is None and theta.grad is not None
+        return theta.grad.clone()
+
+    slope = torch.autograd.grad(z, theta, torch.ones_like(z), retain_graph=True)[0][:4]
+    signed = (z.sign() * maps).sum(1)
+    purity = 0.5 * (1 + signed.sum(0) / signed.abs().sum(0))
+    u = torch.rand(5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    kept = ((signed > 0) & (purity > u)) | ((signed < 0) & (purity < u))
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.allclose(step(seed=7)[:4], (kept[:, None] * maps).sum(0) * slope)
+    assert torch.allclose(step(leak=1.0)[:4], maps.sum(0) * slope)
+    fair = method("fair-loss", 3, base="graddrop", base_hyper={"on": "features", "seed": 7}, alpha=1.0)
+    losses = [10 + (a * z).sum() for a in maps]
+    theta.grad = None
+    backward(losses, shared=[theta], method=fair, features=z, retain_graph=True)
+    signed, f = signed / torch.stack(losses).detach()[:, None], 1 / torch.stack(losses).detach()
+    purity = 0.5 * (1 + signed.sum(0) / signed.abs().sum(0))
+    kept = ((signed > 0) & (purity > u)) | ((signed < 0) & (purity < u))
+    assert torch.allclose(theta.grad[:4], ((f[:, None] * kept)[:, None] * maps).sum(0) * slope)
+
+
+def test_graddrop_on_features_needs_features() -> None:
+    G, L = data(3, 5)
+    with pytest.raises(ValueError, match="on: graddrop must act on parameters where there is no network"):
+        aggregate("graddrop", grads=G, losses=L, on="features")
+    with pytest.raises(ValueError, match="base: must be a method that needs the Gram matrix"):
+        method("emtl", 3, base="graddrop", base_hyper={"on": "features"}, rho=0.1)
+    with pytest.raises(ValueError, match="on: must be one of parameters, features, found 'heads'"):
+        method("graddrop", 3, on="heads")
 
 
 def test_gradvac_reaches_its_target_cosine_and_remembers() -> None:

@@ -294,7 +294,7 @@ gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in NAMES])
-def test_on_a_gpu_no_step_waits(name: str, clicks: Problem) -> None:
+def test_on_a_gpu_no_step_waits_but_to_solve(name: str, clicks: Problem) -> None:
     data, device = clicks, torch.device("cuda")
     own = [fresh(name, 2, seed, HYPER.get(name, {})) for seed in (0, 1)]
     loops = [training.Loop(data, m, "mmoe", s, Budget(1, 2048), device) for s, m in enumerate(own)]
@@ -302,7 +302,7 @@ def test_on_a_gpu_no_step_waits(name: str, clicks: Problem) -> None:
     batch = tuple(torch.stack([t, t]) for t in next(iter(data.batches("train", 0, 2048, device))))
     group.step(batch)  # the first call copies constants
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default" if own[0].solves else "error")
     try:
         group.step(batch)
     finally:

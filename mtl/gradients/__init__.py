@@ -40,7 +40,8 @@ def backward(
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
-    `check`: losses and K are always checked; "raise" waits for the device once, "defer" never waits and raises at a
+    `check`: losses and K are always checked; "raise" waits for the device once, and on a GPU K comes along and the
+    method solves on the host; "defer" never waits, solves on the device in thousands of small kernels, and raises at a
     later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
     more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
     `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,

@@ -77,9 +77,9 @@ class Run:
         return self._step(weights, gram, overflow)
 
     def from_features(self) -> Step:
-        """K over the features' gradients, then one backward through the trunk with their weighted sum."""
-        given = self.given
-        if outer := rays(given):
+        """K over the features' gradients, then one backward through the trunk with their weighted or masked sum."""
+        given, masks = self.given, self.method.masks
+        if outer := None if masks else rays(given):
             heads = paths.to_rays(given, outer, self.scale)
             gram = product(outer.seeds, self.dtype) * product(outer.maps, self.dtype)
         else:
@@ -89,8 +89,16 @@ class Run:
         # the features of the joint batch are those of all ranks side by side: partial Gram matrices add up
         gram = self._unscaled(self.ranks.mean_(gram) / self.ranks.size)
         overflow = not self._report(gram)
-        weights, own = self._equal() if overflow else self._weights(gram)
-        if outer:
+        if overflow:
+            weights, own = self._equal()
+        elif masks:
+            weights = torch.ones_like(self.values)
+            own = self.method.head_weights(self.values, weights)
+        else:
+            weights, own = self._weights(gram)
+        if masks and not overflow:
+            seeds = [self._masked(z, g) for z, g in zip(given.features, heads.features, strict=True)]
+        elif outer:
             seeds = [outer.update(weights.to(outer.seeds.dtype))]
         else:
             seeds = [torch.tensordot(weights.to(z.dtype), z, 1) for z in heads.features]
@@ -108,7 +116,20 @@ class Run:
             self._add(given.shared, grads, weights[t])
         self._reduce(given.shared)
         self._heads(heads, own)
-        return self._step(weights, gram, overflow)
+        return self._step(None if masks else weights, gram, overflow)
+
+    def _masked(self, z: Tensor, grads: Tensor) -> Tensor:
+        """sum_t m_t dL_t/dZ, m from the sums over the joint batch."""
+        if z.dim() == 0:
+            raise ValueError("features: must have the batch as first dimension to be masked, found a number")
+        mask = self.method.mask(self.ranks.mean_((z.detach().sign() * grads).sum(1)), self.values)
+        if mask.shape != (self.n, *z.shape[1:]):
+            raise ValueError(
+                f"mask: {type(self.method).__name__} must return shape {(self.n, *z.shape[1:])}, "
+                f"found {tuple(mask.shape)}"
+            )
+        self.ranks.same_(mask)  # a random mask must not differ between ranks
+        return (mask.unsqueeze(1) * grads).sum(0)
 
     def _reached(self, name: str) -> None:
         if all(p.grad is None for p in self.given.shared):
@@ -122,12 +143,19 @@ class Run:
         )
 
     def _weights(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
-        """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest."""
-        name = type(self.method).__name__
-        weights = self.method.weights(self.values, gram)
+        """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest.
+
+        On a GPU the host, which has waited for K anyway, solves too: the device, that may not look at a value, would
+        run through thousands of tiny kernels. A step that never waits leaves them there.
+        """
+        name, losses = type(self.method).__name__, self.values
+        waited = self.check == "raise" and self.report.event is not None
+        if gram is not None and waited and self.method.solves:
+            losses, gram = self.report.problem(self.dtype)
+        weights = self.method.weights(losses, gram)
         if weights.shape != (self.n,):
             raise ValueError(f"weights: {name} must return shape ({self.n},), found {tuple(weights.shape)}")
-        weights = weights.detach()
+        weights = weights.detach().to(self.values.device, non_blocking=True)
         self.ranks.same_(weights)
         report = Report({"weights": weights}, name=f" ({name})")
         if report.event is None and self.check == "raise":
@@ -152,7 +180,8 @@ class Run:
         method = self.method
         positive = frozenset(["losses"] if getattr(method, "positive_losses", False) else [])
         rows = {"losses": self.values} | ({} if gram is None else {NORMS: gram.diagonal()})
-        report = Report(rows, positive, f" ({type(method).__name__})" if positive else "")
+        report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
+        self.report = report
         if self.check == "defer":
             Pending.add(method, report)
             return True

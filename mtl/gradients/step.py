@@ -15,13 +15,21 @@ from mtl.solvers import Certificate
 
 
 class Report:
-    """A few numbers on their way from the device to the host, and the rule that each must obey."""
+    """A few numbers on their way from the device to the host, the rule that each must obey, and K if it comes along."""
 
-    def __init__(self, rows: dict[str, Tensor], positive: frozenset[str] = frozenset(), name: str = "") -> None:
+    def __init__(
+        self,
+        rows: dict[str, Tensor],
+        positive: frozenset[str] = frozenset(),
+        name: str = "",
+        gram: Tensor | None = None,
+    ) -> None:
         self.kinds, self.positive, self.name = list(rows), positive, name
         numbers = torch.stack([row.detach().to(torch.float64) for row in rows.values()])
         self.event: torch.cuda.Event | None = None
         if numbers.is_cuda:
+            if gram is not None:
+                numbers = torch.cat([numbers, gram.detach().to(torch.float64)])
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self.numbers.copy_(numbers, non_blocking=True)
             self.event = torch.cuda.Event()
@@ -38,11 +46,15 @@ class Report:
             self.event.synchronize()
         return bool(self.numbers[self.kinds.index(kind)].isfinite().all())
 
+    def problem(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Losses (T,) and K (T, T) on the host, once they have been waited for."""
+        return self.numbers[0].to(dtype), self.numbers[len(self.kinds) :].to(dtype)
+
     def check(self) -> None:
         """Raise NonFiniteError or ValueError at the first number that breaks its rule; waits for it."""
         if self.event is not None:
             self.event.synchronize()
-        for kind, row in zip(self.kinds, self.numbers.tolist(), strict=True):
+        for kind, row in zip(self.kinds, self.numbers.tolist(), strict=False):
             for t, value in enumerate(row):
                 if not -float("inf") < value < float("inf"):
                     raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
@@ -74,7 +86,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Step:
-    """Outcome of `backward`; all tensors are detached and on the device.
+    """Outcome of `backward`; all tensors are detached and on the device, the certificate where it was solved.
 
     `losses` (T,); `weights` (T,), None for methods that combine gradients themselves; `gram` (T, T) over the shared
     parameters (over the features for representation methods), None for methods that need losses only;

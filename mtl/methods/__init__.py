@@ -135,6 +135,8 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
     if m.positive_losses and bool((losses <= 0).any()):
         task = int((losses <= 0).nonzero()[0])
         raise ValueError(f"losses: must be positive for {name}, found {float(losses[task]):g} for task {task}")
+    if m.masks:
+        raise ValueError(f"on: {name} must act on parameters where there is no network, found 'features'")
     with torch.no_grad():
         if m.needs == "gradients":
             direction, w = m.combine([grads], losses)[0], None

@@ -17,7 +17,8 @@ class Method:
 
     `needs` says what `weights` is given: "losses" (nothing but the losses), "gram" (K = G G^T of the
     task gradients over the shared parameters), "features" (K over the shared representation), or
-    "gradients" (`combine` is called with the task gradients themselves, and `weights` is not).
+    "gradients" (`combine` is called with the task gradients themselves, and `weights` is not). With "features" and
+    `masks`, `mask` is called in place of `weights`.
     `heads` says how task-specific parameters move: "raw" (gradient of L_t) or "weighted" (of w_t L_t).
     `certificate` tells how exactly the last problem was solved; None where there is nothing to solve.
     A subclass overrides `weights` (or `combine`); all else has a default. `weights` never waits for the
@@ -50,6 +51,15 @@ class Method:
         """Shared-parameter update from per-parameter task gradients (T, *shape); only if needs == "gradients"."""
         raise NotImplementedError
 
+    masks: bool = False
+
+    def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
+        """Factors (T, *shape) in front of the task gradients over the features Z (B, *shape), the same for all rows.
+
+        `grads` (T, *shape): sum over the batch of sgn(Z) dL_t/dZ.
+        """
+        raise NotImplementedError
+
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Factor (T,) in front of each head's gradient."""
         return weights if self.heads == "weighted" else torch.ones_like(weights)
@@ -58,6 +68,9 @@ class Method:
         """Called with the losses (T,) of the same batch after the optimiser step, if `wants_after_step`."""
 
     wants_after_step: bool = False
+
+    solves: bool = False
+    """On a GPU, `weights` is given losses and K on the host where that has waited for them."""
 
     replaces_adam: bool = False
     """`combine` is the optimiser's step on the shared parameters itself, to be applied by plain SGD."""
@@ -130,6 +143,11 @@ def norms(gram: Tensor) -> Tensor:
 def on(value: Tensor, like: Tensor) -> Tensor:
     """`value` in float64 on the device of `like`; learned weights and players are kept in float64."""
     return value.detach().to(device=like.device, dtype=torch.float64)
+
+
+def per_task(values: Tensor, like: Tensor) -> Tensor:
+    """One number per task (T,) in the shape and dtype in which it multiplies (T, *shape)."""
+    return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
 def positive(name: str, value: float, *, zero: bool = False) -> float:

@@ -1,42 +1,70 @@
 """Methods that need the task gradients themselves, coordinate by coordinate."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Method, positive
+from mtl.methods.base import Heads, Method, Needs, chosen, per_task, positive
+
+PIECE = 1 << 17  # numbers of all tasks: some tensors of them stay in the cache
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same columns of tensors (T, *shape), or (1, *shape), as views (T, n), a few at a time on the CPU.
+
+    What is computed in between then never leaves the cache. Tensors whose rows cannot be flattened come whole.
+    """
+    if tensors[0].device.type != "cpu" or not all(x[0].is_contiguous() for x in tensors):
+        yield tensors
+    else:
+        n = max(PIECE // len(tensors[0]) // 64 * 64, 64)  # whole vectors, so that sums over tasks round as in one piece
+        yield from zip(*(x.flatten(1).split(n, 1) for x in tensors), strict=True)
 
 
 class GradDrop(Method):
-    """GradDrop (Chen et al., NeurIPS 2020, algorithm 1), on parameter gradients: one sign survives per coordinate.
+    """GradDrop (Chen et al., NeurIPS 2020, algorithm 1): one sign survives per coordinate, drawn by its share.
 
     Purity P = (1 + sum_t g_t/sum_t|g_t|)/2; u ~ U(0,1); d = sum_t (l + (1-l) M_t) g_t with M_t keeping g_t > 0 where
-    P > u and g_t < 0 where P < u; leak l = 0. Deviation: the paper works on activations. Its own generator (`seed`)
-    lives on the device of the gradients. Heads: raw.
+    P > u and g_t < 0 where P < u; leak l = 0. on="features" is the paper's: signs of sum_b sgn(Z) dL_t/dZ over the
+    batch, one draw for all of it. Default, as public codes do: on the shared parameters' gradients. Its own generator
+    (`seed`) lives on the device of the gradients. Heads: raw.
 
     >>> GradDrop(2).combine([torch.tensor([[1.0, 2.0], [3.0, -2.0]])], torch.ones(2))[0][0].item()
     4.0
     """
 
-    needs = "gradients"
+    needs: Needs = "gradients"
     heads: Heads = "raw"
 
-    def __init__(self, n_tasks: int, leak: float | Sequence[float] = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        n_tasks: int,
+        leak: float | Sequence[float] = 0.0,
+        on: Literal["parameters", "features"] = "parameters",
+        seed: int = 0,
+    ) -> None:
         super().__init__(n_tasks)
         leaks = [leak] * n_tasks if isinstance(leak, int | float) else list(leak)
         if len(leaks) != n_tasks or not all(0 <= x <= 1 for x in leaks):
             raise ValueError(f"leak: must be in [0, 1], one number or one for each of {n_tasks} tasks, found {leak!r}")
+        self.masks = chosen("on", on, ("parameters", "features")) == "features"
+        self.needs = "features" if self.masks else "gradients"
         self.leak, self.seed = torch.tensor(leaks, dtype=torch.float64), seed
         self.generator: torch.Generator | None = None
         self.resumed: Tensor | None = None
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
-        return [self._drop(g) for g in grads]
+        found = [torch.empty_like(g[0]) for g in grads]
+        for g, d in zip(grads, found, strict=True):
+            for part, total in pieces(g, d[None]):
+                torch.sum(self.mask(part, losses).mul_(part), 0, out=total[0])
+        return found
 
-    def _drop(self, g: Tensor) -> Tensor:
+    def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
+        g = grads
         if self.generator is None:
             self.generator = torch.Generator(g.device).manual_seed(self.seed)
             if self.resumed is not None:
@@ -45,8 +73,8 @@ class GradDrop(Method):
         u = torch.rand(g.shape[1:], generator=self.generator, dtype=g.dtype, device=g.device)
         kept = ((g > 0) & (purity > u)) | ((g < 0) & (purity < u))
         self.leak = self.leak.to(g.device)
-        leak = self.leak.to(g.dtype).view(-1, *[1] * (g.dim() - 1))
-        return ((leak + (1 - leak) * kept) * g).sum(0)
+        leak = per_task(self.leak, g)
+        return leak + (1 - leak) * kept
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.resumed if self.generator is None else self.generator.get_state()}
@@ -116,12 +144,13 @@ class AdaTask(Buffers):
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
-        update = []
-        for m, v, g in zip(self.buffers["first"], self.buffers["second"], grads, strict=True):
-            m.lerp_(g, 1 - self.beta1)
-            v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            root = (v / (1 - self.beta2**self.steps)).sqrt_().add_(self.eps)
-            update.append((m / (1 - self.beta1**self.steps) / root).sum(0))
+        update = [torch.empty_like(g[0]) for g in grads]
+        for whole in zip(self.buffers["first"], self.buffers["second"], grads, update, strict=True):
+            for m, v, g, d in pieces(*whole[:3], whole[3][None]):
+                m.lerp_(g, 1 - self.beta1)
+                v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+                root = (v / (1 - self.beta2**self.steps)).sqrt_().add_(self.eps)
+                torch.sum((m / (1 - self.beta1**self.steps)).div_(root), 0, out=d[0])
         return update
 
 
@@ -149,13 +178,13 @@ class DBMTL(Buffers):
         self.check(losses)
         self.take(grads)
         rate = self.beta / self.steps**self.sigma
-        for b, g in zip(self.buffers["mean"], grads, strict=True):
-            logarithmic = g / (losses.to(g) + 1e-8).view(-1, *[1] * (g.dim() - 1))
-            b.lerp_(logarithmic, 1 - rate)
+        for whole in zip(self.buffers["mean"], grads, strict=True):
+            for b, g in pieces(*whole):
+                b.lerp_(g / (per_task(losses, g) + 1e-8), 1 - rate)
         buffers = self.buffers["mean"]
         norms = torch.stack([torch.linalg.vector_norm(b.flatten(1), dim=1) for b in buffers]).square().sum(0).sqrt()
-        factor = norms.max() / (norms + 1e-8)
-        return [torch.tensordot(factor.to(b.dtype), b, 1) for b in buffers]
+        lift = norms.max() / (norms + 1e-8)
+        return [torch.tensordot(lift.to(b.dtype), b, 1) for b in buffers]
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return (1 / (losses + 1e-8)).to(weights.dtype)

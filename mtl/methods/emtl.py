@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, Needs, chosen, norms, on, positive
+from mtl.methods.base import Method, Needs, chosen, norms, on, per_task, positive
 from mtl.solvers import Certificate, kl_ball_step
 
 
@@ -53,9 +53,9 @@ class EMTL(Method):
     ) -> None:
         super().__init__(n_tasks)
         self.base = _inner(base, n_tasks, base_hyper)
-        if self.base.needs not in ("gram", "features"):
+        if self.base.needs not in ("gram", "features") or self.base.masks:
             raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
-        self.needs, self.positive_losses = self.base.needs, self.base.positive_losses
+        self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
         self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
@@ -124,7 +124,7 @@ class FairLoss(Method):
         super().__init__(n_tasks)
         self.base, self.alpha = _inner(base, n_tasks, base_hyper), positive("alpha", alpha, zero=True)
         self.needs, self.wants_after_step = self.base.needs, self.base.wants_after_step
-        self.replaces_adam = self.base.replaces_adam
+        self.replaces_adam, self.masks, self.solves = self.base.replaces_adam, self.base.masks, self.base.solves
         self.learning_rate = self.base.learning_rate
         if self.base.positive_losses and alpha >= 1:
             raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be positive, found {alpha}")
@@ -144,7 +144,11 @@ class FairLoss(Method):
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         changed, f = self._fair(losses)
-        return self.base.combine([g * f.to(g).view(-1, *[1] * (g.dim() - 1)) for g in grads], changed)
+        return self.base.combine([per_task(f, g) * g for g in grads], changed)
+
+    def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
+        changed, f = self._fair(losses)
+        return per_task(f, grads) * self.base.mask(per_task(f, grads) * grads, changed)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         changed, f = self._fair(losses)

@@ -14,6 +14,7 @@ class GramMethod(Method):
     """A method whose weights follow from K; a subclass gives `solve`."""
 
     needs: Needs = "gram"
+    solves = True
 
     def __init__(self, n_tasks: int, heads: Heads | None = None) -> None:
         super().__init__(n_tasks)

@@ -90,7 +90,9 @@ def _solve(p: Scaled, alpha: float, gamma: Tensor, steps: int) -> tuple[Tensor, 
     """x = log v with log v + alpha log(R v) = gamma, and the Newton steps taken."""
     start = gamma / (1 + alpha)
     if not p.on_cpu:
-        x, count, _ = _plain(p, 1.0, torch.zeros_like(gamma), torch.zeros_like(gamma), 24, SMALL)
+        x, count, _ = _plain(p, 1.0, torch.zeros_like(gamma), torch.zeros_like(gamma), 24, GOAL)
+        if alpha == 1:  # gamma = 0
+            return x, count
         x, more = _newton(p, alpha, x, gamma, steps)
         return x, count + more
     x, count, done = _plain(p, alpha, gamma, start, 24, GOAL)
