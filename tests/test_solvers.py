@@ -19,7 +19,7 @@ from benchmarks.solver_problems import (
     gradients,
 )
 from mtl import solvers
-from mtl.solvers import Certificate, scalar
+from mtl.solvers import Certificate, kl, scalar_cones, scalar_fair
 from mtl.solvers.common import Scaled
 from mtl.solvers.linear import _jacobi
 
@@ -289,17 +289,20 @@ def test_one_small_problem_alone_gives_the_same_as_in_a_batch(family: str) -> No
                 assert gap <= 1e-7 * (w[i].abs() * n[i]).sum() or bool(alone.stationary)
 
 
-def test_python_floats_suffice_for_ordinary_problems() -> None:
+@pytest.mark.parametrize("decades", [1.0, 6.0])
+def test_python_floats_suffice_for_ordinary_problems(decades: float) -> None:
     """A mistake there would go unnoticed, since every answer is certified and the tensor solvers take over."""
-    _, K = gram("plain", 4, seed=0, count=20, decades=1.0)
-    for rows in K.tolist():
-        for alpha in (0.5, 1.0, 2.0):
-            assert scalar.alpha_fair(rows, alpha, 2e-16) is not None
-        assert scalar.min_norm(rows, 2e-16) is not None
-        assert scalar.dual_cone(rows, [0.25] * 4, 2e-16) is not None
-    assert sum(scalar.cagrad(rows, 0.4, 2e-16) is not None for rows in K.tolist()) >= 18  # it may cycle
-    assert scalar._pair(-0.9, 3.0, [2.0, -2.0]) is not None
-    assert scalar.kl_root([0.0, -1.0, -50.0], 0.3) is not None
+    for family in ("plain", "aligned"):
+        _, K = gram(family, 4, seed=0, count=20, decades=decades)
+        for rows in K.tolist():
+            for alpha in (0.5, 1.0, 2.0, 5.0):
+                assert scalar_fair.alpha_fair(rows, alpha, 2e-16) is not None
+            assert scalar_cones.min_norm(rows, 2e-16) is not None
+            assert scalar_cones.dual_cone(rows, [0.25] * 4, 2e-16) is not None
+        for c in (0.1, 0.4):  # the smaller ball often holds no direction that improves all tasks
+            assert sum(scalar_cones.cagrad(rows, c, 2e-16) is not None for rows in K.tolist()) >= 18  # it may cycle
+    assert scalar_fair._pair(-0.9, 3.0, [2.0, -2.0]) is not None
+    assert kl._small_root([0.0, -1.0, -50.0], 0.3) is not None
 
 
 def test_jacobi_eigenvalues() -> None:
@@ -321,13 +324,13 @@ def test_kl_step_is_the_exact_prox(T: int, seed: int, size: float, radius: float
     eta, rho = 0.5, 10.0**radius
     step = solvers.kl_ball_step(log_p, payoff, eta, rho)
     good(step.certificate)
-    kl = float(solvers.kl_to_uniform(step.log_p))
-    assert kl <= rho * (1 + 1e-9)
+    now = float(solvers.kl_to_uniform(step.log_p))
+    assert now <= rho * (1 + 1e-9)
     assert abs(float(step.p.sum()) - 1) < 1e-12
     lam = float(step.lam)
     assert lam >= 0
     if lam > 0:
-        assert kl == pytest.approx(rho, rel=1e-9)
+        assert now == pytest.approx(rho, rel=1e-9)
     # stationarity: (1 + lam) log p - log p_old - eta payoff is the same for all tasks
     level = step.log_p - (log_p + eta * payoff) / (1 + lam)
     assert float(level.max() - level.min()) < 1e-6

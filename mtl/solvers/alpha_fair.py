@@ -6,13 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mtl.solvers import scalar
+from mtl.solvers import scalar, scalar_fair
 from mtl.solvers.common import TOLERANCE, Certificate, Scaled, mv, scale
 from mtl.solvers.nonneg import shortest_of
-
-GOAL = scalar.GOAL
-SMALL = 0.1  # a term below this share of its sum may move freely
-FAR = scalar.FAR
+from mtl.solvers.scalar_fair import FAR, GOAL, SMALL
 
 
 def _plain(p: Scaled, alpha: float, gamma: Tensor, x: Tensor, steps: int, goal: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +129,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certi
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: must be a positive finite number, found {alpha}")
     if scalar.fits(K, 2):
-        found = scalar.alpha_fair(K.tolist(), float(alpha), torch.finfo(K.dtype).eps)
+        found = scalar_fair.alpha_fair(K.tolist(), float(alpha), torch.finfo(K.dtype).eps)
         if found is not None:
             return scalar.answer("alpha_fair", K.dtype, *found)
     p = scale(K)

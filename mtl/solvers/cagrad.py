@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtl.solvers import scalar
+from mtl.solvers import scalar, scalar_cones
 from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
 from mtl.solvers.nonneg import RIDGE, nonneg_qp, shortest_of
 
@@ -220,7 +220,7 @@ def cagrad_step(K: Tensor, c: float) -> tuple[Tensor, Certificate]:
     if not (math.isfinite(c) and c >= 0):
         raise ValueError(f"c: must be finite and >= 0, found {c}")
     if scalar.fits(K, 2):
-        found = scalar.cagrad(K.tolist(), c, torch.finfo(K.dtype).eps)
+        found = scalar_cones.cagrad(K.tolist(), c, torch.finfo(K.dtype).eps)
         if found is not None:
             return scalar.answer("cagrad", K.dtype, *found)
     p = scale(K)

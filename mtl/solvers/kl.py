@@ -86,7 +86,7 @@ def _small(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | No
     """The same for one small problem on the CPU, in Python floats."""
     a = [x + eta * r for x, r in zip(log_p.tolist(), payoff.tolist(), strict=True)]
     top = max(a)
-    found = scalar.kl_root([x - top for x in a], rho)
+    found = _small_root([x - top for x in a], rho)
     if found is None:
         return None
     new, k, steps = found
@@ -99,6 +99,37 @@ def _small(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | No
     _, proof = scalar.answer("kl_ball", dtype, p, miss, steps)
     lam = torch.tensor(1 / k - 1, dtype=dtype)
     return KLStep(torch.tensor(p, dtype=dtype), torch.tensor(new, dtype=dtype), lam, proof)
+
+
+def _small_root(a: list[float], rho: float, steps: int = 40) -> tuple[list[float], float, int] | None:
+    """log p ~ k a with KL(p || uniform) = rho, k in (0, 1], or k = 1 inside the ball: log p, k, steps; max a = 0."""
+    log_T = math.log(len(a))
+
+    def tilt(k: float) -> tuple[float, float, float]:
+        """log sum exp(k a), KL and its derivative in k."""
+        e = [math.exp(k * z) for z in a]
+        s = sum(e)
+        log_s = math.log(s)
+        m = sum([x * z for x, z in zip(e, a, strict=True)]) / s
+        spread = sum([x * (z - m) ** 2 for x, z in zip(e, a, strict=True)]) / s
+        return log_s, log_T + k * m - log_s, k * spread
+
+    if not (1e-6 < rho < math.inf) or not all(math.isfinite(z) for z in a):
+        return None  # KL by differences loses too many digits
+    log_s, kl, slope = tilt(1.0)
+    if kl <= rho:
+        return [z - log_s for z in a], 1.0, 0
+    low, high = min(1.0, math.sqrt(8 * rho) / -min(a)), 1.0
+    k = low
+    for step in range(1, steps):
+        log_s, kl, slope = tilt(k)
+        if abs(kl - rho) <= 1e-15 * (1 + log_T):
+            return [k * z - log_s for z in a], k, step
+        low, high = (k, high) if kl < rho else (low, k)
+        root = 2 * math.sqrt(max(kl, 0.0)) * (math.sqrt(rho) - math.sqrt(max(kl, 0.0)))  # Newton on sqrt KL
+        trial = k + root / slope if slope > 0 else -1.0
+        k = trial if low < trial < high else math.sqrt(low * high)
+    return None
 
 
 def _root(a: Tensor, rho: float, early: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.solvers import scalar
+from mtl.solvers import scalar, scalar_cones
 from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
 
 EPS = torch.finfo(torch.float64).eps
@@ -172,7 +172,7 @@ def min_norm(K: Tensor) -> tuple[Tensor, Certificate]:
     ([0.800000011920929, 0.20000000298023224], True, False)
     """
     if scalar.fits(K, 2):
-        found = scalar.min_norm(K.tolist(), torch.finfo(K.dtype).eps)
+        found = scalar_cones.min_norm(K.tolist(), torch.finfo(K.dtype).eps)
         if found is not None:
             return scalar.answer("min_norm", K.dtype, *found)
     p = scale(K)
@@ -204,7 +204,7 @@ def dual_cone(K: Tensor, v: Tensor) -> tuple[Tensor, Certificate]:
     [1.0, 0.25]
     """
     if scalar.fits(K, 2) and v.shape == K.shape[:1]:
-        found = scalar.dual_cone(K.tolist(), v.tolist(), torch.finfo(K.dtype).eps)
+        found = scalar_cones.dual_cone(K.tolist(), v.tolist(), torch.finfo(K.dtype).eps)
         if found is not None:
             return scalar.answer("dual_cone", K.dtype, *found)
     batch = torch.broadcast_shapes(K.shape[:-2], v.shape[:-1])
