@@ -24,6 +24,7 @@ from mtl.methods.base import Method
 LAYERS = {"AddmmBackward0": (2, "_saved_mat1"), "MmBackward0": (1, "_saved_self")}  # where W^T goes in; what is A
 EXACT = (torch.float32, torch.float64)  # narrower ones are widened before their products are summed, see `product`
 WORTH = 1 << 16  # numbers in a weight from where on looking through the graph is nothing beside using it
+SOME = 16  # tasks whose products with C are there at once
 Uses = dict[Node, list[tuple[Node, int]]]
 
 
@@ -31,8 +32,7 @@ Uses = dict[Node, list[tuple[Node, int]]]
 class Layer:
     """A shared weight, and its bias where that is shared too, by their places in `shared`, and each use in the graph.
 
-    `inputs`: A of all uses, `sizes` rows each, one below the other. `seeds`: D of all tasks (T, B, O), and `room` for
-    as many numbers.
+    `inputs`: A of all uses, `sizes` rows each, one below the other. `seeds`: D of all tasks (T, B, O).
     """
 
     weight: int
@@ -41,7 +41,6 @@ class Layer:
     sizes: list[int]
     inputs: Tensor
     seeds: Tensor
-    room: Tensor
 
     def store(self, t: int, grads: Sequence[Tensor | None]) -> None:
         """D_t from the gradients at the layer's uses, None where the task does not pass."""
@@ -56,7 +55,8 @@ class Layer:
         C = self.inputs @ self.inputs.mT
         if self.bias is not None:
             C += 1
-        K = self.seeds.flatten(1) @ torch.matmul(C, self.seeds, out=self.room).flatten(1).mT
+        D = self.seeds.flatten(1)
+        K = torch.cat([D @ torch.matmul(C, some).flatten(1).mT for some in self.seeds.split(SOME)], 1)
         return (K + K.mT) / 2, (self.seeds.norm(dim=2) @ C.diagonal().sqrt()) ** 2
 
     def gradients(self, D: Tensor) -> dict[int, Tensor]:
@@ -137,9 +137,9 @@ def find(given: Inputs, owner: Method | None) -> list[Layer]:
         if sum(sizes) * (2 + 4 // len(given.outputs)) > W.shape[1]:
             continue
         edges = [GradientEdge(node, 0) for node in nodes]
-        shape = (2, len(given.outputs), sum(sizes), W.shape[0])
-        space = Workspace.take(owner, f"layer {i}", shape, W)
-        found.append(Layer(i, _bias(W.shape[0], nodes, uses, places), edges, sizes, torch.cat(A), *space))
+        shape = (len(given.outputs), sum(sizes), W.shape[0])
+        seeds = Workspace.take(owner, f"layer {i}", shape, W)
+        found.append(Layer(i, _bias(W.shape[0], nodes, uses, places), edges, sizes, torch.cat(A), seeds))
     return found
 
 
