@@ -11,8 +11,9 @@ import pandas as pd
 
 from mtl.errors import DataError, RunError
 from mtl.ledger import Ledger, Row, canonical, key, ledger
+from mtl.pool import bar, plain_progress, run_grid
 from mtl.problems.base import SCALES
-from mtl.runs import BUDGET_KEYS, Cell, Point, bar, grid, plain_progress, run_grid
+from mtl.runs import BUDGET_KEYS, Cell, Point, grid
 from mtl.training import Budget
 
 __all__ = [

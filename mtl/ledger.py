@@ -39,6 +39,7 @@ PARTS = frozenset(
         "seeds",
         "solvers",
         "stacked",
+        "trace",
         "training",
     }
 )

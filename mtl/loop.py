@@ -16,6 +16,7 @@ from mtl.gradients import Step, backward
 from mtl.ledger import plain
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
+from mtl.trace import Failure, Trace, finite
 
 Progress = Callable[[dict[str, Any]], None]
 POINTS = 200  # weights over time are thinned to about so many
@@ -58,86 +59,6 @@ class Budget:
     def settings(self) -> dict[str, Any]:
         """As a row's configuration holds it: without the later fields where they are not used, so that keys last."""
         return {k: v for k, v in asdict(self).items() if v is not None or k == "patience"}
-
-
-class Failure(Exception):
-    """A value that no step can be made from: where it was met, for the row, and its kind (the row's status)."""
-
-    def __init__(
-        self, message: str, epoch: int, step: int | None, task: str | None, status: str = "non-finite"
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.entry = {"epoch": epoch, "step": step, "task": task, "message": message}
-
-
-class Trace:
-    """Diagnostics of one epoch: kept on the device, fetched in windows, so that steps need not wait."""
-
-    names = ("losses", "weights", "gram", "residual", "converged")
-
-    def __init__(self) -> None:
-        self.waiting: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        self.fetched: dict[str, list[Tensor]] = {name: [] for name in self.names}
-
-    def add(self, step: Step) -> None:
-        certificate = step.certificate
-        # A method may go on to change its weights in place; losses and Gram matrix are the step's own.
-        weights = None if step.weights is None else step.weights.clone()
-        values = {"losses": step.losses, "weights": weights, "gram": step.gram}
-        if certificate is not None:
-            values |= {"residual": certificate.residual, "converged": certificate.converged}
-        for name, value in values.items():
-            if value is not None:
-                self.waiting[name].append(value.detach())
-
-    def fetch(self) -> None:
-        for name, values in self.waiting.items():
-            if values:
-                self.fetched[name].append(torch.stack(values).to("cpu", torch.float64))
-                values.clear()
-
-    def get(self, name: str) -> Tensor | None:
-        return torch.cat(self.fetched[name]) if self.fetched[name] else None
-
-    def first_bad(self) -> tuple[int, int, str] | None:
-        """Step, task and what of the first value that is not finite, or None."""
-        self.fetch()
-        gram = self.get("gram")
-        rows = {"loss": self.get("losses"), "weight": self.get("weights")}
-        rows["squared gradient norm"] = None if gram is None else gram.diagonal(dim1=1, dim2=2)
-        found = []
-        for what, values in rows.items():
-            if values is not None and not bool(values.isfinite().all()):
-                step, task = (int(i) for i in (~values.isfinite()).nonzero()[0])
-                found.append((step, task, what))
-        return min(found, key=lambda place: place[0], default=None)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        self.fetch()
-        return {name: value for name in self.names if (value := self.get(name)) is not None}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.fetched = {name: [state[name]] if name in state else [] for name in self.names}
-
-
-def direction(problem: Problem, select: str) -> float:
-    """+1 where a higher value of the metric `select` is better, -1 where a lower one is."""
-    signs = {"score": 1.0} | {f"{task}/score": 1.0 for task in problem.tasks}
-    signs |= {f"{m.task}/{m.name}": 1.0 if m.higher_is_better else -1.0 for m in problem.metrics}
-    if select not in signs:
-        raise ValueError(f"select: must be one of {sorted(signs)}, found {select!r}")
-    return signs[select]
-
-
-def finite(values: Mapping[str, float], split: str, epoch: int, tasks: tuple[str, ...]) -> dict[str, float]:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            task = name.partition("/")[0]
-            raise Failure(
-                f"{split} metric {name} is {value} after epoch {epoch}", epoch, None, task if task in tasks else None
-            )
-    return {name: float(value) for name, value in values.items()}
 
 
 class Loop:

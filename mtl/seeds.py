@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import RunError
-from mtl.loop import Budget, Failure, Loop, direction, finite
+from mtl.loop import Budget, Loop
 from mtl.methods import METHODS, method
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.stacked import Group, Methods
+from mtl.trace import Failure, direction, finite
 from mtl.training import Run, describe, finished
 
 __all__ = ["fit_seeds", "fresh", "refusal"]

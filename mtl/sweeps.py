@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from mtl import plots
 from mtl.ledger import Ledger, Row
+from mtl.pool import run_grid
 from mtl.report import Verdict
-from mtl.runs import Cell, run_grid
+from mtl.runs import Cell
 from mtl.stats import mean_ci
 from mtl.tables import cells_of
 

@@ -9,8 +9,9 @@ import pandas as pd
 from mtl.experiments import Tuning, choose, combine_stl, published, tune
 from mtl.files import root
 from mtl.ledger import Ledger, Row
+from mtl.pool import run_grid
 from mtl.report import Verdict, frame
-from mtl.runs import Cell, Point, grid, run_grid
+from mtl.runs import Cell, Point, grid
 from mtl.stats import holm, mean_ci
 from mtl.training import Budget
 

@@ -14,9 +14,10 @@ from torch import nn
 from mtl.errors import RunError
 from mtl.files import atomic
 from mtl.ledger import canonical, key, plain, provenance, sources
-from mtl.loop import Budget, Failure, Loop, Progress, direction, finite
+from mtl.loop import Budget, Loop, Progress
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
+from mtl.trace import Failure, direction, finite
 
 __all__ = ["Budget", "Run", "fit"]
 

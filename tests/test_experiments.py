@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl import experiments, runs, together
+from mtl import experiments, pool, runs, together
 from mtl.errors import RunError
 from mtl.experiments import EXPERIMENTS, Cell, combine_stl, grid, main, run_grid, tune
 from mtl.ledger import Ledger, sources
@@ -139,7 +139,7 @@ ORIGINAL = runs.run_cell
 
 
 def test_a_worker_that_dies_takes_only_its_own_run_down(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "run_cell", _suicidal)
+    monkeypatch.setattr(pool, "run_cell", _suicidal)
     with pytest.raises(RunError, match=r"1 of 3 runs failed.*: MGDA · mlp · seed 0 \(its worker process died twice"):
         run_grid(cells((0,), [*TWO, ("UW", "uw", {})]), ledger=book, jobs=2)
     assert sorted(row["config"]["method"] for row in book.rows()) == ["ls", "uw"]

@@ -12,8 +12,9 @@ from mtl.cli import app
 from mtl.experiments import EXPERIMENTS, choose, published
 from mtl.ledger import Ledger, find_row
 from mtl.methods import method
+from mtl.pool import run_grid
 from mtl.problems import problem
-from mtl.runs import grid, refit, run_grid
+from mtl.runs import grid, refit
 from mtl.training import Budget, fit
 
 METRICS = list(table2.METRICS)

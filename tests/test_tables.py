@@ -12,9 +12,9 @@ import torch
 from mtl import sweeps, tables
 from mtl.ledger import Ledger, canonical, key
 from mtl.methods import method
+from mtl.pool import run_grid
 from mtl.problems import problem
 from mtl.report import results_table
-from mtl.runs import run_grid
 
 ISSUE = (
     "mgda",
@@ -162,7 +162,7 @@ def test_a_factor_scales_the_first_loss_and_no_metric(nowhere):
 
 def test_scale_free_methods_do_not_feel_a_factor_and_equal_weights_do(nowhere, book):
     cells = sweeps.scale_cells("smoke", methods=("ls", "nash", "emtl"), fallback="digits")
-    from mtl.runs import run_grid
+    from mtl.pool import run_grid
 
     table = sweeps.scale_frame(run_grid(cells, ledger=book))
     falls = sweeps.losses_of_score(table).set_index("method")["largest fall of the score"]

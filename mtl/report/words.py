@@ -1,0 +1,100 @@
+"""Captions, verdicts, cells as text, and LaTeX's view of all of it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from mtl.ledger import Row, plain, stale
+from mtl.problems.base import SCALES
+
+Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "conditional", "not testable here")
+_SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
+_SYMBOLS |= {"Δ": r"\Delta", "α": r"\alpha", "η": r"\eta", "ρ": r"\rho", "λ": r"\lambda", "→": r"\to", "−": "-"}
+_TEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "<": "$<$"}
+    | {">": "$>$", "|": r"\textbar{}"}
+    | {symbol: f"${tex}$" for symbol, tex in _SYMBOLS.items()}
+)
+
+
+def caption(
+    text: str, *, data: str, scale: str, n: int | str, rows: Sequence[Row] = (), synthetic: bool = False
+) -> str:
+    """`text`, then what a reader must know: data set, synthetic or embedded where so, scale, n.
+
+    >>> caption("Trajectories.", data="two-loss landscape", scale="quick", n="5 starts", synthetic=True)
+    'Trajectories. Data: two-loss landscape (synthetic). Scale: quick. n = 5 starts.'
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale: one of {', '.join(SCALES)}, found {scale!r}")
+    kinds = {bool(row.get("synthetic")) for row in rows} | ({True} if synthetic else set())
+    notes = [] if True not in kinds else ["synthetic" if kinds == {True} else "partly synthetic"]
+    if any(map(embedded, rows)):
+        notes.append("embedded default, the data set itself was not found")
+    said = f" ({'; '.join(notes)})" if notes else ""
+    parts = [text.rstrip(". ") + ".", f"Data: {data.rstrip('. ')}{said}.", f"Scale: {scale}.", f"n = {n}."]
+    if failed := sum(row.get("status", "ok") != "ok" for row in rows):
+        parts.append(f"{failed} of {len(rows)} runs ended without a result.")
+    if old := sum(stale(row) for row in rows if "provenance" in row):
+        parts.append(f"{old} of {len(rows)} rows were made by other sources than the present ones.")
+    return " ".join(parts)
+
+
+def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None) -> Row:
+    """A claim, what became of it, the numbers that say so and the figure that shows it; one row of a claims table.
+
+    `scale`: that of the numbers, where it is not that of the notebook (published rows).
+
+    >>> verdict("EMTL reaches the best average", "conditional", "5/5 at s=1, 0/5 at s=.1")["verdict"]
+    'conditional'
+    """
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict: one of {', '.join(VERDICTS)}, found {verdict!r}")
+    row = {"claim": claim, "verdict": verdict, "evidence": evidence, "figure": figure}
+    manifest({"kind": "verdict", **row} | ({"scale": scale} if scale else {}))
+    return row
+
+
+def manifest(entry: Mapping[str, Any]) -> None:
+    """Append one JSON line to the file named by $MTL_MANIFEST, from which `mtl reproduce` makes its summary."""
+    if named := os.environ.get("MTL_MANIFEST"):
+        line = json.dumps(plain(entry), sort_keys=True, ensure_ascii=False) + "\n"
+        with Path(named).open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+
+def show(df: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """`df` with floats as text of `digits` decimals and gaps as "–": the same HTML every time it is displayed.
+
+    >>> show(pd.DataFrame({"auc": [0.87654, None]}), digits=2)["auc"].tolist()
+    ['0.88', '–']
+    """
+
+    def cell(value: Any) -> str:
+        if value is None or (isinstance(value, float) and pd.isna(value)) or value is pd.NA:
+            return "–"
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    shown = df.astype(object).map(cell)
+    shown.attrs = {}
+    return shown
+
+
+def tex(text: Any) -> str:
+    r"""`text` with every character that LaTeX would take for a command escaped, and symbols in math.
+
+    >>> print(tex("50% of a_b ± 1"))
+    50\% of a\_b $\pm$ 1
+    """
+    return str(text).translate(_TEX)
+
+
+def embedded(row: Row) -> bool:
+    """Whether a run read the embedded default in place of its data set."""
+    return bool(row.get("embedded_default"))
