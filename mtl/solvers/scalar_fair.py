@@ -97,7 +97,6 @@ def alpha_fair(K: Matrix, alpha: float, eps: float) -> Answer | None:
     if parts is None:
         return None
     n, R = parts
-    T = range(len(K))
     logs = [math.log(x) for x in n]
     middle = sum(logs) / len(logs)
     gamma, none = [(1 - alpha) * (x - middle) for x in logs], [0.0] * len(K)
