@@ -68,6 +68,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "mgda": ("MGDA", SKY, "^"),
     "mgda-ub": ("MGDA-UB", SKY, "v"),
     "sdmgrad": ("SDMGrad", SKY, "D"),
+    "moco": ("MoCo", SKY, "P"),
     "pcgrad": ("PCGrad", ORANGE, "o"),
     "gradvac": ("GradVac", ORANGE, "^"),
     "graddrop": ("GradDrop", ORANGE, "v"),

@@ -22,10 +22,9 @@ Case = dict[str, Any]
 Answer = dict[str, Tensor]
 
 SKIPPED = {
-    "MoCo": "not one of our methods",
-    "MoDo": "not one of our methods",
-    "ExcessMTL": "not one of our methods",
-    "ConFIG": "not one of our methods",
+    "MoDo": "neither paper compares with it; it needs three batches a step",
+    "ExcessMTL": "neither paper compares with it; the recorded code keeps its weights in float32",
+    "ConFIG": "neither paper compares with it; its direction is that of IMTL-G",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 
@@ -367,6 +366,16 @@ ANSWERS: dict[tuple[str, str], Callable[[Case], Answer | list[Answer]]] = {
     ("SDMGrad", "torchjd"): sdmgrad,
     ("SDMGrad", "sdmgrad"): sdmgrad,
     ("AdaTask", "AdaTask"): adatask,
+    ("MoCo", "LibMTL"): sequence(
+        "moco",
+        lambda h: {
+            "beta": h["MoCo_beta"],
+            "gamma": h["MoCo_gamma"],
+            "sigma": h["MoCo_beta_sigma"],
+            "rho": h["MoCo_rho"],
+            "form": "libmtl",
+        },
+    ),
     ("EMTL", "reconstruction (emtl.md, ours)"): emtl,
 }
 

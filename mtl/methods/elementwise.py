@@ -1,12 +1,13 @@
 """Methods that need the task gradients themselves, coordinate by coordinate."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Method, Needs, chosen, per_task, positive
+from mtl.methods.base import Heads, Method, Needs, chosen, on, per_task, positive
+from mtl.solvers import project_simplex
 
 PIECE = 1 << 17  # numbers of all tasks: some tensors of them stay in the cache
 
@@ -90,6 +91,7 @@ class Buffers(Method):
 
     needs = "gradients"
     kept: tuple[str, ...] = ()
+    state: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __init__(self, n_tasks: int) -> None:
         super().__init__(n_tasks)
@@ -109,13 +111,13 @@ class Buffers(Method):
             self.buffers[name] = [b.to(g) for b, g in zip(buffers, grads, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, **{k: [b.clone() for b in v] for k, v in self.buffers.items()}}
+        return super().state_dict() | {k: [b.clone() for b in v] for k, v in self.buffers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        rest = set(state) - {"steps"}
-        if "steps" not in state or rest not in (set(), set(self.kept)):
-            raise ValueError(f"state: {type(self).__name__} keeps {['steps', *self.kept]}, found {sorted(state)}")
-        self.steps = state["steps"]
+        rest = set(state) - set(self.state)
+        if not set(self.state) <= set(state) or rest not in (set(), set(self.kept)):
+            raise ValueError(f"state: {type(self).__name__} keeps {[*self.state, *self.kept]}, found {sorted(state)}")
+        super().load_state_dict({k: state[k] for k in self.state})
         self.buffers = {k: [b.clone() for b in state[k]] for k in self.kept if k in state}
 
 
@@ -182,9 +184,67 @@ class DBMTL(Buffers):
             for b, g in pieces(*whole):
                 b.lerp_(g / (per_task(losses, g) + 1e-8), 1 - rate)
         buffers = self.buffers["mean"]
-        norms = torch.stack([torch.linalg.vector_norm(b.flatten(1), dim=1) for b in buffers]).square().sum(0).sqrt()
+        norms = _norms(buffers)
         lift = norms.max() / (norms + 1e-8)
         return [torch.tensordot(lift.to(b.dtype), b, 1) for b in buffers]
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return (1 / (losses + 1e-8)).to(weights.dtype)
+
+
+class MoCo(Buffers):
+    """MoCo (Fernando et al., ICLR 2023, eq. 6-8): MGDA by small steps, on running means y_t of the gradients.
+
+    y_t <- y_t - beta_k (y_t - g_t); w <- projection of w - gamma_k (Y Y' + rho I) w on the simplex; d = sum_t w_t y_t.
+    beta_k = beta/k^sigma, gamma_k = gamma/k^sigma; y = 0 and w = 1/T at the start; beta = 0.5, gamma = 0.1,
+    sigma = 0.5, rho = 0 are LibMTL's. The paper's bound on |y_t| is left out. form="libmtl": g_t L_t/(|g_t| + 1e-8) in
+    place of g_t, softmax in place of the projection. Heads: raw.
+
+    >>> m = MoCo(2, beta=1.0, gamma=1.0)
+    >>> m.combine([torch.tensor([[1.0, 0.0], [0.0, 0.5]])], torch.ones(2))[0].tolist()
+    [0.3125, 0.34375]
+    """
+
+    heads: Heads = "raw"
+    kept = ("mean",)
+    state = ("steps", "w")
+
+    def __init__(
+        self,
+        n_tasks: int,
+        beta: float = 0.5,
+        gamma: float = 0.1,
+        sigma: float = 0.5,
+        rho: float = 0.0,
+        form: Literal["paper", "libmtl"] = "paper",
+    ) -> None:
+        super().__init__(n_tasks)
+        if not 0 < beta <= 1:
+            raise ValueError(f"beta: must be in (0, 1], found {beta}")
+        self.beta, self.gamma, self.sigma = beta, positive("gamma", gamma), positive("sigma", sigma, zero=True)
+        self.rho, self.form = positive("rho", rho, zero=True), chosen("form", form, ("paper", "libmtl"))
+        self.w = torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        self.check(losses)
+        self.take(grads)
+        ease = self.steps**-self.sigma
+        lift = torch.ones_like(losses)
+        if self.form == "libmtl":
+            lift = losses / (_norms(grads).to(losses) + 1e-8)
+        means = self.buffers["mean"]
+        for y, g in zip(means, grads, strict=True):
+            for mean, part in pieces(y, g):
+                mean.lerp_(per_task(lift, part) * part, self.beta * ease)
+        w = on(self.w, losses)
+        wide = (part.flatten(1).double() for y in means for (part,) in pieces(y))
+        K = sum((part @ part.mT for part in wide), w.new_zeros(self.n_tasks, self.n_tasks))
+        w = w - self.gamma * ease * (K @ w + self.rho * w)
+        self.w = project_simplex(w) if self.form == "paper" else w.softmax(-1)
+        return [torch.tensordot(self.w.to(y.dtype), y, 1) for y in means]
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Lengths (T,) of T vectors in parts (T, *shape)."""
+    parts = [torch.linalg.vector_norm(x.flatten(1), dim=1) for x in tensors]
+    return torch.stack(parts).square().sum(0).sqrt()

@@ -56,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "sdmgrad": {"lam": 0.3},
     "graddrop": {},
     "adatask": {},
+    "moco": {"beta": 0.5, "gamma": 0.1, "sigma": 0.5},
     "emtl": {"b": 0.0, "rho": 0.5, "eta": 0.5, "alpha": 0.5, "rate": "weighted", "combine": "literal", "strict": False},
     "fair-loss": {"b": 0.0, "alpha": 2.0},
 }

@@ -242,6 +242,28 @@ class DBMTL(Group):
         return d[0, 0] + d[1, 0], d[0, 1] + d[1, 1]
 
 
+class MoCo(Group):
+    """MoCo: running means of the gradients, and small steps of the weights towards the min-norm point of these."""
+
+    elementwise = True
+
+    def __init__(self, configs: Sequence[Config], starts: int) -> None:
+        super().__init__(configs, starts)
+        self.mean, self.w, self.steps = np.zeros((2, 2, self.size)), np.full(self.size, 0.5), 0  # task, coordinate, run
+
+    def weights(self, at: Point) -> Weights:
+        self.steps += 1
+        ease = self.steps ** -self.hyper["sigma"]
+        g = np.stack([at.a1, at.a2, at.b1, at.b2]).reshape(2, 2, -1)
+        self.mean += self.hyper["beta"] * ease * (g - self.mean)
+        y, z = self.mean
+        slope = ((self.w * y + (1 - self.w) * z) * (y - z)).sum(0)
+        # projected on the simplex, both weights lose half of what they move together
+        self.w = np.clip(self.w - 0.5 * self.hyper["gamma"] * ease * slope, 0.0, 1.0)
+        d = self.w * y + (1 - self.w) * z
+        return d[0], d[1]
+
+
 KINDS: dict[str, type[Group]] = {
     "bandit": Player,
     "emtl": Player,
@@ -256,6 +278,7 @@ KINDS: dict[str, type[Group]] = {
     "graddrop": Random,
     "adatask": AdaTask,
     "db-mtl": DBMTL,
+    "moco": MoCo,
 }
 
 
