@@ -389,6 +389,21 @@ def test_db_mtl_gives_every_buffer_the_largest_norm_over_all_parameters() -> Non
         m.combine([G[:, :2]], L)
 
 
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].needs == "gradients"])
+@pytest.mark.parametrize("piece", [64, 1 << 17])
+def test_the_shapes_of_parameters_do_not_matter(name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number, a vector longer than a piece, a filter whose memory runs over the channels first."""
+    monkeypatch.setattr("mtl.methods.elementwise.PIECE", piece)
+    one, many = make(name, 3), make(name, 3)
+    for seed in range(3):
+        G, L = data(3, 1 + 200 + 2 * 3 * 2 * 2, seed=seed)
+        filters = G[:, 201:].view(3, 2, 3, 2, 2)
+        turned = torch.stack([f.contiguous(memory_format=torch.channels_last) for f in filters])
+        parts = many.combine([G[:, 0], G[:, 1:201], turned], L)
+        assert [p.shape for p in parts] == [(), (200,), (2, 3, 2, 2)]
+        assert torch.allclose(torch.cat([p.flatten() for p in parts]), one.combine([G], L)[0], rtol=1e-12)
+
+
 def test_graddrop_keeps_one_sign_per_coordinate() -> None:
     G, L = data(4, 200)
     d = method("graddrop", 4, seed=3).combine([G], L)[0]

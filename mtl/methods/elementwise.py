@@ -21,7 +21,7 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tensors
     else:
         n = max(PIECE // len(tensors[0]) // 64 * 64, 64)  # whole vectors, so that sums over tasks round as in one piece
-        yield from zip(*(x.flatten(1).split(n, 1) for x in tensors), strict=True)
+        yield from zip(*(x.reshape(len(x), -1).split(n, 1) for x in tensors), strict=True)
 
 
 class GradDrop(Method):
@@ -237,7 +237,7 @@ class MoCo(Buffers):
             for mean, part in pieces(y, g):
                 mean.lerp_(per_task(lift, part) * part, self.beta * ease)
         w = on(self.w, losses)
-        wide = (part.flatten(1).double() for y in means for (part,) in pieces(y))
+        wide = (part.reshape(self.n_tasks, -1).double() for y in means for (part,) in pieces(y))
         K = sum((part @ part.mT for part in wide), w.new_zeros(self.n_tasks, self.n_tasks))
         w = w - self.gamma * ease * (K @ w + self.rho * w)
         self.w = project_simplex(w) if self.form == "paper" else w.softmax(-1)
@@ -246,5 +246,5 @@ class MoCo(Buffers):
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     """Lengths (T,) of T vectors in parts (T, *shape)."""
-    parts = [torch.linalg.vector_norm(x.flatten(1), dim=1) for x in tensors]
+    parts = [torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1) for x in tensors]
     return torch.stack(parts).square().sum(0).sqrt()
