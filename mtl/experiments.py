@@ -233,6 +233,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ("DWA", "dwa", {}),
             ("PCGrad", "pcgrad", {}),
             ("GradDrop", "graddrop", {}),
+            ("MoCo", "moco", {}),
             ("FairGrad (alpha=1)", "fairgrad", {"alpha": 1.0}),
             ("Fair LS (alpha=0.5)", "fair-loss", {"base": "ls", "alpha": 0.5}),
         ),

@@ -23,7 +23,7 @@ TASKS = [name.partition("/")[0] for name in METRICS]
 DELTA, FAIRER = "delta-m", "delta-m by task"  # mean over the nine metrics; mean over tasks of their metrics' means
 HEADS = {"segmentation": "seg.", "depth": "depth", "normals": "normals"}
 # methods of Table 2 that look at gradients; FairGrad's claim is about these
-GRADIENT = ("MGDA", "PCGrad", "CAGrad", "GradDrop", "IMTL-G", "Nash-MTL", "EMTL", "FairGrad")
+GRADIENT = ("MGDA", "PCGrad", "CAGrad", "GradDrop", "MoCo", "IMTL-G", "Nash-MTL", "EMTL", "FairGrad")
 
 
 def lines(rows: Sequence[Row], which: str = "metrics") -> pd.DataFrame:
