@@ -1,0 +1,101 @@
+"""One style for every figure, one colour and marker per method."""
+
+from typing import Any, Literal, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+WIDTHS = {"column": 3.3, "text": 6.9}  # inches
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.02,
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, as most venues ask
+}
+
+# Okabe and Ito's palette without its yellow, which vanishes on white; colour and marker together are unique.
+BLACK, GREY, ORANGE, SKY = "#000000", "#8A8A8A", "#E69F00", "#56B4E9"
+GREEN, BLUE, RED, PINK = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+METHODS: dict[str, tuple[str, str, str]] = {
+    "stl": ("STL", GREY, "*"),
+    "ls": ("LS", BLACK, "o"),
+    "scalarization": ("Scalarization", BLACK, "s"),
+    "si": ("SI", BLACK, "^"),
+    "rlw": ("RLW", BLACK, "v"),
+    "dwa": ("DWA", BLACK, "D"),
+    "uw": ("UW", GREY, "o"),
+    "gradnorm": ("GradNorm", GREY, "s"),
+    "gls": ("GLS", GREY, "^"),
+    "stch": ("STCH", GREY, "v"),
+    "famo": ("FAMO", GREY, "D"),
+    "db-mtl": ("DB-MTL", GREY, "P"),
+    "imtl-l": ("IMTL-L", PINK, "s"),
+    "bandit": ("BanditMTL", ORANGE, "s"),
+    "mgda": ("MGDA", SKY, "^"),
+    "mgda-ub": ("MGDA-UB", SKY, "v"),
+    "sdmgrad": ("SDMGrad", SKY, "D"),
+    "moco": ("MoCo", SKY, "P"),
+    "pcgrad": ("PCGrad", ORANGE, "o"),
+    "gradvac": ("GradVac", ORANGE, "^"),
+    "graddrop": ("GradDrop", ORANGE, "v"),
+    "cagrad": ("CAGrad", ORANGE, "D"),
+    "imtl-g": ("IMTL-G", PINK, "D"),
+    "imtl": ("IMTL", PINK, "o"),
+    "nash": ("Nash-MTL", GREEN, "D"),
+    "fairgrad": ("FairGrad", BLUE, "s"),
+    "fair-loss": ("Fair loss", BLUE, "o"),
+    "aligned": ("Aligned-MTL", GREEN, "o"),
+    "upgrad": ("UPGrad", GREEN, "s"),
+    "dualproj": ("DualProj", GREEN, "^"),
+    "adatask": ("AdaTask", GREEN, "v"),
+    "emtl": ("EMTL", RED, "o"),
+}
+
+
+def look(method: str) -> tuple[str, str, str]:
+    """Label, colour and marker of a method; "emtl (rho=.5)" looks like "emtl" and keeps its parenthesis.
+
+    >>> look("emtl (raw)")
+    ('EMTL (raw)', '#D55E00', 'o')
+    """
+    base, bracket, rest = method.partition(" (")
+    if base not in METHODS:
+        raise ValueError(f"method: no look is fixed for {base!r}; known are {', '.join(METHODS)}")
+    label, colour, marker = METHODS[base]
+    return label + bracket + rest, colour, marker
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, width: Literal["column", "text"] = "text", height: float = 2.2, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure at its printed size (inches) in the style of the project, and its axes as a 2-D array."""
+    if width not in WIDTHS:
+        raise ValueError(f"width: one of {', '.join(WIDTHS)}, found {width!r}")
+    plt.rcParams.update(cast(Any, STYLE))
+    return plt.subplots(rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options)
