@@ -22,9 +22,9 @@ Case = dict[str, Any]
 Answer = dict[str, Tensor]
 
 SKIPPED = {
-    "MoDo": "neither paper compares with it; it needs three batches a step",
-    "ExcessMTL": "neither paper compares with it; the recorded code keeps its weights in float32",
-    "ConFIG": "neither paper compares with it; its direction is that of IMTL-G",
+    "MoDo": "not one of our methods: it needs three batches a step",
+    "ExcessMTL": "not one of our methods; the recorded code keeps its weights in float32",
+    "ConFIG": "not one of our methods; its direction is that of IMTL-G",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 

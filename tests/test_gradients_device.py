@@ -28,14 +28,8 @@ class Remote(step.Report):
 
     waits = 0
 
-    def __init__(
-        self,
-        rows: dict[str, Tensor],
-        positive: frozenset[str] = frozenset(),
-        name: str = "",
-        gram: Tensor | None = None,
-    ) -> None:
-        self.kinds, self.positive, self.name = list(rows), positive, name
+    def __init__(self, rows: dict[str, Tensor], *_: Any, **__: Any) -> None:
+        self.kinds, self.positive, self.name = list(rows), frozenset(), ""
         T = len(next(iter(rows.values())))
         self.numbers = torch.cat([torch.ones(len(rows), T), torch.eye(T)]).double()
         self.event: Any = SimpleNamespace(query=lambda: False, synchronize=self._wait)

@@ -193,12 +193,12 @@ class DBMTL(Buffers):
 
 
 class MoCo(Buffers):
-    """MoCo (Fernando et al., ICLR 2023, eq. 6-8): MGDA by small steps, on running means y_t of the gradients.
+    """MoCo (Fernando et al., ICLR 2023): MGDA by small steps, on running means y_t of the gradients.
 
     y_t <- y_t - beta_k (y_t - g_t); w <- projection of w - gamma_k (Y Y' + rho I) w on the simplex; d = sum_t w_t y_t.
     beta_k = beta/k^sigma, gamma_k = gamma/k^sigma; y = 0 and w = 1/T at the start; beta = 0.5, gamma = 0.1,
-    sigma = 0.5, rho = 0 are LibMTL's. The paper's bound on |y_t| is left out. form="libmtl": g_t L_t/(|g_t| + 1e-8) in
-    place of g_t, softmax in place of the projection. Heads: raw.
+    sigma = 0.5, rho = 0 are LibMTL's. form="libmtl" is its code: g_t L_t/(|g_t| + 1e-8) in place of g_t, softmax in
+    place of the projection. Heads: raw.
 
     >>> m = MoCo(2, beta=1.0, gamma=1.0)
     >>> m.combine([torch.tensor([[1.0, 0.0], [0.0, 0.5]])], torch.ones(2))[0].tolist()
