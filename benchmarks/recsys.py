@@ -31,8 +31,8 @@ from mtl.ledger import provenance
 from mtl.methods import method
 from mtl.problems import aliexpress_like, problem
 from mtl.problems.aliexpress_files import GROUP, Encoder, convert
-from mtl.seeds import fit_seeds, fresh
-from mtl.training import Budget, fit
+from mtl.training.fit import Budget, fit
+from mtl.training.together import fit_seeds, fresh
 
 SEEDED = ("ls", "fairgrad", "emtl")
 TARGETS = {

@@ -2,8 +2,8 @@
 
 from mtl.gradients import backward
 from mtl.methods import METHODS, aggregate, method
+from mtl.methods.custom import rule
 from mtl.problems import PROBLEMS, problem
-from mtl.rules import rule
-from mtl.training import Budget, fit
+from mtl.training.fit import Budget, fit
 
 __all__ = ["METHODS", "PROBLEMS", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]

@@ -27,19 +27,11 @@ PACKAGE = Path(__file__).resolve().parent
 # Top-level parts that a run goes through; a change elsewhere (plots, commands) cannot change a row. A test checks.
 PARTS = frozenset(
     {
-        "geometry",
         "gradients",
-        "loop",
         "methods",
-        "metrics",
-        "metrics_dense",
         "models",
         "problems",
-        "rules",
-        "seeds",
         "solvers",
-        "stacked",
-        "trace",
         "training",
     }
 )

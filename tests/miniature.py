@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from mtl.problems.room_plans import Plan
-from mtl.problems.rooms import render
+from mtl.problems.scenes.room_plans import Plan
+from mtl.problems.scenes.rooms import render
 
 
 @cache

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mtl.plan import plan
-from mtl.summary import claims
+from mtl.cli.plan import plan
+from mtl.report.claims import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

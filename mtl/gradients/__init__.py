@@ -10,8 +10,8 @@ from torch import Tensor
 from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
-from mtl.gradients.run import Run
 from mtl.gradients.step import Pending, Step
+from mtl.gradients.update import Update
 from mtl.methods.base import Method
 
 __all__ = ["Step", "backward"]
@@ -71,7 +71,7 @@ def backward(
     given = check_inputs(losses, shared, heads, features, method)
     device = given.values.device
     factor = None if scale is None else torch.as_tensor(scale, device=device, dtype=torch.float32)
-    run = Run(given, method, Ranks(group), check, factor, retain_graph)
+    run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _adding([*given.parameters, *learned]):
         if method.needs == "losses" and not diagnostics:

@@ -8,13 +8,13 @@ from mtl.problems.aliexpress import AliExpress
 from mtl.problems.aliexpress_like import AliExpressLike
 from mtl.problems.base import SCALES, SPLITS, Batch, BinaryProblem, Metric, Problem
 from mtl.problems.census import Census
-from mtl.problems.cityscapes import Cityscapes
+from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
 from mtl.problems.multimnist import MultiMNIST
-from mtl.problems.nyuv2 import NYUv2
-from mtl.problems.raw import MissingDataError
-from mtl.problems.rooms import Rooms
 from mtl.problems.scaled import ScaledCensus, ScaledDigits
+from mtl.problems.scenes.cityscapes import Cityscapes
+from mtl.problems.scenes.nyuv2 import NYUv2
+from mtl.problems.scenes.rooms import Rooms
 
 PROBLEMS: dict[str, type[Problem]] = {
     "census": Census,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mtl.errors import DataError
 from mtl.models import PLE, MMoE, MultiTaskModel, dcn, shared_bottom, single_task
-from mtl.problems import raw
 from mtl.problems.aliexpress_files import CATEGORICAL, NUMERICAL, Converted, Encoder, Stats, convert
 from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale, choose
+from mtl.problems.data import raw
 
 TASKS = ("ctr", "ctcvr")
 COUNTRIES = ("NL", "ES", "FR", "US")

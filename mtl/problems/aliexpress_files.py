@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mtl.errors import DataError
 from mtl.files import atomic
-from mtl.problems import raw
+from mtl.problems.data import raw
 
 CATEGORICAL = tuple(f"categorical_{i}" for i in range(1, 17))
 NUMERICAL = tuple(f"numerical_{i}" for i in range(1, 64))

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from mtl.files import atomic
-from mtl.problems import raw
 from mtl.problems.aliexpress import TASKS, ClickLog
 from mtl.problems.aliexpress_files import COLUMNS, NUMERICAL
 from mtl.problems.base import SPLITS, check_scale
+from mtl.problems.data import raw
 
 # 132 ids in all; each field holds the largest id of the sample rows
 VOCABULARY = (10, 4, 7, 2, 21, 8, 50, 8, 8, *(2,) * 7)

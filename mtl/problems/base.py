@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl import metrics
 from mtl.models.base import MultiTaskModel
+from mtl.problems import metrics
 
 Batch = tuple[Tensor, ...]
 SPLITS = ("train", "validation", "test")

@@ -7,8 +7,8 @@ import torch
 
 from mtl.models import MultiTaskModel
 from mtl.models.small import mlp, mlp_single_task
-from mtl.problems import raw
 from mtl.problems.base import BinaryProblem, check_scale, choose
+from mtl.problems.data import raw
 
 # each question with the digits whose answer is yes
 QUESTIONS = {

@@ -1,8 +1,8 @@
 """Rows to tables, figures and verdicts, each with a side-car that says where its numbers come from."""
 
-from mtl.report.results import frame, results_table
-from mtl.report.saved import save_figure, save_table
-from mtl.report.words import VERDICTS, Verdict, caption, manifest, show, tex, verdict
+from mtl.report.captions import VERDICTS, Verdict, caption, manifest, show, tex, verdict
+from mtl.report.save import save_figure, save_table
+from mtl.report.tables import frame, results_table
 
 __all__ = [
     "VERDICTS",

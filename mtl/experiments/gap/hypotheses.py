@@ -1,0 +1,279 @@
+"""The gap study's pre-registered tests: rows of `gap.study` in, verdicts by rule out (paper/preregistration.md)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from mtl.ledger import Row
+from mtl.report.stats import holm
+
+Array = NDArray[np.float64]
+PRIMARY, FALLBACK, NEEDED = 0.5, (0.6, 0.7, 0.8), 0.9
+SMALLEST_EFFECT, SMALLEST_CORRELATION = 0.05, 0.2
+CONTROL = ("l2 .001", "l2 .01")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One stratum at its level: (S, U) arrays, NaN where a run did not cross; `level` is None if none serves."""
+
+    row: Row
+    level: float | None
+    crossed: float
+
+    @property
+    def condition(self) -> str:
+        return str(self.row["config"]["condition"])
+
+    @property
+    def units(self) -> list[str]:
+        return list(self.row["config"]["units"])
+
+    def values(self, name: str, level: float | None = None) -> Array:
+        """A quantity at `level` (default: the stratum's primary one), (S, U)."""
+        level = self.level if level is None else level
+        return np.array(self.row["metrics"][name][f"{level:g}"], dtype=np.float64)
+
+
+def tables(rows: Iterable[Row], kind: str, level: float | None = None) -> list[Table]:
+    """Strata of one kind at `level` or at their primary level: .5, else the lowest of .6, .7, .8 that 90 % cross."""
+    found = []
+    for row in rows:
+        if row["config"]["kind"] != kind:
+            continue
+        share = {
+            q: float(np.isfinite(np.array(row["metrics"]["gap"][f"{q:g}"], dtype=np.float64)).mean())
+            for q in (PRIMARY, *FALLBACK, 0.3)
+        }
+        if level is not None:
+            chosen: float | None = level if share[level] >= NEEDED else None
+        else:
+            chosen = next((q for q in (PRIMARY, *FALLBACK) if share[q] >= NEEDED), None)
+        found.append(Table(row, chosen, share[chosen or PRIMARY]))
+    return found
+
+
+def spearman(x: Array, y: Array) -> Array:
+    """Spearman correlation along the last axis, over the places where both are finite; 0 where one is constant.
+
+    >>> spearman(np.array([1.0, 2.0, 3.0, np.nan]), np.array([2.0, 4.0, 9.0, 1.0])).round(6)
+    np.float64(1.0)
+    """
+    a, b = _scores(x, y)
+    return np.asarray((a * b).sum(-1))[()]
+
+
+def _scores(x: Array, y: Array) -> tuple[Array, Array]:
+    """Ranks of x and y, centred and scaled to length 1; missing places are 0."""
+    good = np.isfinite(x) & np.isfinite(y)
+    result = []
+    for z in (x, y):
+        ranks = rankdata(np.where(good, z, np.inf), axis=-1)  # missing ones rank last and are then left out
+        count = np.maximum(good.sum(-1, keepdims=True), 1)
+        ranks = np.where(good, ranks - (ranks * good).sum(-1, keepdims=True) / count, 0.0)
+        length = np.sqrt((ranks**2).sum(-1, keepdims=True))
+        result.append(ranks / np.where(length > 0, length, 1.0))
+    return result[0], result[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One primary test: estimate, 95 % interval, raw p, estimate and 98.75 % interval per condition, what was lost."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    p: float
+    by_condition: dict[str, tuple[float, float, float]]
+    strata: int
+    not_evaluable: int
+    dropped: float
+    manipulation: float = float("nan")
+
+
+def observational(
+    rows: Iterable[Row],
+    quantity: str,
+    *,
+    level: float | None = None,
+    permutations: int = 10_000,
+    draws: int = 2_000,
+    seed: int = 0,
+) -> Result:
+    """H1 (`quantity` "rrv") or H3 ("cv"): mean Spearman correlation with the gap over methods, within (stratum, seed).
+
+    p permutes the method labels jointly over all strata and seeds; the interval resamples methods and seeds.
+    """
+    every = tables(rows, "observational", level)
+    used = [t for t in every if t.level is not None]
+    if not used:
+        raise ValueError("rows: no observational stratum is evaluable")
+    x, y = ([t.values(name) for t in used] for name in (quantity, "gap"))
+    rng = np.random.default_rng(seed)
+    n_units = x[0].shape[1]
+    # The statistic under a relabelling pi is sum_j C[pi(j), j]: no run has to be touched again.
+    scores = [_scores(a, b) for a, b in zip(x, y, strict=True)]
+    C = np.mean([np.einsum("si,sj->ij", a, b) / len(a) for a, b in scores], axis=0)
+    value = float(np.trace(C))
+    null = np.array([C[rng.permutation(n_units), np.arange(n_units)].sum() for _ in range(permutations)])
+    p = (1 + int((np.abs(null) >= abs(value) - 1e-12).sum())) / (permutations + 1)
+    names = [t.condition for t in used]
+    boot = np.empty((draws, len(used)))
+    for k in range(draws):
+        units = rng.integers(n_units, size=n_units)
+        seeds = {c: rng.random(64) for c in dict.fromkeys(names)}
+        for i, (a, b) in enumerate(zip(x, y, strict=True)):
+            chosen = (seeds[names[i]][: len(a)] * len(a)).astype(int)
+            boot[k, i] = spearman(a[chosen][:, units], b[chosen][:, units]).mean()
+    point = np.array([float((a * b).sum(-1).mean()) for a, b in scores])
+    return _result(quantity, value, p, point, boot, names, every)
+
+
+def causal(
+    rows: Iterable[Row],
+    arm: str,
+    quantity: str | None = None,
+    *,
+    level: float | None = None,
+    flips: int = 20_000,
+    draws: int = 2_000,
+    seed: int = 0,
+) -> Result:
+    """H2 ("rrv .1"), H4 ("cv .1") or a control arm: mean of (gap - base gap of the same seed) / mean base gap.
+
+    p flips the signs of whole (condition, seed) clusters; `quantity` is what the arm must have lowered
+    (`manipulation`: geometric mean of penalised over base).
+    """
+    every = tables(rows, "causal", level)
+    used = [t for t in every if t.level is not None]
+    if not used:
+        raise ValueError("rows: no causal stratum is evaluable")
+    effects, ratios = [], []
+    for t in used:
+        gap, i = t.values("gap"), t.units.index(arm)
+        base = gap[:, t.units.index("base")]
+        effects.append((gap[:, i] - base) / np.nanmean(base))
+        if quantity is not None:
+            size = t.values(quantity)
+            ratios.append(np.log(size[:, i] / size[:, t.units.index("base")]))
+    names = [t.condition for t in used]
+    point = np.array([np.nanmean(e) for e in effects])
+    value = float(point.mean())
+    rng = np.random.default_rng(seed)
+    clusters: dict[tuple[str, int], float] = {}
+    for name, e in zip(names, effects, strict=True):
+        for s in np.flatnonzero(np.isfinite(e)):
+            share = e[s] / (np.isfinite(e).sum() * len(used))
+            clusters[name, int(s)] = clusters.get((name, int(s)), 0.0) + float(share)
+    parts = np.array(list(clusters.values()))
+    null = (rng.integers(0, 2, (flips, len(parts))) * 2 - 1) @ parts
+    p = (1 + int((np.abs(null) >= abs(value) - 1e-15).sum())) / (flips + 1)
+    boot = np.empty((draws, len(used)))
+    for k in range(draws):
+        seeds = {c: rng.random(64) for c in dict.fromkeys(names)}
+        for i, e in enumerate(effects):
+            boot[k, i] = np.nanmean(e[(seeds[names[i]][: len(e)] * len(e)).astype(int)])
+    manipulation = float(np.exp(np.nanmean(np.concatenate(ratios)))) if ratios else float("nan")
+    return _result(arm, value, p, point, boot, names, every, manipulation)
+
+
+def _result(
+    name: str,
+    value: float,
+    p: float,
+    point: Array,
+    boot: Array,
+    names: list[str],
+    every: list[Table],
+    manipulation: float = float("nan"),
+) -> Result:
+    by = {}
+    for c in dict.fromkeys(names):
+        columns = [i for i, other in enumerate(names) if other == c]
+        low, high = np.nanquantile(boot[:, columns].mean(1), [0.00625, 0.99375])
+        by[c] = (float(point[columns].mean()), float(low), float(high))
+    low, high = np.nanquantile(boot.mean(1), [0.025, 0.975])
+    lost = float(np.mean([1 - t.crossed for t in every]))
+    missing = sum(t.level is None for t in every)
+    return Result(name, value, float(low), float(high), p, by, len(every), missing, lost, manipulation)
+
+
+def observational_rule(r: Result, p: float) -> str:
+    """The verdict of H1 and H3 from the result and its Holm-adjusted p."""
+    if p < 0.05 and r.value >= SMALLEST_CORRELATION and all(v[0] > 0 for v in r.by_condition.values()):
+        return "supported"
+    if p < 0.05 and r.value < 0:
+        return "contradicted"
+    bounds = r.by_condition.values()
+    if any(v[1] > 0 for v in bounds) and any(v[2] < 0 for v in bounds):
+        return "sign unstable"
+    return "not supported"
+
+
+def causal_rule(r: Result, p: float, control: bool) -> str:
+    """The verdict of H2 and H4; `control` says whether the positive control lowered the gap."""
+    if not control or not r.manipulation <= 0.5:
+        return "inconclusive"
+    if p < 0.05 and r.value <= -SMALLEST_EFFECT and all(v[0] < 0 for v in r.by_condition.values()):
+        return "supported"
+    if p < 0.05 and r.value > 0:
+        return "contradicted"
+    if r.low >= -SMALLEST_EFFECT and r.high <= SMALLEST_EFFECT:
+        return "practically nil"
+    return "not supported"
+
+
+HYPOTHESES = ("H1 observational, RRV", "H2 causal, RRV", "H3 observational, CV", "H4 causal, CV")
+CONTROLS = {f"control, {arm.replace('l2', 'L2')}": arm for arm in CONTROL}
+
+
+def registered(
+    rows: Sequence[Row], *, draws: int = 2_000, level: float | None = None, seed: int = 0
+) -> dict[str, Result]:
+    """The four primary tests and the two positive controls, before any correction."""
+    results = {
+        "H1 observational, RRV": observational(rows, "rrv", draws=draws, level=level, seed=seed),
+        "H2 causal, RRV": causal(rows, "rrv .1", "rrv", draws=draws, level=level, seed=seed),
+        "H3 observational, CV": observational(rows, "cv", draws=draws, level=level, seed=seed),
+        "H4 causal, CV": causal(rows, "cv .1", "cv", draws=draws, level=level, seed=seed),
+    }
+    return results | {name: causal(rows, arm, draws=draws, level=level, seed=seed) for name, arm in CONTROLS.items()}
+
+
+def primary(results: Mapping[str, Result]) -> pd.DataFrame:
+    """Holm's correction over the four hypotheses (and over the two controls) and the verdict of each by rule.
+
+    Columns: hypothesis, estimate, low, high, p, holm, verdict, manipulation, strata, lost, and one per condition.
+    """
+    adjusted = dict(zip(HYPOTHESES, holm([results[h].p for h in HYPOTHESES]), strict=True))
+    adjusted |= dict(zip(CONTROLS, holm([results[c].p for c in CONTROLS]), strict=True))
+    control = any(adjusted[c] < 0.05 and results[c].value < 0 for c in CONTROLS)
+    lines = []
+    for name, r in results.items():
+        if name in CONTROLS:
+            verdict = "works" if adjusted[name] < 0.05 and r.value < 0 else "fails"
+        elif "observational" in name:
+            verdict = observational_rule(r, adjusted[name])
+        else:
+            verdict = causal_rule(r, adjusted[name], control)
+        lines.append(_line(name, r, adjusted[name], verdict))
+    return pd.DataFrame(lines).set_index("hypothesis")
+
+
+def _line(name: str, r: Result, p: float, verdict: str) -> dict[str, Any]:
+    line: dict[str, Any] = {"hypothesis": name, "estimate": r.value, "low": r.low, "high": r.high, "p": r.p}
+    line |= {"holm": float(p), "verdict": verdict, "manipulation": r.manipulation}
+    line |= {"strata": r.strata - r.not_evaluable, "lost": r.dropped}
+    return line | {c: v[0] for c, v in r.by_condition.items()}
+
+
+def conclusion(table: pd.DataFrame) -> str:
+    """What the study says of "a smaller relative-rate variance gives a smaller gap", in a claims table's words."""
+    supported = [table.loc[h, "verdict"] == "supported" for h in ("H1 observational, RRV", "H2 causal, RRV")]
+    return "reproduced" if all(supported) else "conditional" if any(supported) else "not reproduced"

@@ -1,0 +1,224 @@
+"""The gap study's runs: all units and seeds of a stratum in one batched training, one ledger row per stratum.
+
+Design, units and levels as pre-registered in paper/preregistration.md; the statistics are in `hypotheses`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, draw
+from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
+from mtl.ledger import Ledger, Row, canonical, key, provenance
+from mtl.theory.rates import relative_rate, relative_rate_variance
+
+LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
+# (mu of RRV, mu of CV, L2): what is added to the mean loss
+ARMS = {
+    "base": (0.0, 0.0, 0.0),
+    "rrv .1": (0.1, 0.0, 0.0),
+    "rrv 1": (1.0, 0.0, 0.0),
+    "cv .1": (0.0, 0.1, 0.0),
+    "cv 1": (0.0, 1.0, 0.0),
+    "l2 .001": (0.0, 0.0, 1e-3),
+    "l2 .01": (0.0, 0.0, 1e-2),
+}
+Kind = Literal["observational", "causal"]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """One cell of the design; `full` is full-batch Adam, else mini-batches of `batch` drawn with replacement."""
+
+    kind: Kind
+    condition: str
+    arch: str
+    full: bool
+    n: int
+    seeds: int
+    steps: int = 600
+    record: int = 3
+    batch: int = 32
+    lr: float = 5e-3
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return METHODS if self.kind == "observational" else tuple(ARMS)
+
+    def config(self, device: str) -> dict[str, Any]:
+        """What the ledger key is made of."""
+        units = list(self.units)
+        return {"study": "gap", **asdict(self), "levels": list(LEVELS), "units": units, "device": device}
+
+
+def strata(scale: str, conditions: Iterable[str]) -> list[Stratum]:
+    """The design at a scale: "paper" is the pre-registered one (48 strata), the others smaller replicates of it."""
+    conditions = list(conditions)
+    if scale == "paper":
+        cells = [(c, a, f) for c in conditions for a in WIDTH for f in (True, False)]
+        seen = [Stratum("observational", c, a, f, n, 8) for n in (100, 300) for c, a, f in cells]
+        return seen + [Stratum("causal", c, a, f, 100, 12) for c, a, f in cells]
+    if scale == "quick":
+        kinds: tuple[Kind, ...] = ("observational", "causal")
+        return [Stratum(kind, c, "shared-bottom", True, 100, 2, 240) for kind in kinds for c in conditions]
+    if scale == "smoke":
+        return [
+            Stratum("observational", "digits", "shared-bottom", True, 100, 1, 90),
+            Stratum("causal", "digits", "shared-bottom", True, 100, 1, 90),
+        ]
+    raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
+
+
+def run(cell: Stratum, device: str = "cpu", data: Condition | None = None) -> dict[str, Any]:
+    """Train every unit and seed of a stratum; {quantity: {level: [seed][unit]}}, None where a run never crossed.
+
+    Records lie every `record` steps; each quantity is interpolated at the first crossing of each level.
+    """
+    data = condition(cell.condition) if data is None else data
+    sample = draw(data, cell.n, list(range(cell.seeds)))
+    sample = sample.to(device)
+    n_tasks, n_units = sample.y.shape[-1], len(cell.units)
+    nets = Nets(cell.arch, sample.x.shape[-1], n_units, n_tasks, cell.seeds, device)
+    rule = Weights(cell.seeds, n_tasks, device) if cell.kind == "observational" else None
+    doses = torch.tensor([ARMS[u] for u in cell.units], device=device).T if rule is None else torch.zeros(3, 0)
+    parameters = nets.shared + nets.own
+    optimiser = torch.optim.Adam(parameters, lr=cell.lr)
+    batches = [torch.Generator().manual_seed(9000 + s) for s in range(cell.seeds)]
+    baseline = sample.constant_loss()
+    records: list[dict[str, Tensor]] = []
+    reached = torch.zeros(cell.seeds, n_units, dtype=torch.bool, device=device)
+    for step in range(cell.steps + 1):
+        if step % cell.record == 0:
+            records.append(_record(nets, sample, baseline))
+            reached |= records[-1]["q"] <= LEVELS[-1]
+            if step == cell.steps or bool(reached.all()):
+                break
+        x, y = sample.x, sample.y
+        if not cell.full:
+            chosen = torch.stack([torch.randint(cell.n, (cell.batch,), generator=g) for g in batches]).to(device)
+            x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
+            y = y.gather(1, chosen[..., None].expand(-1, -1, n_tasks))
+        losses = sample.losses(nets(x), y)
+        if rule is not None:
+            _method_step(nets, rule, losses)
+        else:
+            objective = _penalised(nets, losses, doses)
+            for p, gradient in zip(parameters, torch.autograd.grad(objective, parameters), strict=True):
+                p.grad = gradient
+        optimiser.step()
+    return _crossings(records)
+
+
+def _record(nets: Nets, sample: Draw, baseline: Tensor) -> dict[str, Tensor]:
+    losses = sample.losses(nets(sample.x), sample.y)
+    norms = gradient_norms([g.detach() for g in nets.task_gradients(losses)]).double()
+    losses = losses.detach().double()
+    with torch.no_grad():
+        test = sample.losses(nets(sample.x_test), sample.y_test).double().mean(-1)
+    train = losses.mean(-1)
+    return {
+        "q": train / baseline.double()[:, None],
+        "rrv": relative_rate_variance(relative_rate(losses, norms, FLOOR), normalised=True),
+        "cv": relative_rate_variance(losses, normalised=True),
+        "train": train,
+        "test": test,
+        "gap": test - train,
+    }
+
+
+def _method_step(nets: Nets, rule: Callable[[Tensor, Tensor], Tensor], losses: Tensor) -> None:
+    grads = nets.task_gradients(losses)
+    w = rule(losses.detach(), gram(grads)).to(losses.dtype)
+    for p, gradient in zip(nets.own, torch.autograd.grad((w * losses).sum(), nets.own), strict=True):
+        p.grad = gradient
+    by_task = w.permute(2, 0, 1)
+    nets.shared[0].grad = (grads[0] * by_task[:, :, None, :, None]).sum(0)
+    nets.shared[1].grad = (grads[1] * by_task[..., None]).sum(0)
+
+
+def _penalised(nets: Nets, losses: Tensor, doses: Tensor) -> Tensor:
+    rates, spread, decay = doses
+    norms = gradient_norms(nets.task_gradients(losses, create_graph=True))
+    objective = losses.mean(-1) + rates * rrv_penalty(losses, norms)
+    objective = objective + spread * relative_rate_variance(losses, normalised=True)
+    first, bias, *own = [*nets.shared, *nets.own]
+    length = first.square().sum((1, 3)) + bias.square().sum(2) + own[0].square().sum((2, 3)) + own[1].square().sum(2)
+    if len(own) > 2:
+        length = length + own[2].square().sum((1, 3))
+    return (objective + decay / 2 * length).sum()
+
+
+def _crossings(records: list[dict[str, Tensor]]) -> dict[str, Any]:
+    table = {name: torch.stack([r[name] for r in records]) for name in records[0]}
+    q = table["q"]
+    finite = torch.isfinite(table["test"]) & torch.isfinite(table["rrv"])
+    result: dict[str, Any] = {name: {} for name in ("rrv", "cv", "gap", "train", "test")}
+    for level in LEVELS:
+        under = q <= level
+        after = under.double().argmax(0).clamp_min(1)[None]
+        crossed = under.any(0) & ~under[0]
+        share = (q.gather(0, after - 1) - level) / (q.gather(0, after - 1) - q.gather(0, after))
+        usable = crossed & (finite.gather(0, after) & finite.gather(0, after - 1))[0]
+        for name in result:
+            value = torch.lerp(table[name].gather(0, after - 1), table[name].gather(0, after), share)[0]
+            rounded = [[float(f"{v:.6g}") for v in row] for row in value.tolist()]
+            kept = zip(rounded, usable.tolist(), strict=True)
+            result[name][f"{level:g}"] = [[v if ok else None for v, ok in zip(*r, strict=True)] for r in kept]
+    result["records"] = len(records)
+    result["finite"] = bool(finite.all())
+    return result
+
+
+def study(
+    scale: str,
+    conditions: Iterable[str],
+    ledger: Ledger,
+    *,
+    device: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Every stratum of `scale`, read from the ledger where it has been run, else run and appended; resumable."""
+    rows = []
+    for cell in strata(scale, conditions):
+        data = condition(cell.condition)
+        name = key(cell.config(device), data.fingerprint)
+        row = ledger.find(name)
+        if row is None:
+            start = time.perf_counter()
+            metrics = run(cell, device, data)
+            row = {
+                "key": name,
+                "config": cell.config(device),
+                "fingerprint": data.fingerprint,
+                "status": "ok" if metrics["finite"] else "non-finite",
+                "metrics": metrics,
+                "wall_s": round(time.perf_counter() - start, 2),
+                "provenance": provenance(device),
+                "source": data.source,
+                "embedded_default": False,
+                "synthetic": False,
+            }
+            ledger.append(row)
+        if progress is not None:
+            progress(f"{cell.kind} {cell.condition} {cell.arch} {'full' if cell.full else 'mini'} n={cell.n}")
+        rows.append(row)
+    return rows
+
+
+def recorded(scale: str, ledger: Ledger, conditions: Iterable[str] = CONDITIONS) -> list[Row]:
+    """The rows of the design at `scale` that the ledger holds, in the design's order; nothing is run, no data are read.
+
+    This is how published rows are shown where a data set is not at hand.
+    """
+    wanted = {_design(cell.config("")): i for i, cell in enumerate(strata(scale, conditions))}
+    found = {wanted[name]: row for row in ledger.latest().values() if (name := _design(row["config"])) in wanted}
+    return [found[i] for i in sorted(found)]
+
+
+def _design(config: Mapping[str, Any]) -> str:
+    return json.dumps(canonical({k: v for k, v in config.items() if k != "device"}), sort_keys=True)

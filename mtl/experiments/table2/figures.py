@@ -1,0 +1,108 @@
+"""Table 2: its figures, and what the nets see."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtl.experiments.table2.results import HEADS, METRICS, TASKS
+from mtl.ledger import Row
+from mtl.models.base import MultiTaskModel
+from mtl.problems.scenes.base import COLUMNS, Scenes
+from mtl.report import plots, style
+
+
+def change_figure(table: pd.DataFrame, strong: Sequence[str]) -> Figure:
+    """Parallel coordinates: each method's mean change of each metric against STL, per cent, down is better."""
+    means = table.groupby("label", sort=False)[list(METRICS)].mean()
+    base = means.loc["STL"]
+    change = 100 * np.where(list(METRICS.values()), -1.0, 1.0) * (means - base) / base.abs()
+    change = pd.DataFrame(change, means.index).drop(index="STL")
+    methods = dict(zip(table["label"], table["method"], strict=True))
+    fig, axes = style.subplots(1, 1, height=3.0)
+    ax = axes[0, 0]
+    ax.axhline(0, color="0.3", lw=0.8)
+    for label, values in change.iterrows():
+        _, colour, marker = style.look(methods[str(label)])
+        bold = label in strong
+        line = {"lw": 1.8, "alpha": 1, "zorder": 4} if bold else {"lw": 0.7, "alpha": 0.55, "zorder": 2}
+        ax.plot(range(len(METRICS)), values, marker + "-", color=colour, ms=4 if bold else 2.5, label=label, **line)
+    ax.set_xticks(
+        range(len(METRICS)),
+        [f"{HEADS[task]}\n{name.partition('/')[2]}" for task, name in zip(TASKS, METRICS, strict=True)],
+    )
+    for edge in np.flatnonzero(np.array(TASKS[1:]) != np.array(TASKS[:-1])) + 0.5:
+        ax.axvline(edge, color="0.75", lw=0.8, ls=":")
+    ax.set_ylabel("change against STL [%]\n(below 0 is better)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
+    return fig
+
+
+def training_figure(rows: Sequence[Row], labels: Sequence[str]) -> Figure:
+    """A column per method: shares of the weight over steps, relative rates L_t/|g_t| over epochs; range over seeds."""
+    fig, axes = style.subplots(2, len(labels), height=3.4, sharey="row")
+    for (upper, lower), label in zip(axes.T, labels, strict=True):
+        own = [row for row in rows if row["label"] == label and row["status"] == "ok" and row["history"]]
+        trace = np.array([row["trace"] for row in own])  # (seeds, points, 1 + T)
+        share = trace[..., 1:] / trace[..., 1:].sum(-1, keepdims=True)
+        window = max(1, share.shape[1] // 20)
+        kernel = np.ones(window) / window
+        smooth = np.apply_along_axis(np.convolve, 1, share, kernel, "valid")
+        steps = np.convolve(trace[0, :, 0], kernel, "valid")
+        plots.weights_over_time(upper, steps, smooth, list(COLUMNS), legend=label == labels[0])
+        upper.set(title=label, ylim=(0, 1), ylabel="share of the weight" if label == labels[0] else "")
+        if any(line["rates"] is None for row in own for line in row["history"]):
+            lower.text(0.5, 0.5, "no gradients\nare compared", transform=lower.transAxes, ha="center", va="center")
+            lower.set(xticks=[], xlabel="")
+            continue
+        rates = np.array([[line["rates"] for line in row["history"]] for row in own])
+        epochs = np.arange(1, rates.shape[1] + 1)
+        plots.weights_over_time(lower, epochs, rates, list(COLUMNS), unit="epoch", legend=False)
+        lower.set(yscale="log", ylabel="relative rate $L_t/|g_t|$" if label == labels[0] else "")
+    return fig
+
+
+def panel_figure(problem: Scenes, models: Mapping[str, MultiTaskModel], images: Sequence[int]) -> Figure:
+    """Test images: input and truth, then each model's labels, depth and normals; void and missing are white."""
+    image, label, depth, *normal = (t[list(images)] for t in problem.data("test"))
+    batch = (image.float() / 255).contiguous(memory_format=problem.layout)
+    tasks = list(problem.tasks)
+    columns: dict[str, list[torch.Tensor]] = {
+        "truth": [label.long(), depth.float(), *(v.float() / 127 for v in normal)]
+    }
+    for name, model in models.items():
+        model.eval()
+        with torch.inference_mode():
+            out = model(batch)
+        columns[name] = [out[0].argmax(1), out[1][:, 0].float(), *(o.float() for o in out[2:])]
+    shown = len(images) * len(tasks)
+    fig, axes = style.subplots(shown, 1 + len(columns), height=1.02 * shown)
+    for row in range(shown):
+        i, task = row // len(tasks), row % len(tasks)
+        axes[row, 0].imshow(image[i].permute(1, 2, 0).numpy()) if task == 0 else axes[row, 0].set_axis_off()
+        for ax, (name, maps) in zip(axes[row, 1:], columns.items(), strict=True):
+            _map(ax, maps[task][i], tasks[task], name == "truth", len(problem.classes), float(depth[i].max()))
+            if row == 0:
+                ax.set_title(name, fontsize=7)
+        axes[row, 1].set_ylabel(tasks[task], fontsize=6)
+        for ax in axes[row]:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    axes[0, 0].set_title("image", fontsize=7)
+    return fig
+
+
+def _map(ax: Axes, values: torch.Tensor, task: str, truth: bool, classes: int, far: float) -> None:
+    if task == "segmentation":
+        ax.imshow(
+            np.ma.masked_greater_equal(values.numpy(), classes), cmap="tab20", vmin=0, vmax=19, interpolation="nearest"
+        )
+    elif task == "depth":
+        hidden = values.numpy() <= 0 if truth else np.zeros(values.shape, bool)
+        ax.imshow(np.ma.masked_where(hidden, values.numpy()), cmap="viridis", vmin=0, vmax=far)
+    else:
+        missing = (values.square().sum(0) == 0)[..., None].numpy()
+        ax.imshow(np.where(missing, 1.0, (values.permute(1, 2, 0).numpy() + 1) / 2).clip(0, 1))

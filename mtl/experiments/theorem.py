@@ -1,0 +1,224 @@
+"""Figures of the theorem (notebook 07); each returns a closed matplotlib Figure."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from mtl.report import style
+from mtl.theory import bounds
+from mtl.theory.finite import CLASSES, FiniteClass
+from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup, player_regret
+
+TITLES = {
+    "thm1": "Thm 1 (task variance)",
+    "hoeffding": "block Hoeffding",
+    "thm2": "Thm 2 (floor, n)",
+    "thm2-within": "Thm 2' (within task)",
+    "thm5-mixture": "Thm 5' (mixtures)",
+    "variance-only": "variance alone",
+    "population-ratio": "population ratio (B)",
+}
+
+
+def live() -> bool:
+    """Whether a person runs this cell: papermill and nbval execute without standard input, Jupyter with it."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(getattr(kernel, "_allow_stdin", False))
+
+
+def explore(picture: Callable[..., Figure], still: Callable[[], Figure], **controls: Any) -> Figure | None:
+    """Sliders over `picture` where a person looks, the `still` figure where a machine runs the notebook.
+
+    A control is what ipywidgets.interact takes, or ("log", low, high, start) for a slider over powers of ten.
+    """
+    if not live():
+        return still()
+    import ipywidgets  # type: ignore[import-untyped]
+
+    for name, control in controls.items():
+        if isinstance(control, tuple) and control[0] == "log":
+            _, low, high, start = control
+            controls[name] = ipywidgets.FloatLogSlider(value=start, min=low, max=high, step=0.05)
+    ipywidgets.interact(picture, **controls)
+    return None
+
+
+def sandwich_cases(count: int, seed: int = 0) -> pd.DataFrame:
+    """Remainder of mean + sqrt(2 rho V) over R_- rho and R_+ rho, random cases: columns T, rho, low, high."""
+    parts = []
+    for i, (n_tasks, share) in enumerate([(2, 0.3), (3, 0.3), (5, 0.24), (10, 0.12), (40, 0.04)]):
+        g = torch.Generator().manual_seed(seed + i)
+        number = max(int(count * share), 40)
+        r = torch.randn(number, n_tasks, generator=g, dtype=torch.float64)
+        spikes = number // 2
+        r[:spikes] = 0
+        r[:spikes, 0] = torch.where(torch.rand(spikes, generator=g) < 0.5, -1.0, 1.0).double()
+        rho = torch.pow(10, torch.rand(number, generator=g).double() * 5 - 4)
+        s = kl_ball_sandwich(r, rho)
+        parts.append(pd.DataFrame({"T": n_tasks, "rho": rho, "low": s.lower_ratio, "high": s.upper_ratio}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def ball(cases: pd.DataFrame) -> Figure:
+    """Theorem 5: both ratios with their sharp constants; the order of the remainder; where a radius stops to act."""
+    fig, axes = style.subplots(1, 3, height=2.3)
+    left, middle, right = axes[0]
+    shown = cases.iloc[:: max(1, len(cases) // 3000)]
+    left.scatter(shown.rho, shown.low, s=3, c=style.BLUE, alpha=0.4, lw=0, rasterized=True, label=r"over $R_-\rho$")
+    left.scatter(shown.rho, shown.high, s=3, c=style.ORANGE, alpha=0.4, lw=0, rasterized=True, label=r"over $R_+\rho$")
+    left.axhline(-0.5, color=style.BLUE, lw=1)
+    left.axhline(1 / 3, color=style.ORANGE, lw=1)
+    left.set(
+        xscale="log", ylim=(-0.75, 0.75), xlabel=r"radius $\rho$", ylabel="remainder", title="Sharp sandwich: −1/2, 1/3"
+    )
+    left.legend(loc="upper left", markerscale=3, ncol=2, columnspacing=0.8, handletextpad=0.2)
+    rho = torch.logspace(-6, -0.5, 40, dtype=torch.float64)
+    for values, colour in (([0.0, 1.0], style.BLACK), ([0.0, 0.1, 1.0, 0.4], style.RED)):
+        r = torch.tensor(values, dtype=torch.float64)
+        s = kl_ball_sandwich(r.expand(len(rho), -1), rho)
+        name = f"T={len(r)}"
+        middle.loglog(rho, s.exact - r.mean(), color=colour, label=f"{name}: sup − mean")
+        middle.loglog(rho, (s.exact - s.surrogate).abs(), color=colour, ls="--", label=f"{name}: remainder")
+    middle.set(xlabel=r"radius $\rho$", title="Slopes 1/2 and 1 (3/2: no skew)")
+    middle.legend(fontsize=6)
+    rho = torch.linspace(0, 1.3, 131, dtype=torch.float64)
+    for n_tasks, colour in ((2, style.BLACK), (3, style.RED)):
+        r = torch.linspace(0, 1, n_tasks, dtype=torch.float64).expand(len(rho), -1)
+        right.plot(rho, kl_ball_sup(r, rho).value, color=colour, label=f"T={n_tasks}")
+        grid = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0, 1.2], dtype=torch.float64)
+        value = kl_ball_sup(r[:6], grid).value
+        dead = grid >= math.log(n_tasks)
+        right.plot(grid[~dead], value[~dead], "o", color=colour)
+        right.plot(grid[dead], value[dead] + (0.008 if n_tasks == 3 else 0), "x", color=colour)
+        right.axvline(math.log(n_tasks), color=colour, ls=":", lw=0.8)
+    right.set(xlabel=r"radius $\rho$", ylabel=r"$\sup_{P_\rho}p\cdot r$", title=r"Saturation at $\rho=\ln T$")
+    right.legend(loc="lower right")
+    plt.close(fig)
+    return fig
+
+
+def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Figure:
+    """What each bound promises over n beside the exact deviation; additive terms over T; controls that must fail."""
+    fig, axes = style.subplots(1, 3, height=2.4)
+    left, middle, right = axes[0]
+    checks = {n: FiniteClass(n_tasks, n, 0.6, CLASSES[13]).check().set_index("bound") for n in ns}
+    for name, colour in (("thm1", style.RED), ("hoeffding", style.ORANGE), ("thm2", style.BLUE)):
+        left.loglog(ns, [checks[n].width[name] for n in ns], "o-", color=colour, label=TITLES[name])
+    left.loglog(ns, [checks[n].q95["thm1"] for n in ns], "k.-", label="truth (95 % quantile)")
+    left.axhline(checks[ns[0]].scale["thm1"], color="0.6", ls=":", lw=0.8)
+    left.text(
+        ns[-1], checks[ns[0]].scale["thm1"] * 0.8, "B: vacuous above", fontsize=6, color="0.4", ha="right", va="top"
+    )
+    left.set(xlabel="examples per task n", ylabel="width", title="Width over n", ylim=(0.004, 300))
+    left.legend(fontsize=6, loc="lower left")
+    sizes = np.arange(2, 101)
+    flat = [float(bounds.block_bernstein_width(torch.ones(int(t)), 1.0, 0.05)) for t in sizes]
+    middle.loglog(sizes, flat, color=style.RED, label="Thm 1 at V=0")
+    middle.loglog(
+        sizes, [bounds.variance_free_floor(int(t), 1.0, 0.05) for t in sizes], "k", label="Prop. 3: no less possible"
+    )
+    middle.loglog(
+        sizes,
+        [bounds.block_hoeffding_width(int(t), 1.0, 0.05) for t in sizes],
+        color=style.ORANGE,
+        label="block Hoeffding",
+    )
+    middle.axhline(1, color="0.6", ls=":", lw=0.8)
+    middle.set(xlabel="tasks T", ylabel="width / B", title="Width over T")
+    middle.legend(fontsize=6)
+    worst = table.groupby("bound").violation.max().reindex(list(TITLES)).dropna()
+    holds = table.groupby("bound").must_hold.first()
+    colours = [style.BLUE if holds[b] else style.RED for b in worst.index]
+    right.barh([TITLES[b] for b in worst.index], worst.clip(lower=1e-9), color=colours, height=0.6)
+    right.axvline(0.05, color="k", lw=0.8, ls="--")
+    right.set(xscale="log", xlim=(1e-9, 2), xlabel="largest exact violation")
+    right.set_title(r"Failures (dashed: $\delta$)")
+    right.invert_yaxis()
+    plt.close(fig)
+    return fig
+
+
+def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
+    """Proposition 7: worst regret over its bound, random, two-valued and adversarial payoffs; Eq. 10 beside it."""
+    fig, axes = style.subplots(1, 2, height=2.3)
+    left, right = axes[0]
+    for rho, colour in ((0.1, style.BLUE), (0.5, style.RED), (5.0, style.BLACK)):
+        for adversarial, dash in ((False, "-"), (True, "--")):
+            worst = []
+            for k in rounds:
+                payoffs = torch.rand(games, k, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+                payoffs[: games // 2] = (payoffs[: games // 2] > 0.5).double()
+                payoffs[0] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+                game = player_regret(payoffs, rho, adversarial=adversarial)
+                worst.append(float(game.regret.max()) / game.bound)
+            name = rf"$\rho$={rho:g}{', adversarial' if adversarial else ''}"
+            left.plot(rounds, worst, dash, marker="o", color=colour, label=name)
+    left.axhline(1, color="0.5", lw=0.8)
+    left.set(
+        xscale="log",
+        ylim=(0, 1.08),
+        xlabel="rounds K",
+        ylabel="worst regret / bound",
+        title="The player keeps its bound",
+    )
+    left.legend(fontsize=6, ncol=2)
+    g = torch.Generator().manual_seed(seed)
+    r = torch.rand(1500, 5, generator=g, dtype=torch.float64)
+    gain = kl_ball_sup(r, 0.1).value - r.mean(-1)
+    right.scatter(r.var(-1, correction=0), gain, s=3, c=style.BLACK, alpha=0.4, lw=0, rasterized=True)
+    right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")
+    plt.close(fig)
+    return fig
+
+
+def ball_picture(rho: float = 0.3, r1: float = 0.2, r2: float = 0.5, r3: float = 1.0) -> Figure:
+    """The KL ball on the simplex of three tasks and the mixture that the player's sup picks."""
+    fig, axes = style.subplots(1, 1, width="column", height=2.7)
+    _simplex(axes[0, 0], rho, [r1, r2, r3])
+    plt.close(fig)
+    return fig
+
+
+def ball_pictures(radii: Sequence[float] = (0.05, 0.3, 1.2), r: Sequence[float] = (0.2, 0.5, 1.0)) -> Figure:
+    """`ball_picture` for several radii side by side: what the slider would show."""
+    fig, axes = style.subplots(1, len(radii), height=2.4)
+    for ax, rho in zip(axes[0], radii, strict=True):
+        _simplex(ax, rho, list(r))
+    plt.close(fig)
+    return fig
+
+
+_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+
+
+def _simplex(ax: Any, rho: float, r: list[float]) -> None:
+    side = torch.linspace(0, 1, 161, dtype=torch.float64)
+    a, b = torch.meshgrid(side, side, indexing="ij")
+    keep = a + b <= 1
+    p = torch.stack([a[keep], b[keep], 1 - a[keep] - b[keep]], -1).clamp_min(0)
+    inside = torch.special.xlogy(p, 3 * p).sum(-1) <= rho
+    xy = p.numpy() @ _CORNERS
+    payoff = (p @ torch.tensor(r, dtype=torch.float64)).numpy()
+    ax.tricontour(xy[:, 0], xy[:, 1], payoff, levels=8, colors="0.75", linewidths=0.5)
+    ax.scatter(*xy[inside.numpy()].T, s=1.5, c=style.SKY, lw=0, rasterized=True)
+    ax.plot(*_CORNERS[[0, 1, 2, 0]].T, color="k", lw=0.8)
+    found = kl_ball_sup(torch.tensor(r, dtype=torch.float64), rho)
+    ax.plot(*(found.p.numpy() @ _CORNERS), "o", color=style.RED)
+    for corner, name, value in zip(_CORNERS, ("1", "2", "3"), r, strict=True):
+        place = {"xytext": (9, -4), "ha": "left"} if name == "3" else {"xytext": (0, -10), "ha": "center"}
+        ax.annotate(f"$r_{name}$={value:.1f}", corner, textcoords="offset points", **place)
+    state = "saturated" if bool(found.saturated) else f"sup = {float(found.value):.3f}"
+    ax.set_title(rf"$\rho$ = {rho:g}: {state}")
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    ax.margins(0.12)

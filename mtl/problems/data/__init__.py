@@ -1,0 +1,1 @@
+"""Where data sets lie, how they are fetched and verified."""

@@ -1,0 +1,249 @@
+"""Dense scene understanding: what NYUv2, the procedural rooms and Cityscapes have in common."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtl.models.base import MultiTaskModel
+from mtl.models.dense import MODELS, dense_model
+from mtl.problems.base import SPLITS, Batch, Metric, Problem
+from mtl.problems.scenes import metrics as md
+
+SCALES = ((1, 1), (5, 6), (2, 3))  # side of the crop over side of the image: zoom 1, 1.2, 1.5
+EVALUATION_BATCH = 32
+COLUMNS = {
+    "segmentation": (("miou", "%", True), ("pixacc", "%", True)),
+    "depth": (("abs", "m", False), ("rel", "", False)),
+    "normals": (
+        *(("mean", "deg", False), ("median", "deg", False)),
+        *(("w11", "%", True), ("w22", "%", True), ("w30", "%", True)),
+    ),
+}
+
+
+class Setting(NamedTuple):
+    """What a scale fixes: resolution, images to train on, validate, test (None: all), width and depth of the net."""
+
+    resolution: tuple[int, int]
+    images: tuple[int, int, int] | None
+    width: int
+    depth: int
+
+
+def size_of(wanted: str | Sequence[int] | None, setting: Setting) -> tuple[int, int]:
+    """Resolution as (height, width), from "144x192", (144, 192), or the scale.
+
+    >>> size_of("144x192", Setting((96, 128), None, 8, 5))
+    (144, 192)
+    """
+    parts = wanted.split("x") if isinstance(wanted, str) else wanted or setting.resolution
+    if len(parts) != 2 or not all(str(p).isdigit() and int(p) >= 32 for p in parts):
+        raise ValueError(f"resolution must be like '144x192', each at least 32, found {wanted!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def counts_of(wanted: str | Sequence[int] | None, setting: Setting) -> tuple[int, int, int] | None:
+    """Images to train on, validate and test, from "120+40+120", (120, 40, 120), or the scale; None: all there are."""
+    if wanted is None:
+        return setting.images
+    parts = wanted.split("+") if isinstance(wanted, str) else wanted
+    if len(parts) != 3 or not all(str(p).isdigit() and int(p) >= 1 for p in parts):
+        raise ValueError(f"images must be like '120+40+120' (train, validation, test), found {wanted!r}")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+class Scenes(Problem):
+    """Images with a class per pixel, a depth per pixel and (three tasks) a surface normal per pixel.
+
+    A split is four tensors, kept small so that all of them live on the device: image uint8 (N, 3, H, W), label
+    uint8 (N, H, W) with 255 for void, depth float16 (N, H, W) with 0 where missing, normal int8 (N, 3, H, W)
+    in steps of 1/127 (at most 0.4 degrees off) with a zero vector where missing; without the last, two tasks.
+
+    Losses: cross-entropy on labelled pixels, mean |d - d*| where d* is known, 1 - mean cosine where a normal
+    is known. Training images are cropped by 1, 1.2 or 1.5 and flipped, as in the MTAN protocol (`augment`).
+    Scores for model selection: mIoU; 1 - absolute error over that of the best constant depth (the median of
+    the training pixels); share of normals within 30 degrees. `amp` runs the network under bfloat16 autocast.
+    """
+
+    models: ClassVar[tuple[str, ...]] = MODELS
+
+    def __init__(
+        self,
+        scale: str,
+        splits: Mapping[str, Batch],
+        *,
+        classes: Sequence[str],
+        source: str,
+        fingerprint: str,
+        width: int,
+        depth: int,
+        augment: bool = True,
+        amp: bool = False,
+        channels_last: bool = True,
+        official_split: bool = False,
+        depth_unit: str = "m",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        tasks = tuple(COLUMNS)[: len(splits["train"]) - 1]
+        size = "x".join(map(str, splits["train"][0].shape[-2:]))
+        images = "+".join(str(len(splits[name][0])) for name in SPLITS)
+        options = {
+            "resolution": size,
+            "images": images,
+            "width": width,
+            "depth": depth,
+            "augment": augment,
+            "amp": amp,
+            "channels_last": channels_last,
+            "official_split": official_split,
+            **(options or {}),
+        }
+        super().__init__(scale, tasks, splits, source=source, fingerprint=fingerprint, options=options)
+        self.classes = tuple(classes)
+        self.sizes_of_net = {"width": width, "depth": depth, "official_split": official_split}
+        self.augment, self.amp, self.depth_unit = augment, amp, depth_unit
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.resolution = tuple(splits["train"][0].shape[-2:])
+        self.constant_error = _constant_errors({name: batch[2] for name, batch in splits.items()})
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        units = {"m": self.depth_unit}
+        return tuple(
+            Metric(name, task, units.get(unit, unit), up) for task in self.tasks for name, unit, up in COLUMNS[task]
+        )
+
+    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
+        """MTAN, SegNet with one head per task, or one SegNet per task; sizes: width, depth, official_split."""
+        outputs = (len(self.classes), 1, 3)[: len(self.tasks)]
+        unit = (False, False, True)[: len(self.tasks)]
+        net = dense_model(name, outputs, unit, seed=seed, **{**self.sizes_of_net, **sizes})
+        return net.to(memory_format=self.layout)  # type: ignore[call-overload]
+
+    def batches(
+        self, split: str, seed: int = 0, batch_size: int = 8, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """Batches (image in [0, 1], label int64, depth float32, normal float32); "train" shuffled and augmented.
+
+        Order and augmentation are drawn on the CPU from `seed` before the first batch: the same on every
+        device, and a resumed epoch goes on with the same crops.
+        """
+        if split != "train" or not self.augment:
+            for batch in super().batches(split, seed, batch_size, device):
+                yield self._floats(batch)
+            return
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        tensors, n = self.data(split, device), self.sizes[split]
+        draw = torch.Generator().manual_seed(seed)
+        order = torch.randperm(n, generator=draw).to(device)
+        height, width = self.resolution
+        up, down = torch.tensor(SCALES)[torch.randint(len(SCALES), (n,), generator=draw)].unbind(1)
+        h, w = height * up // down, width * up // down
+        where = torch.rand((2, n), generator=draw)
+        top, left = (where[0] * (height - h + 1)).long(), (where[1] * (width - w + 1)).long()
+        flip = (torch.rand(n, generator=draw) < 0.5).long()
+        boxes = torch.stack([h, w, top, left, flip, down, up], 1).to(device)
+        for rows, box in zip(order.split(batch_size), boxes.split(batch_size), strict=True):
+            yield self._floats(crop(tensors, rows, box))
+
+    def _floats(self, batch: Batch) -> Batch:
+        image, label, depth, *normal = batch
+        values = image.float() / 255 if image.dtype == torch.uint8 else image
+        directions = [F.normalize(v.float(), dim=1) for v in normal]
+        return values.contiguous(memory_format=self.layout), label.long(), depth.float(), *directions
+
+    def task_losses(self, outputs: Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The losses; each is zero where a batch has not one valid pixel."""
+        label, depth, *normal = targets
+        valid = label != md.VOID
+        entropy = F.cross_entropy(outputs[0].float(), label, ignore_index=md.VOID, reduction="sum")
+        known = depth > 0
+        error = torch.where(known, (outputs[1][:, 0].float() - depth).abs(), 0.0)
+        losses = (entropy / valid.sum().clamp(min=1), error.sum() / known.sum().clamp(min=1))
+        if not normal:
+            return losses
+        facing = normal[0].square().sum(1) > 0
+        cosine = torch.where(facing, 1 - (outputs[2].float() * normal[0]).sum(1), 0.0)
+        return *losses, cosine.sum() / facing.sum().clamp(min=1)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp)
+
+    def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
+        with self._autocast(batch[0].device):
+            outputs = model(batch[0])
+        return self.task_losses(outputs, batch[1:])
+
+    def losses_and_features(self, model: MultiTaskModel, batch: Batch) -> tuple[tuple[Tensor, ...], Batch]:
+        with self._autocast(batch[0].device):
+            features = model.features(batch[0])
+            outputs = model.outputs(features)
+        return self.task_losses(outputs, batch[1:]), features
+
+    @torch.inference_mode()
+    def evaluate(self, model: MultiTaskModel, split: str, device: torch.device | str = "cpu") -> dict[str, float]:
+        """All metrics over every valid pixel of a split, plus "<task>/score" and their mean "score"."""
+        confusion = md.Confusion(len(self.classes), device)
+        meters: tuple[md.Meter, ...] = (confusion, md.DepthErrors(device), md.AngleErrors(device))
+        training = model.training
+        model.eval()
+        try:
+            for image, *truth in self.batches(split, 0, EVALUATION_BATCH, device):
+                with self._autocast(image.device):
+                    outputs = model(image)
+                for meter, output, target in zip(meters, outputs, truth, strict=False):
+                    meter.add(output, target)
+        finally:
+            model.train(training)
+        pairs = zip(self.tasks, meters, strict=False)
+        values = {f"{task}/{name}": v for task, meter in pairs for name, v in meter.values().items()}
+        numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # the one transfer
+        numbers["segmentation/score"] = numbers["segmentation/miou"] / 100
+        numbers["depth/score"] = 1 - numbers["depth/abs"] / self.constant_error[split]
+        if "normals" in self.tasks:
+            numbers["normals/score"] = numbers["normals/w30"] / 100
+        numbers["score"] = sum(numbers[f"{task}/score"] for task in self.tasks) / len(self.tasks)
+        return numbers
+
+    def describe(self) -> str:
+        height, width = self.resolution
+        return f"{super().describe()} Images of {height} x {width} pixels, {len(self.classes)} classes."
+
+
+def crop(tensors: Batch, rows: Tensor, boxes: Tensor) -> Batch:
+    """Crop, zoom back to full size, flip: one box (h, w, top, left, flip, zoom numerator, denominator) per image.
+
+    Image and normals bilinear with aligned corners, label and depth nearest; depth divided by the zoom; a flip
+    changes the sign of the normals' x. As in the MTAN protocol, the zoom leaves the normals as they are.
+    """
+    image, label, depth, *normal = tensors
+    height, width = image.shape[-2:]
+    h, w, top, left, flip, up, down = (column[:, None] for column in boxes.unbind(1))
+    y = torch.arange(height, device=rows.device)[None]
+    x = torch.arange(width, device=rows.device)[None]
+    x = torch.where(flip > 0, width - 1 - x, x)
+    at_y, at_x = top + y * h // height, left + x * w // width
+    fine_y = (top + y * (h - 1) / (height - 1)) * (2 / (height - 1)) - 1
+    fine_x = (left + x * (w - 1) / (width - 1)) * (2 / (width - 1)) - 1
+    grid = torch.stack(torch.broadcast_tensors(fine_x[:, None, :], fine_y[:, :, None]), -1).float()
+    smooth = torch.cat([t.index_select(0, rows).float() for t in (image, *normal)], 1)
+    smooth = F.grid_sample(smooth, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    place = (rows[:, None, None], at_y[:, :, None], at_x[:, None, :])
+    metres = depth[place].float() * (down / up)[:, :, None]
+    if not normal:
+        return smooth / 255, label[place], metres
+    mirror = torch.cat([1 - 2 * flip, torch.ones_like(flip), torch.ones_like(flip)], 1)[:, :, None, None]
+    return smooth[:, :3] / 255, label[place], metres, smooth[:, 3:] * mirror
+
+
+def _constant_errors(depths: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean |d - c| per split, c the median of the training depths; every 7th pixel will do."""
+    seen = {name: d.flatten()[::7].float().numpy() for name, d in depths.items()}
+    known = {name: d[d > 0] for name, d in seen.items()}
+    constant = np.median(known["train"]) if len(known["train"]) else 1.0
+    return {name: float(np.abs(d - constant).mean()) if len(d) else 1.0 for name, d in known.items()}

@@ -1,0 +1,82 @@
+"""Cityscapes, preprocessed for two tasks: semantic segmentation (7 classes) and disparity, at 128 x 256."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from mtl.problems.base import check_scale
+from mtl.problems.data import raw
+from mtl.problems.scenes.base import Scenes, Setting, counts_of, size_of
+from mtl.problems.scenes.files import RECIPE, Folders, load, split_rows
+
+CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+KINDS = ("image", "label_7", "depth")
+SETTINGS = {
+    "smoke": Setting((64, 128), (8, 4, 4), 4, 3),
+    "quick": Setting((64, 128), (120, 40, 120), 8, 5),
+    "paper": Setting((128, 256), None, 64, 5),
+}
+
+
+class Files(Folders):
+    """`train/` and `val/` with image, label_7 and depth (an inverse depth, 0 where missing) as N.npy each."""
+
+    classes = 7
+    official: ClassVar[dict[str, int]] = {"train": 2975, "test": 500}
+    normals = "none"
+
+
+class Cityscapes(Scenes):
+    """Street scenes (Cordts et al. 2016) as preprocessed by the MTAN authors: 2975 to train on, 500 to test.
+
+    The published table has no validation split; here each tenth block of 8 consecutive training images
+    validates. Depth is the files' own disparity, in no physical unit. Options as in `NYUv2`. Raises
+    MissingDataError where there are no files, DataError for damaged or incomplete ones.
+    """
+
+    name: ClassVar[str] = "cityscapes"
+
+    def __init__(
+        self,
+        scale: str = "smoke",
+        *,
+        resolution: str | Sequence[int] | None = None,
+        images: str | Sequence[int] | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        partial: bool = False,
+        augment: bool = True,
+        amp: bool = False,
+        channels_last: bool = True,
+        official_split: bool = False,
+    ) -> None:
+        setting = SETTINGS[check_scale(scale, SETTINGS)]
+        size, wanted = size_of(resolution, setting), counts_of(images, setting)
+        source = Files(_folder(), KINDS, "Cityscapes as preprocessed folders (.npy)")
+        source.complete(partial)
+        rows = split_rows(source.counts["train"], source.counts["test"], wanted)
+        super().__init__(
+            scale,
+            load(source, size, rows),
+            classes=CLASSES,
+            source=f"{source.words}, {source.counts['train']} + {source.counts['test']} images",
+            fingerprint=raw.fingerprint(list(rows.values()), source.digest, RECIPE, str(size)),
+            width=width or setting.width,
+            depth=depth or setting.depth,
+            augment=augment,
+            amp=amp,
+            channels_last=channels_last,
+            official_split=official_split,
+            depth_unit="",
+        )
+
+
+def _folder() -> Path:
+    places = raw.places("cityscapes")
+    for path, _ in places:
+        if (path / "train" / KINDS[0]).is_dir():
+            return path
+    raise raw.MissingDataError(
+        f"cityscapes: found train/{KINDS[0]}/*.npy in none of {', '.join(where for _, where in places)}; "
+        f"put the preprocessed folders there (`mtl data` names the sources)"
+    )

@@ -1,0 +1,135 @@
+"""The three forms in which NYUv2 is found on disk: packed archive, official .mat, preprocessed folders."""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtl.errors import DataError
+from mtl.problems.data import raw
+from mtl.problems.scenes.files import VOID, Folders, Sample, Source
+
+CLASSES = (
+    *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects"),
+    *("picture", "sofa", "table", "tv", "wall", "window"),
+)
+MAT = ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat")
+KINDS = ("image", "label", "depth", "normal")
+BORDER = (6, 8)  # rows and columns cut from each side of the official 480 x 640 images: white frame
+
+
+class Packed(Source):
+    """`nyuv2_HxW.npz`: compressed images end to end in byte arrays, with offsets; depth 8-bit, metres = v / 25.5."""
+
+    noise = 0.02  # half a step of depth
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        kinds = ("rgb_jpeg", "depth_png", "label_png")
+        wanted = ("train", "test", *kinds, *(f"{kind}_offsets" for kind in kinds))
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                absent = [key for key in wanted if key not in archive.files]
+                if absent:
+                    raise DataError(f"{path.name}: must hold {', '.join(wanted)}, found no {', '.join(absent)}")
+                self.parts = {key: archive[key] for key in wanted}
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+            raise DataError(f"{path.name}: must be a whole .npz archive, found a damaged one ({error})") from error
+        for kind in kinds:
+            ends = self.parts[f"{kind}_offsets"]
+            if (np.diff(ends) <= 0).any() or ends[0] != 0 or ends[-1] != len(self.parts[kind]):
+                raise DataError(f"{path.name}: {kind}_offsets must rise from 0 to {len(self.parts[kind])}")
+        self.order = np.concatenate([self.parts["train"], self.parts["test"]])
+        stored = len(self.parts["rgb_jpeg_offsets"]) - 1
+        if sorted(self.order) != list(range(stored)):
+            raise DataError(f"{path.name}: train and test must name each of {stored} images once")
+        self.counts = {"train": len(self.parts["train"]), "test": len(self.parts["test"])}
+        self.words = f"NYUv2 packed as {path.name}"
+        self.digest = raw.fingerprint([self.parts[key] for key in wanted])
+
+    def sample(self, index: int) -> Sample:
+        i = int(self.order[index])
+        image, depth, label = (self._decode(kind, i) for kind in ("rgb_jpeg", "depth_png", "label_png"))
+        if image.ndim != 3 or depth.ndim != 2 or label.ndim != 2:
+            raise DataError(f"{self.path.name}, image {i}: must be colour with grey depth and label")
+        found = Sample(image, label, depth.astype(np.float32) / np.float32(25.5))
+        return self.check(found, f"{self.path.name}, image {i}")
+
+    def _decode(self, kind: str, i: int) -> NDArray[np.uint8]:
+        start, stop = self.parts[f"{kind}_offsets"][i : i + 2]
+        try:
+            with Image.open(io.BytesIO(self.parts[kind][start:stop].tobytes())) as picture:
+                return np.asarray(picture)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{self.path.name}, image {i}: {kind} cannot be decoded ({error})") from error
+
+
+class Official(Source):
+    """`nyu_depth_v2_labeled.mat` (HDF5, read with h5py), with the published splits and 894 -> 40 -> 13 class maps."""
+
+    def __init__(self, folder: Path) -> None:
+        absent = [name for name in MAT if not (folder / name).is_file()]
+        if absent:
+            raise DataError(f"{MAT[0]}: needs {', '.join(MAT[1:])} beside it, found no {', '.join(absent)}")
+        try:
+            import h5py
+        except ImportError as error:
+            raise DataError(f"{MAT[0]}: reading it needs h5py, which is not installed; `pip install h5py`") from error
+        from scipy.io import loadmat
+
+        splits = loadmat(folder / MAT[1])
+        self.order = np.concatenate([splits[f"{s}Ndxs"].ravel().astype(int) - 1 for s in ("train", "test")])
+        self.counts = {s: int(splits[f"{s}Ndxs"].size) for s in ("train", "test")}
+        to40 = np.insert(loadmat(folder / MAT[2])["mapClass"][0].astype(int), 0, 0)
+        to13 = np.insert(np.ravel(loadmat(folder / MAT[3])["classMapping13"][0][0][0]).astype(int), 0, 0)
+        self.table = np.where(to13[to40] > 0, to13[to40] - 1, VOID)
+        try:
+            self.file = h5py.File(folder / MAT[0], "r")
+            stored = self.file["images"].shape[0]
+        except (OSError, KeyError) as error:
+            raise DataError(f"{MAT[0]}: must be the whole labelled data set ({error}); download it again") from error
+        if self.order.max() >= stored:
+            raise DataError(f"{MAT[1]}: names image {self.order.max() + 1}, found {stored} in {MAT[0]}")
+        self.words = "NYU Depth V2 labelled data set (.mat)"
+        sums = [raw.sha256(folder / name) for name in MAT]
+        self.digest = hashlib.sha256(repr(sums).encode()).hexdigest()
+
+    def sample(self, index: int) -> Sample:
+        i = int(self.order[index])
+        rows, columns = (slice(b, -b) for b in BORDER)
+        # MATLAB stores column by column: HDF5 shows (N, 3, W, H) and (N, W, H)
+        image = np.asarray(self.file["images"][i]).transpose(2, 1, 0)[rows, columns]
+        label = np.asarray(self.file["labels"][i]).T[rows, columns].astype(int)
+        depth = np.asarray(self.file["depths"][i]).T[rows, columns].astype(np.float32)
+        if label.max() >= len(self.table):
+            raise DataError(f"{MAT[0]}, image {i}: labels must be 0..{len(self.table) - 1}, found {label.max()}")
+        found = Sample(image.astype(np.uint8), self.table[label].astype(np.uint8), depth)
+        return self.check(found, f"{MAT[0]}, image {i}")
+
+
+def find_source(resolution: Sequence[int]) -> Source:
+    """The first form found, place by place: packed archive (the smallest that is large enough), folders, .mat."""
+    seen = []
+    for path, where in raw.places("nyuv2"):
+        packed = []
+        for file in path.glob("nyuv2_*x*.npz"):
+            height, width = (int(n) for n in file.stem.removeprefix("nyuv2_").split("x"))
+            packed.append((height < resolution[0] or width < resolution[1], height, file))
+        fitting = sorted(p for p in packed if not p[0]) or sorted(packed, reverse=True)
+        if fitting:
+            return Packed(fitting[0][2])
+        if (path / "train" / "image").is_dir():
+            given = (path / "train" / "normal").is_dir() or (path / "val" / "normal").is_dir()
+            return Folders(path, KINDS if given else KINDS[:3], "NYUv2 as preprocessed folders (.npy)")
+        if (path / MAT[0]).is_file():
+            return Official(path)
+        seen.append(where)
+    raise raw.MissingDataError(
+        f"nyuv2: found nyuv2_*.npz, train/image/*.npy or {MAT[0]} in none of {', '.join(seen)}; put one of them "
+        f"there (`mtl data` names the sources), or accept the stand-in with fallback='rooms'"
+    )

@@ -1,0 +1,106 @@
+"""Plots of runs: paths in the plane, intervals over seeds, weights over time."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look
+
+
+def trajectories(
+    ax: Axes,
+    paths: ArrayLike,
+    method: str,
+    *,
+    front: ArrayLike | None = None,
+    star: ArrayLike | None = None,
+    predicted: ArrayLike | None = None,
+    contour: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+) -> None:
+    """Paths (runs, steps, 2) in a plane: start hollow, end filled; front a grey band, star its best average.
+
+    `contour` (x, y, z) draws level lines underneath: for parameter space.
+    """
+    _, colour, _ = look(method)
+    if contour is not None:
+        ax.contour(*contour, levels=12, colors="0.75", linewidths=0.4, linestyles="solid", zorder=1)
+        ax.grid(False)
+    if front is not None:
+        ax.plot(*np.asarray(front).T, color="0.55", lw=3, alpha=0.6, solid_capstyle="round", zorder=2)
+    for path in np.asarray(paths):
+        ax.plot(*path.T, color=colour, lw=0.9, alpha=0.85, zorder=3)
+        ax.plot(*path[0], "o", mfc="white", mec=colour, ms=3, mew=0.7, zorder=4)
+    for path in np.asarray(paths):
+        ax.plot(*path[-1], "o", color=colour, mec="black", mew=0.4, ms=3.6, zorder=6)
+    if star is not None:
+        ax.plot(*np.asarray(star), "*", color="white", mec="black", mew=0.6, ms=7, zorder=5)
+    if predicted is not None:
+        ax.plot(*np.asarray(predicted), "+", color="black", mew=0.9, ms=7, zorder=7)
+
+
+def intervals(
+    axes: Sequence[Axes],
+    table: pd.DataFrame,
+    metrics: Mapping[str, str] | Sequence[str],
+    *,
+    reference: Callable[[str], str] | None = None,
+) -> None:
+    """One axis per metric, one line per method: mean (marker) and 95 % interval, from `results_table(raw=True)`.
+
+    `metrics` maps a metric to its axis label (with unit). Rows are methods, or labels which `reference` maps to
+    methods. The best row is not marked: the interval is the message. A mean far from the crowd (more than eight
+    times the spread of the middle half from its edges) is written at the edge of the axis, with an arrow.
+    """
+    names = dict(metrics) if isinstance(metrics, Mapping) else {m: m for m in metrics}
+    if len(names) != len(axes):
+        raise ValueError(f"metrics: one axis per metric, found {len(names)} metrics and {len(axes)} axes")
+    places = np.arange(len(table))[::-1]
+    for ax, (metric, label) in zip(axes, names.items(), strict=True):
+        means, halves = table[metric, "mean"].to_numpy(float), table[metric, "ci"].fillna(0.0).to_numpy(float)
+        low, high = _crowd(means, halves)
+        for place, method, mean, half in zip(places, table.index, means, halves, strict=True):
+            _, colour, marker = look(reference(str(method)) if reference else str(method))
+            if low <= mean <= high:
+                ax.errorbar(mean, place, xerr=half, fmt=marker, color=colour, ms=4, elinewidth=1, capsize=2)
+            elif np.isfinite(mean):  # far outside: named at the edge, so that the others can be told apart
+                left = mean < low
+                text = f"← {mean:.4g}" if left else f"{mean:.4g} →"
+                ax.annotate(
+                    text, (low if left else high, place), ha="left" if left else "right", va="center", color=colour
+                )
+        ax.set_xlim(low, high)
+        ax.set(xlabel=label, yticks=places, ylim=(-0.6, len(table) - 0.4))
+        ax.set_yticklabels([str(m) if reference else look(str(m))[0] for m in table.index] if ax is axes[0] else [])
+        ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=3)
+
+
+def _crowd(means: np.ndarray, halves: np.ndarray) -> tuple[float, float]:
+    """Limits of an axis that shows every mean but those far outside the middle half."""
+    found = np.isfinite(means)
+    low, high = np.quantile(means[found], [0.25, 0.75]) if found.any() else (0.0, 1.0)
+    reach = 8 * max(high - low, 1e-9 + 1e-6 * abs(high))
+    kept = found & (means >= low - reach) & (means <= high + reach)
+    left, right = (means - halves)[kept].min(initial=low), (means + halves)[kept].max(initial=high)
+    margin = 0.06 * max(right - left, 1e-6 * max(abs(right), 1.0))
+    return float(left - margin), float(right + margin)
+
+
+def weights_over_time(
+    ax: Axes, steps: ArrayLike, weights: ArrayLike, tasks: Sequence[str], *, unit: str = "step", legend: bool = True
+) -> None:
+    """Task weights (steps, T) or (seeds, steps, T): one line per task, mean and range over seeds."""
+    values = np.asarray(weights, dtype=float)
+    values = values[None] if values.ndim == 2 else values
+    palette = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, GREY)
+    for t, task in enumerate(tasks):
+        colour, dash = palette[t % 8], ("-", "--", ":", "-.")[t // 8 % 4]
+        ax.plot(steps, values[..., t].mean(0), dash, color=colour, label=task)
+        if len(values) > 1:
+            ax.fill_between(steps, values[..., t].min(0), values[..., t].max(0), color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel=unit, ylabel="task weight")
+    if legend:
+        ax.legend(ncols=2 if len(tasks) > 3 else 1)

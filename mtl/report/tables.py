@@ -1,0 +1,123 @@
+"""Ledger rows as tables: mean, interval, n, paired test, rank."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mtl.ledger import Row
+from mtl.report.stats import mean_ci, mean_rank, paired_permutation
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Ledger rows as a table: one line per run, with label, configuration, status and test metrics as columns.
+
+    >>> frame([{"config": {"method": "ls", "seed": 0}, "metrics": {"income/auc": 0.9}}])["income/auc"].tolist()
+    [0.9]
+    """
+    kept = ("key", "status", "wall_s", "best_epoch", "synthetic", "embedded_default")
+    return pd.DataFrame(
+        [
+            {"label": row.get("label", row["config"].get("method"))}
+            | row["config"]
+            | {k: row[k] for k in kept if k in row}
+            | (row.get("metrics") or {})
+            for row in rows
+        ]
+    )
+
+
+def results_table(
+    rows: pd.DataFrame | Iterable[Row],
+    metrics: Mapping[str, bool] | Iterable[Any],
+    *,
+    by: str = "method",
+    baseline: str | None = None,
+    reference_row: str | None = None,
+    primary: str | None = None,
+    digits: int = 4,
+    raw: bool = False,
+) -> pd.DataFrame:
+    """Mean ± half of the 95 % t interval over seeds, n, paired p and mean rank; one row per `by`, in order of arrival.
+
+    `metrics` maps a column to "higher is better", or holds the metrics of a problem. p is the exact
+    sign-flip test over common seeds against `baseline`, or else against the best other row. `reference_row`
+    (STL) comes first, is neither ranked nor a competitor. Formatted: best mean bold, p of the `primary`
+    (else first) metric. `raw`: numbers, columns (metric, mean | ci | n | p | smallest p) and ("", "mean rank").
+    Raises ValueError for two runs of one row and seed, and where real and synthetic runs would share a column.
+
+    >>> runs = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "auc": [0.8, 0.9, 0.6, 0.7]})
+    >>> results_table(runs, {"auc": True}, digits=2).loc["a"].tolist()
+    ['**0.85 ± 0.64**', '2', '0.50', '1.0']
+    """
+    data = rows if isinstance(rows, pd.DataFrame) else frame(rows)
+    higher = _directions(metrics)
+    if lost := [name for name in (*higher, by, "seed") if name not in data]:
+        raise ValueError(f"rows: no column {lost[0]!r}; found {', '.join(map(str, data.columns))}")
+    if "synthetic" in data and data["synthetic"].nunique() > 1:
+        raise ValueError("rows: real and synthetic runs never share a column, found both; split them")
+    if (twice := data.duplicated([by, "seed"])).any():
+        one = data[twice].iloc[0]
+        raise ValueError(f"rows: one run per {by} and seed, found two for {one[by]!r}, seed {one['seed']}; filter them")
+    order = list(dict.fromkeys(data[by]))
+    for argument, name in (("baseline", baseline), ("reference_row", reference_row)):
+        if name is not None and name not in order:
+            raise ValueError(f"{argument}: one of {', '.join(map(str, order))}, found {name!r}")
+    order.sort(key=lambda name: name != reference_row)
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    contest = [name for name in order if name != reference_row]
+    for metric, up in higher.items():
+        runs = data.pivot(index="seed", columns=by, values=metric).astype(float)
+        best = runs[contest].mean().sort_values(ascending=not up, kind="stable").index
+        for name in order:
+            other = baseline or next((rival for rival in best if rival != name), None)
+            for column, value in _cell(runs, name, other).items():
+                cells.setdefault((metric, column), {})[name] = value
+    numbers = pd.DataFrame(cells).reindex(order).rename_axis(by)
+    means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in higher}).loc[contest]
+    numbers["", "mean rank"] = mean_rank(means.dropna(), higher)
+    note = f"p: paired sign-flip test against {baseline or 'the best other row'}"
+    least = numbers[next(iter(higher)), "smallest p"].min()
+    numbers.attrs["note"] = note + (f"; {least:.3f} is the smallest that n can give." if least == least else ".")
+    return numbers if raw else _formatted(numbers, higher, contest, primary or next(iter(higher)), digits)
+
+
+def _directions(metrics: Mapping[str, bool] | Iterable[Any]) -> dict[str, bool]:
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    found = list(metrics)
+    if plain_names := [m for m in found if isinstance(m, str)]:
+        raise ValueError(f"metrics: say whether higher is better, as {{name: True}}, found {plain_names[0]!r} alone")
+    return {f"{m.task}/{m.name}": bool(m.higher_is_better) for m in found}
+
+
+def _cell(runs: pd.DataFrame, name: str, other: str | None) -> dict[str, float]:
+    own = runs[name].dropna()
+    cell = {"mean": np.nan, "ci": np.nan, "n": float(len(own)), "p": np.nan, "smallest p": np.nan}
+    if len(own):
+        estimate = mean_ci(own)
+        cell |= {"mean": estimate.value, "ci": estimate.half}
+    if other is not None and other != name and len(pairs := runs[[name, other]].dropna()) > 1:
+        test = paired_permutation(pairs[name], pairs[other], generator=np.random.default_rng(0))
+        cell |= {"p": test.p, "smallest p": test.smallest}
+    return cell
+
+
+def _formatted(
+    numbers: pd.DataFrame, higher: Mapping[str, bool], contest: list[str], primary: str, digits: int
+) -> pd.DataFrame:
+    shown = pd.DataFrame(index=numbers.index)
+    for metric, up in higher.items():
+        means = numbers[metric, "mean"]
+        best = means[contest].max() if up else means[contest].min()
+        cells = []
+        for mean, half in zip(means, numbers[metric, "ci"], strict=True):
+            text = "–" if mean != mean else f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
+            cells.append(f"**{text}**" if mean == best else text)
+        shown[f"{metric} {'↑' if up else '↓'}"] = cells
+    shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
+    shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in numbers[primary, "p"]]
+    shown["mean rank"] = ["–" if rank != rank else f"{rank:.1f}" for rank in numbers["", "mean rank"]]
+    shown.attrs["note"] = numbers.attrs["note"].replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
+    return shown

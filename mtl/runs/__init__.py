@@ -1,0 +1,1 @@
+"""Many runs: cells, the engines that run them, tuning on validation."""

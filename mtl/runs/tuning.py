@@ -1,0 +1,133 @@
+"""Choosing a point per method by validation, with the same budget for each; published rows; STL as one row."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from mtl.errors import RunError
+from mtl.ledger import Row, canonical, key, ledger
+from mtl.runs.cells import BUDGET_KEYS, Point, grid
+from mtl.runs.engines import run_grid
+from mtl.training.fit import Budget
+
+
+def combine_stl(rows: Iterable[Row]) -> list[Row]:
+    """Replace the T single-task runs of each seed by one row: each task's metrics from its own run.
+
+    `keys` holds the rows combined, `score` is the mean over tasks. Raises ValueError where a task is missing.
+    """
+    kept: list[Row] = []
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        config = row["config"]
+        if config["method"] != "stl":
+            kept.append(row)
+            continue
+        hyper = {k: v for k, v in config["hyper"].items() if k != "task"}
+        whole = {**config, "hyper": hyper, "select": "score"}
+        group = groups.setdefault(key(whole, row["fingerprint"]), [])
+        if not group:
+            kept.append({**row, "config": whole})
+        group.append(row)
+    return [_one_row(row, groups[key(row["config"], row["fingerprint"])]) if _is_stl(row) else row for row in kept]
+
+
+def _is_stl(row: Row) -> bool:
+    return bool(row["config"]["method"] == "stl")
+
+
+def _one_row(row: Row, parts: list[Row]) -> Row:
+    own = {part["config"]["select"].removesuffix("/score"): part for part in parts}
+    tasks = [name.removesuffix("/score") for name in row["metrics"] if name.endswith("/score")]
+    if set(own) != set(tasks) or len(parts) != len(tasks):
+        seed = row["config"]["seed"]
+        raise ValueError(f"rows: STL of seed {seed} needs one run for each of {tasks}, found {sorted(own)}")
+    combined: Row = {"last": None}
+    for split in ("metrics", "validation", *(["last"] if all(part.get("last") for part in parts) else [])):
+        values = {k: v for task in tasks for k, v in own[task][split].items() if k.startswith(f"{task}/")}
+        scores = [values[f"{task}/score"] for task in tasks]
+        combined[split] = values | {"score": None if None in scores else sum(scores) / len(scores)}
+    bad = [part for part in parts if part["status"] != "ok"]
+    return row | combined | {
+        "key": key({"stl": [part["key"] for part in parts]}, row["fingerprint"]),
+        "keys": [part["key"] for part in parts],
+        "status": bad[0]["status"] if bad else "ok",
+        "failure": bad[0].get("failure") if bad else None,
+        "best_epoch": [own[task]["best_epoch"] for task in tasks],
+        "wall_s": sum(part["wall_s"] for part in parts),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The point chosen for each method, and every trial with its mean validation score."""
+
+    best: dict[str, Point]
+    trials: pd.DataFrame
+
+
+def tune(
+    wanted: str,
+    grids: Mapping[str, Sequence[Point]],
+    *,
+    model: str,
+    seeds: Sequence[int],
+    scale: str,
+    budget: Budget,
+    options: Mapping[str, Any] | None = None,
+    fallback: str | None = None,
+    **how: Any,
+) -> Tuning:
+    """Choose each method's hyperparameters by the mean validation score over `seeds`; the test set has no say.
+
+    `grids` maps a method to its points, as many for each: the same budget for all. `how` goes to `run_grid`.
+    A point with a run that ended without a result is never chosen. Ties go to the first point.
+    """
+    sizes = {name: len(points) for name, points in grids.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise ValueError(f"grids: every method gets the same number of points, found {sizes}")
+    entries = [(f"{name} #{i}", name, point) for name, points in grids.items() for i, point in enumerate(points)]
+    cells = grid(wanted, entries, [model], seeds, scale, budget, fallback=fallback, **(options or {}))
+    return choose(entries, combine_stl(run_grid(cells, **how)), len(seeds))
+
+
+def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: int) -> Tuning:
+    """Each method's point of the highest mean validation score over n seeds, from rows labelled as the entries are."""
+    lines = []
+    for label, name, point in entries:
+        own = [row for row in rows if row["label"] == label]
+        scores = [float(row["validation"]["score"]) for row in own if row["status"] == "ok"]
+        mean = sum(scores) / n if len(scores) == n else float("-inf")
+        shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
+        lines.append({"method": name, "point": shown, "validation score": mean, "n": len(scores)})
+    trials = pd.DataFrame(lines)
+    best: dict[str, Point] = {}
+    for name in dict.fromkeys(name for _, name, _ in entries):
+        points = [point for _, own, point in entries if own == name]
+        scores = trials.loc[trials["method"] == name, "validation score"].tolist()
+        if max(scores) == float("-inf"):
+            raise RunError(f"tune: no point of {name} ended with a result on all of {n} seeds")
+        best[name] = points[scores.index(max(scores))]
+    trials["chosen"] = [best[name] is point for _, name, point in entries]
+    return Tuning(best, trials)
+
+
+def published(
+    name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, **options: Any
+) -> list[Row]:
+    """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
+    wanted = {}
+    for place, (label, method, point) in enumerate(entries):
+        own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
+        hyper = canonical({k: v for k, v in point.items() if k not in BUDGET_KEYS})
+        wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
+    found = []
+    for row in ledger(name).published():
+        config = row["config"]
+        hyper = {k: v for k, v in config["hyper"].items() if (config["method"], k) != ("stl", "task")}
+        hit = wanted.get(key({"method": config["method"], "hyper": hyper, "budget": config["budget"]}, ""))
+        if hit and config["scale"] == scale and options.items() <= config["options"].items():
+            found.append((config["seed"], hit, config["model"], {**row, "label": hit[1]}))
+    return [row for *_, row in sorted(found, key=lambda one: one[:3])]

@@ -1,0 +1,1 @@
+"""Training: one run (`fit`), its loop, several seeds side by side."""

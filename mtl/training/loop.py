@@ -1,0 +1,262 @@
+"""What changes while a run goes on: model, optimiser, method, position, diagnostics; `training.fit` drives it."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtl.errors import NonFiniteError, NonPositiveError, RunError
+from mtl.gradients import Step, backward
+from mtl.ledger import plain
+from mtl.methods.base import Method
+from mtl.problems.base import Problem
+from mtl.training.trace import Failure, Trace, finite
+
+Progress = Callable[[dict[str, Any]], None]
+POINTS = 200  # weights over time are thinned to about so many
+WINDOW = 512  # steps whose diagnostics wait on the device before one transfer fetches them all
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend: Adam's learning rate and weight decay, epochs, batch size, patience in epochs.
+
+    `patience=None` trains all epochs; the best-validation state is kept either way. `halve_at` is the number of
+    epochs after which the learning rate is halved, once. `last` asks for the test metrics averaged over so many
+    last epochs as well: the dense benchmarks' custom, which chooses nothing and so excludes `patience`.
+
+    >>> Budget(epochs=3, batch_size=256).lr
+    0.001
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int | None = None
+    halve_at: int | None = None
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        optional = ("patience", "halve_at", "last")
+        for name in ("epochs", "batch_size", *optional):
+            value = getattr(self, name)
+            if not (value is None and name in optional) and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: must be a whole number of at least 1, found {value!r}")
+        if self.last is not None and (self.patience is not None or self.last > self.epochs):
+            raise ValueError(f"last: at most epochs, and without patience, found {self.last} in {self}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr: must be positive and finite, found {self.lr}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: must be finite and not negative, found {self.weight_decay}")
+
+    def settings(self) -> dict[str, Any]:
+        """As a row's configuration holds it: without the later fields where they are not used, so that keys last."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k == "patience"}
+
+
+class Loop:
+    """Everything that changes while a run goes on, and therefore all that a checkpoint holds."""
+
+    def __init__(self, problem: Problem, method: Method, model: str, seed: int, budget: Budget, device: torch.device):
+        self.problem, self.method, self.seed, self.budget, self.device = problem, method, seed, budget, device
+        self.model = problem.model(model, seed).to(device)
+        for p in method.parameters():
+            p.data = p.data.to(device)
+        self.shared = self.model.shared_parameters()
+        # A method at the level of the optimiser makes the step on the shared parameters itself; SGD only applies it.
+        plain = set(self.shared) if method.replaces_adam else set()
+        self.sgd = torch.optim.SGD(self.shared, lr=budget.lr) if plain else None
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
+        if learned := method.parameters():
+            groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
+        self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
+        self.rates = [group["lr"] for group in self.groups()]
+        self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
+        if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
+            self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
+        # The host reads losses at the end of an epoch, not at each step; on the CPU reading costs nothing.
+        self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" or method.solves else "defer"
+        self.epoch = self.step = self.total = 0
+        self.wall = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.points: list[tuple[int, list[float]]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = -1
+        self.best_value = -math.inf
+        self.trace = Trace()
+        self.last: Step | None = None
+        per_epoch = math.ceil(problem.sizes["train"] / budget.batch_size)
+        self.every = max(1, math.ceil(budget.epochs * per_epoch / POINTS))
+
+    def batch(self, batch: Any) -> None:
+        """One step; on a GPU nothing but the Gram matrix leaves the device."""
+        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        features = None
+        if self.method.needs == "features":
+            losses, features = self.problem.losses_and_features(self.model, batch)
+        else:
+            losses = self.problem.losses(self.model, batch)
+        with self.watched():
+            step = backward(
+                losses, shared=self.shared, heads=self.heads, method=self.method, features=features, check=self.when
+            )
+        self.optimizer.step()
+        if self.sgd is not None:  # it keeps no state
+            self.sgd.step()
+        if self.method.wants_after_step:
+            with torch.no_grad():
+                after = torch.stack(self.problem.losses(self.model, batch))
+            self.method.after_step(after)
+        self.trace.add(step)
+        self.last = step
+        self.step += 1
+        self.total += 1
+        if self.step % WINDOW == 0:
+            self.check()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn a loss or gradient that cannot be used into a failure with its place, which may be an earlier step."""
+        try:
+            yield
+        except (NonFiniteError, NonPositiveError) as error:
+            self.check()
+            named = re.search(r"task (\d+)", str(error))
+            task = self.problem.tasks[int(named[1])] if named else None
+            status = "non-positive" if isinstance(error, NonPositiveError) else "non-finite"
+            raise Failure(str(error), self.epoch, self.step, task, status) from error
+
+    def check(self) -> None:
+        """Fetch what waits; raise if a loss, weight or gradient norm was not finite, naming the first one."""
+        if bad := self.trace.first_bad():
+            step, index, what = bad
+            task = self.problem.tasks[index]
+            raise Failure(f"the {what} of task {task!r} is not finite", self.epoch, step, task)
+
+    def end_epoch(self, select: str, sign: float) -> dict[str, Any]:
+        """Validate, keep the best state, write one line of history."""
+        self.check()
+        if self.last is not None:
+            with self.watched():
+                self.last.check()
+        self.method.end_epoch()
+        values = finite(
+            self.problem.evaluate(self.model, "validation", self.device), "validation", self.epoch, self.problem.tasks
+        )
+        if select not in values:
+            raise ValueError(f"select: {select!r} is not among the validation metrics {sorted(values)}")
+        losses, weights, gram, residual, converged = (self.trace.get(name) for name in Trace.names)
+        assert losses is not None
+        rates = None
+        if gram is not None and self.method.needs != "features":  # their K is not that of the parameters
+            rates = losses / gram.diagonal(dim1=1, dim2=2).sqrt()
+        if weights is not None:
+            first = self.total - len(weights)
+            kept = range(-first % self.every, len(weights), self.every)
+            self.points += [(first + i, weights[i].tolist()) for i in kept]
+        extra = {}
+        if self.budget.last is not None and self.epoch >= self.budget.epochs - self.budget.last:
+            shown = self.problem.evaluate(self.model, "test", self.device)
+            extra = {"test": finite(shown, "test", self.epoch, self.problem.tasks)}
+        self.history.append(
+            plain(
+                {
+                    "epoch": self.epoch,
+                    "steps": self.total,
+                    "losses": losses.mean(0),
+                    "weights": None if weights is None else weights.mean(0),
+                    "rates": None if rates is None else rates.mean(0),
+                    "residual": None if residual is None else residual.max(),
+                    "unconverged": None if converged is None else int((converged == 0).sum()),
+                    "validation": values,
+                }
+                | extra
+            )
+        )
+        if sign * values[select] > self.best_value:
+            self.best_value, self.best_epoch = sign * values[select], self.epoch
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.epoch, self.step, self.trace = self.epoch + 1, 0, Trace()
+        return self.history[-1]
+
+    @property
+    def done(self) -> bool:
+        waited = self.epoch - 1 - self.best_epoch
+        patience = self.budget.patience
+        return self.epoch >= self.budget.epochs or (patience is not None and self.epoch > 0 and waited >= patience)
+
+    @property
+    def halved(self) -> bool:
+        """Whether this epoch goes at half the learning rate."""
+        return self.budget.halve_at is not None and self.epoch >= self.budget.halve_at
+
+    @property
+    def order(self) -> int:
+        """The seed of this epoch's batches."""
+        return int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0])
+
+    def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
+        while not self.done:
+            self.model.train()
+            for group, rate in zip(self.groups(), self.rates, strict=True):
+                group["lr"] = rate / 2 if self.halved else rate
+            batches = self.problem.batches("train", self.order, self.budget.batch_size, self.device)
+            state = self.generators()
+            remaining = iter(batches)
+            for _ in range(self.step):
+                next(remaining)
+            self.set_generators(state)  # what the skipped batches drew had been drawn before the stop
+            for batch in remaining:
+                self.batch(batch)
+                save()
+            if self.step == 0:
+                raise RunError(f"problem {self.problem.name!r}: its training split gave no batch")
+            line = self.end_epoch(select, sign)
+            if progress is not None:
+                progress({**line, "epochs": self.budget.epochs, "best_epoch": self.best_epoch})
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimisers; a resumed optimiser has new ones."""
+        return [*self.optimizer.param_groups, *(self.sgd.param_groups if self.sgd else ())]
+
+    def generators(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_generators(self, state: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+    counters = ("epoch", "step", "total", "best_epoch", "best_value", "history", "points", "best")
+
+    def state_dict(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "method": self.method,
+            "trace": self.trace,
+        }
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state["learned"] = [p.detach() for p in self.method.parameters()]
+        return state | {"generators": self.generators()} | {name: getattr(self, name) for name in self.counters}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("model", "optimizer", "trace", "method"):
+            getattr(self, name).load_state_dict(state[name])
+        with torch.no_grad():
+            for p, saved in zip(self.method.parameters(), state["learned"], strict=True):
+                p.copy_(saved)
+        for name in self.counters:
+            setattr(self, name, state[name])
+        self.set_generators(state["generators"])

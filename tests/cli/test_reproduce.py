@@ -1,0 +1,319 @@
+"""The runner of notebooks, on tiny notebooks in a folder of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from mtl.cli.plan import find, literal, outputs, plan, read_stamp
+from mtl.cli.reproduce import reproduce, set_aside
+from mtl.errors import DataError, RunError
+from mtl.report.claims import Outcome, claims, claims_table, summary, verdicts
+
+REPORT = """
+import json, os, pathlib
+root = pathlib.Path(os.environ["MTL_ROOT"])
+def_figures = root / "figures"
+for suffix in (".pdf", ".png", ".json"):
+    (def_figures / f"{name}{suffix}").write_text(f"{name} {seeds} {scale}")
+entries = [{"kind": "figure", "name": name, "path": f"figures/{name}.pdf"}]
+verdict = {"claim": f"claim-{name}", "verdict": "conditional", "evidence": "3 of 5", "figure": name}
+entries += [{"kind": "verdict", **verdict}]
+entries += [{"kind": "default", "name": "census", "used_by": name}]
+with open(os.environ["MTL_MANIFEST"], "a") as file:
+    file.writelines(json.dumps(entry) + "\\n" for entry in entries)
+"""
+
+
+def write(root: Path, stem: str, *cells: str, after: tuple[str, ...] = ()) -> Path:
+    """A notebook with a parameters cell, then `cells`."""
+    first = f'scale = "smoke"\nname = "{stem[3:]}"\nseeds = [0, 1]\nrate = 0.5'
+    body: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Does it run?"}]
+    for i, source in enumerate((first, *cells)):
+        tags = ["parameters"] if i == 0 else []
+        body.append(
+            {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": tags}, "source": source}
+            | {"outputs": [], "execution_count": None}
+        )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    meta = {"kernelspec": kernel, "mtl": {"after": list(after)}}
+    path = root / "notebooks" / f"{stem}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"cells": body, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root, with a space in its name, and a data module that has found nothing."""
+    folder = tmp_path / "a root"
+    folder.mkdir()
+    monkeypatch.setattr("mtl.problems.data.download.status", lambda: [{"name": "census", "found": False}])
+    monkeypatch.setattr("mtl.cli.plan.PACKAGE", tmp_path / "sources")  # that an editor at work cannot change meanwhile
+    monkeypatch.setenv("MTL_ROOT", str(folder))
+    monkeypatch.delenv("MTL_LEDGER", raising=False)
+    return folder
+
+
+def quiet() -> Console:
+    return Console(file=open(os.devnull, "w"), force_terminal=False)  # noqa: PTH123
+
+
+def test_finds_by_number_and_stem_and_names_the_nearest(root: Path) -> None:
+    write(root, "00_start")
+    write(root, "01_toy")
+    assert [path.stem for path in find()] == ["00_start", "01_toy"]
+    assert [path.stem for path in find(["01_toy", "00"])] == ["00_start", "01_toy"]
+    with pytest.raises(
+        ValueError, match=r"one of 00_start, 01_toy, or their numbers; found '01_toi' \(nearest: 01_toy"
+    ):
+        find(["01_toi"])
+
+
+def test_no_notebooks_at_all(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected files notebooks/NN_name.ipynb under .*, found none"):
+        find()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"seds": [1]}, r"00_start.ipynb has scale, name, seeds, rate; found 'seds' \(nearest: seeds\)"),
+        ({"seeds": 3}, r"seeds of 00_start.ipynb is a list like \[0, 1\], found 3"),
+        ({"rate": "fast"}, r"rate of 00_start.ipynb is a float like 0.5, found 'fast'"),
+        ({"rate": True}, r"rate of 00_start.ipynb is a float like 0.5, found True"),
+        ({"scale": "quick"}, r"the scale is given by --scale"),
+    ],
+)
+def test_parameters_are_checked_against_the_notebook(root: Path, parameters: dict[str, Any], said: str) -> None:
+    write(root, "00_start")
+    with pytest.raises(ValueError, match=said):
+        plan("smoke", parameters=parameters)
+
+
+def test_an_int_is_a_float_but_a_float_no_int(root: Path) -> None:
+    write(root, "00_start")
+    assert plan("smoke", parameters={"rate": 1})[0].parameters == {"scale": "smoke", "rate": 1}
+
+
+def test_unknown_scale(root: Path) -> None:
+    write(root, "00_start")
+    with pytest.raises(ValueError, match="scale: one of smoke, quick, paper, found 'full'"):
+        plan("full")
+
+
+def test_order_follows_the_metadata(root: Path) -> None:
+    write(root, "00_claims", after=("*",))
+    write(root, "01_second", after=("02",))
+    write(root, "02_first")
+    assert [job.name for job in plan("smoke")] == ["02_first", "01_second", "00_claims"]
+    assert [job.name for job in plan("smoke", ["00", "01"])] == ["01_second", "00_claims"]
+    write(root, "02_first", after=("00_claims",))
+    with pytest.raises(ValueError, match="may not wait in a circle"):
+        plan("smoke")
+    write(root, "02_first", after=("07",))
+    with pytest.raises(ValueError, match=r"02_first.ipynb: metadata mtl.after names 07, found none such"):
+        plan("smoke")
+
+
+def test_a_broken_notebook_is_named(root: Path) -> None:
+    write(root, "00_start").write_text("{")
+    with pytest.raises(ValueError, match=r"00_start.ipynb: expected a notebook"):
+        plan("smoke")
+
+
+def test_inputs_depend_on_sources_parameters_and_what_comes_before(root: Path) -> None:
+    write(root, "00_start")
+    write(root, "01_next", after=("00",))
+    first = {job.name: job.inputs for job in plan("smoke")}
+    assert first == {job.name: job.inputs for job in plan("smoke")}
+    assert all(job.inputs != first[job.name] for job in plan("smoke", parameters={"rate": 0.25}))
+    write(root, "00_start", "1 + 1")
+    assert all(job.inputs != first[job.name] for job in plan("smoke"))
+
+
+def test_inputs_depend_on_whatever_a_notebook_may_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, "00_start")
+    found = [plan("smoke")[0].inputs]
+    for name in ("../sources/toy.py", "data/ledger/census.jsonl", "paper/claims.yml", "paper/reported/nyuv2.csv"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("changed")
+        found.append(plan("smoke")[0].inputs)
+    monkeypatch.setattr("mtl.problems.data.download.status", lambda: [{"name": "census", "found": True}])
+    found.append(plan("smoke")[0].inputs)
+    assert len(set(found)) == len(found)
+    (root / "../sources/cli").mkdir()
+    (root / "../sources/cli/plan.py").write_text("the runner's own sources change no figure")
+    assert plan("smoke")[0].inputs == found[-1]
+
+
+def test_runs_then_only_what_is_missing(root: Path) -> None:
+    write(root, "00_start", REPORT)
+    write(root, "01_next", REPORT, after=("00",))
+    assert [one.status for one in reproduce("smoke", parameters={"seeds": [7]}, console=quiet())] == ["done", "done"]
+    assert (root / "figures/start.pdf").read_text() == "start [7] smoke"
+    assert (root / "figures/executed/smoke/00_start.ipynb").is_file()
+    assert (root / "figures/logs/00_start.log").is_file()
+    stamp = read_stamp(root / "figures/executed/00_start.smoke.json")
+    assert stamp is not None and set(stamp["outputs"]) == {f"figures/start.{s}" for s in ("pdf", "png", "json")}
+    (root / "figures/smoke").mkdir(exist_ok=True)
+    (root / "figures/smoke/.part-x.pdf").write_text("left by a killed run")
+    again = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
+    assert [one.status for one in again] == ["unchanged", "unchanged"]
+    assert not list(root.rglob("figures/**/.part-*"))
+    assert verdicts()["claim-next"]["verdict"] == "conditional"
+    (root / "figures/next.png").write_text("another run's")
+    third = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
+    assert [one.status for one in third] == ["unchanged", "done"]
+    assert (root / "figures/next.png").read_text() == "next [7] smoke"
+
+
+def test_a_failure_is_named_and_stops_only_what_follows_it(root: Path) -> None:
+    write(root, "00_bad", "1 + 1", "raise ValueError('no such column')")
+    write(root, "01_next", after=("00",))
+    write(root, "02_other", REPORT)
+    outcomes = {one.name: one for one in reproduce("smoke", jobs=2, console=quiet())}
+    assert {name: one.status for name, one in outcomes.items()} == {
+        "00_bad": "FAILED",
+        "01_next": "not run",
+        "02_other": "done",
+    }
+    assert outcomes["00_bad"].error == "cell 4: ValueError: no such column (log: figures/logs/00_bad.log)"
+    assert outcomes["01_next"].error == "it follows 00_bad"
+    assert "no such column" in (root / "figures/logs/00_bad.log").read_text()
+    left = {path.name for path in (root / "figures/executed").rglob("*.ipynb")}
+    assert left == {"00_bad.failed.ipynb", "02_other.ipynb"}
+    assert not (root / "figures/executed/00_bad.smoke.json").exists()
+
+
+def test_a_reported_output_that_is_not_there_is_a_failure(root: Path) -> None:
+    write(root, "00_start", REPORT + "\n(def_figures / 'start.png').unlink()")
+    (one,) = reproduce("smoke", console=quiet())
+    assert one.status == "FAILED" and "reported start.png, which is not there" in one.error
+
+
+def test_a_dead_kernel_is_named(root: Path) -> None:
+    write(root, "00_start", "import os; os.kill(os.getpid(), 9)")
+    (one,) = reproduce("smoke", console=quiet())
+    assert one.status == "FAILED" and one.error.startswith("cell 3: DeadKernelError")
+
+
+SCRIPT = """
+import sys
+from mtl.cli.reproduce import reproduce
+sys.exit(0 if all(one.ok for one in reproduce("smoke")) else 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_a_killed_run_and_the_next_one_goes_through(root: Path, number: signal.Signals) -> None:
+    beat = "import pathlib, time\nfor i in range(10_000 if not pathlib.Path('second').exists() else 0):\n"
+    beat += "    pathlib.Path('beat').write_text(str(i)); time.sleep(0.02)"
+    write(root, "00_start", beat, REPORT)
+    run = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (root / "beat").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    family = psutil.Process(run.pid).children(recursive=True)
+    assert len(family) >= 2  # worker and kernel
+    run.send_signal(number)
+    run.wait(30)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    assert not list((root / "figures/executed").rglob("[!.]*.ipynb"))
+    (root / "second").touch()
+    assert [one.status for one in reproduce("smoke", console=quiet())] == ["done"]
+
+
+def test_two_runs_at_once_are_refused(root: Path) -> None:
+    write(root, "00_start")
+    (root / "figures/executed").mkdir(parents=True)
+    with FileLock(root / "figures/executed/.lock"), pytest.raises(RunError, match="another `mtl reproduce` is at work"):
+        reproduce("smoke", console=quiet())
+
+
+def test_jobs_below_one(root: Path) -> None:
+    with pytest.raises(ValueError, match="jobs: at least 1, found 0"):
+        reproduce("smoke", jobs=0)
+
+
+def test_fresh_keeps_what_it_sets_aside(root: Path) -> None:
+    local = root / "data/ledger/local"
+    local.mkdir(parents=True)
+    (local / "census.jsonl").write_text("{}\n")
+    checkpoint = root / "data/checkpoints"
+    checkpoint.mkdir()
+    (checkpoint / "a.pt").write_text("weights")
+    stamp = root / "stamp.json"
+    stamp.write_text("{}")
+    old = set_aside([stamp])
+    assert old is not None and (old / "census.jsonl").read_text() == "{}\n"
+    assert (old / "checkpoints/a.pt").read_text() == "weights"
+    assert not stamp.exists() and not checkpoint.exists() and not list(local.glob("*.jsonl"))
+    assert set_aside([]) is None
+
+
+def test_outputs_of_a_manifest(root: Path) -> None:
+    (root / "paper/generated").mkdir(parents=True)
+    (root / "paper/generated/fig_toy.tex").touch()
+    lines = [{"kind": "figure", "path": "figures/toy.pdf"}, {"kind": "table", "path": "paper/generated/t.tex"}]
+    names = [path.relative_to(root).as_posix() for path in outputs([*lines, {"kind": "verdict"}])]
+    assert names == [
+        *(f"figures/toy.{suffix}" for suffix in ("json", "pdf", "png")),
+        "paper/generated/fig_toy.tex",
+        *(f"paper/generated/t.{suffix}" for suffix in ("json", "md", "tex")),
+    ]
+
+
+def test_summary_says_what_counts(root: Path) -> None:
+    lines = [
+        {"kind": "figure", "name": "toy"},
+        {"kind": "verdict", "claim": "emtl-eq10", "verdict": "not reproduced", "evidence": "0 of 5"},
+        {"kind": "default", "name": "census", "used_by": "t"},
+    ]
+    screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    bad = Outcome("01_b", "FAILED", 1.0, [], "cell 2: ValueError: x (log: figures/logs/01_b.log)")
+    summary([Outcome("00_a", "done", 75.0, lines), bad], screen, 80.0)
+    text = screen.export_text()
+    for said in (
+        "00_a      done    1 min 15 s  1",
+        "emtl-eq10: not reproduced (0 of 5)",
+        "census (in t)",
+        "01_b FAILED in cell 2: ValueError: x (log: figures/logs/01_b.log)",
+        "1 of 2 notebooks, 1 figures, 0 tables, 1 min 20 s",
+    ):
+        assert said in text
+
+
+def test_claims_not_run_have_no_verdict(root: Path) -> None:
+    with pytest.raises(DataError, match=r"paper/claims.yml is not in"):
+        claims()
+    (root / "paper").mkdir()
+    entry = "{id: a, paper: EMTL, section: '1', sentence: s, test: t, figure: f}"
+    (root / "paper/claims.yml").write_text(f"- {entry}\n")
+    screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    screen.print(claims_table())
+    assert "not run" in screen.export_text()
+    (root / "paper/claims.yml").write_text("- {id: a}\n")
+    with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test, found id"):
+        claims()
+
+
+def test_literals() -> None:
+    assert [literal(x) for x in ("1", "[0, 1]", "'a b'", "a b", "false", "None")] == [
+        1,
+        [0, 1],
+        "a b",
+        "a b",
+        False,
+        None,
+    ]

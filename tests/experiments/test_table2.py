@@ -1,0 +1,187 @@
+"""Table 2: its numbers from rows, the printed table recounted, verdicts that can go either way, rows run anew."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mtl.cli import app
+from mtl.experiments import table2
+from mtl.experiments.base import EXPERIMENTS, choose, published
+from mtl.ledger import Ledger, find_row
+from mtl.methods import method
+from mtl.problems import problem
+from mtl.runs.cells import grid, refit
+from mtl.runs.engines import run_grid
+from mtl.training.fit import Budget, fit
+
+METRICS = list(table2.METRICS)
+GOOD = np.where(list(table2.METRICS.values()), 1.1, 0.9)  # a tenth better than STL at everything
+
+
+def rows(**factors: Any) -> list[dict[str, Any]]:
+    """Rows of three seeds: each method's metrics are STL's (all 50) times its factor."""
+    out = []
+    for label, factor in {"STL": 1.0, **factors}.items():
+        for seed in range(3):
+            values = 50 * np.broadcast_to(factor, 9) * (1 + 0.001 * seed)
+            metrics = dict(zip(METRICS, values.tolist(), strict=True)) | {"score": 0.5}
+            history = [{"weights": [0.2, 0.2, 0.6], "losses": [2.0, 1.0, 0.5], "rates": [1.0, 1.0, 5.0]}]
+            out.append({"label": label, "key": f"{label}{seed}", "status": "ok", "synthetic": False, "history": history,
+                        "config": {"seed": seed, "method": "ls"}, "metrics": metrics, "last": metrics})  # fmt: skip
+    return out
+
+
+def test_delta_m_in_both_averages_against_the_mean_of_stl():
+    factor = GOOD.copy()
+    factor[4:] = np.where(GOOD[4:] > 1, 0.9, 1.1)  # normals a tenth worse: 5 of 9 metrics, 1 of 3 tasks
+    means = table2.lines(rows(LS=factor)).groupby("label")[[table2.DELTA, table2.FAIRER]].mean()
+    assert means.loc["STL"].abs().max() < 1e-9
+    assert means.loc["LS", table2.DELTA] == pytest.approx(10 / 9, abs=0.05)
+    assert means.loc["LS", table2.FAIRER] == pytest.approx(-10 / 3, abs=0.05)
+
+
+def test_a_run_without_a_result_keeps_its_line_and_no_rank():
+    some = rows(LS=GOOD, MGDA=GOOD)
+    for row in some[-3:]:
+        row.update(status="non-finite", metrics=dict.fromkeys(METRICS), last=None)
+    table = table2.lines(some, "last")
+    assert table["label"].nunique() == 3
+    assert list(table2.ranks(table).index) == ["LS"]
+
+
+def test_ranks_average_to_the_middle_and_leave_stl_out():
+    ranks = table2.ranks(table2.lines(rows(LS=1.0, MGDA=GOOD, EMTL=GOOD * 1.01)))
+    assert ranks.mean() == pytest.approx(2) and "STL" not in ranks
+
+
+@pytest.mark.parametrize(
+    ("emtl", "verdict"), [(GOOD**2, "reproduced"), (GOOD**0.95, "not reproduced"), (GOOD**1.02, "conditional")]
+)
+def test_best_verdict_goes_all_ways(emtl, verdict):
+    found, said = table2.best_verdict(table2.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
+    assert found == verdict and "n = 3" in said
+
+
+def test_other_verdicts_go_both_ways():
+    fair, worse = "Fair LS (alpha=0.5)", 2 - GOOD
+    table = table2.lines(rows(LS=1.0, MGDA=1.0, EMTL=GOOD, CAGrad=1.0, **{"FairGrad (alpha=2)": worse, fair: worse}))
+    assert table2.stl_verdict(table)[0] == "reproduced"
+    assert table2.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
+    assert table2.fairgrad_verdict(table)[0] == "not reproduced"
+    assert table2.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
+    assert table2.fair_loss_verdict(table)[0] == "not reproduced"
+    assert table2.metrics_verdict(table)[0] == "reproduced"
+    found, said = table2.metrics_verdict(table, "LS")
+    assert found == "not reproduced" and said == "LS best at 0 of 10 metrics among 6 methods; EMTL 10"
+    some = rows(MGDA=1.0, EMTL=GOOD)
+    assert table2.mgda_verdict(some, table2.lines(some))[0] == "reproduced"
+    for row in some:
+        row["history"][0]["rates"] = [5.0, 1.0, 0.1]  # now segmentation has the smallest gradient norm
+    assert table2.mgda_verdict(some, table2.lines(some))[0] == "conditional"
+
+
+def test_what_the_printed_table_says_of_its_own_text():
+    said = table2.paper_says().set_index("the text says")["the printed table says"]
+    assert said["EMTL best at 8 of 10 metrics"] == "7 of 9, and delta-m: 8 of 10"
+    assert said["EMTL above STL at 8 of 9 metrics"] == "7 of 9"
+    assert said["best delta-m by over one point"] == "by 1.36 over Nash-MTL"
+    printed = table2.reported()
+    assert printed.loc["MGDA", "recomputed"] == pytest.approx(1.59, abs=0.005)
+    assert printed.loc["EMTL", "source"] == "EMTL Table 2" and printed.loc["FairGrad", "source"] == "NTKMTL Table 1"
+
+
+def test_beside_the_paper_only_sourced_numbers():
+    table = table2.lines(rows(LS=1.0, **{"FairGrad (alpha=2)": GOOD, "Fair LS (alpha=0.5)": GOOD}))
+    table.loc[table["label"] == "STL", [table2.DELTA, table2.FAIRER]] = -1e-9  # rounding of a mean
+    beside = table2.beside_paper(table)
+    assert beside.loc["LS", "paper delta-m"] == "5.59" and beside.loc["FairGrad (alpha=2)", "paper delta-m"] == "-4.66"
+    paper = [name for name in beside.columns if name.startswith("paper")]
+    assert (beside.loc["Fair LS (alpha=0.5)", [*paper, "source"]] == "").all()
+    assert beside.loc["STL", "delta-m"] == beside.loc["STL", "by task"] == "0.0"
+
+
+def test_every_method_of_the_grid_has_a_look_and_every_scale_a_budget():
+    scenes = EXPERIMENTS["scenes"]
+    assert set(scenes.seeds) == set(scenes.budget) == set(scenes.variants) == {"smoke", "quick", "study", "paper"}
+    assert scenes.budget["paper"] == Budget(200, 2, lr=1e-4, halve_at=100, last=10)
+    table2.results(table2.lines(rows(**{label: 1.0 for label, _, _ in scenes.methods if label != "STL"})))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A ledger of four runs on digits, in the place of the published ones."""
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    entries = [("LS", "ls", {}), ("fast", "ls", {"lr": 0.02})]
+    budget = Budget(1, 256, lr=0.01)
+    cells = grid("digits", entries, ["mlp"], [0, 1], "smoke", budget, tasks=2)
+    run_grid(cells, ledger=Ledger(tmp_path / "data" / "ledger" / "demo.jsonl"))
+    return entries, budget, cells
+
+
+def test_published_rows_are_found_without_the_data(made):
+    entries, budget, cells = made
+    found = published("demo", "smoke", entries, budget, tasks=2)
+    assert [(row["label"], row["config"]["seed"]) for row in found] == [("LS", 0), ("fast", 0), ("LS", 1), ("fast", 1)]
+    assert [row["key"] for row in found] == [cell.key() for cell in cells]
+    assert published("demo", "smoke", entries, budget, tasks=3) == published("demo", "quick", entries, budget) == []
+    best = choose(entries, found, 2).best["ls"]
+    scores = [np.mean([r["validation"]["score"] for r in found if r["label"] == label]) for label, _, _ in entries]
+    assert best == entries[int(np.argmax(scores))][2]
+
+
+def test_a_row_can_be_looked_up_and_run_anew(made):
+    _, _, cells = made
+    name = cells[0].key()
+    file, row = find_row(name)
+    assert file == "demo.jsonl"
+    shown = CliRunner().invoke(app, ["row", name, "--again"])
+    assert shown.exit_code == 0 and repr(row["metrics"]["score"]) in shown.output
+    path = find_row.__globals__["root"]() / "data" / "ledger" / file
+    text = path.read_text()
+    path.write_text(text.replace(repr(row["metrics"]["score"]), "0.125"))
+    changed = CliRunner().invoke(app, ["row", name, "--again"])
+    assert changed.exit_code == 1 and "the metrics differ" in changed.output
+    assert "no ledger below data/ledger has 'nothing'" in CliRunner().invoke(app, ["row", "nothing"]).output
+    assert json.loads(text.splitlines()[0])["key"] == name
+
+
+def test_figures_are_drawn(made):
+    some = rows(LS=1.0, MGDA=GOOD, EMTL=GOOD)
+    for row in some:
+        row["trace"] = [[step, 0.2, 0.3, 0.5] for step in range(5)]
+    assert len(table2.change_figure(table2.lines(some), ["EMTL"]).axes) == 1
+    assert len(table2.training_figure(some, ["LS", "EMTL"]).axes) == 4
+    data: Any = problem("rooms", "smoke", resolution="32x48")
+    cell = grid("rooms", [("LS", "ls", {})], ["segnet"], [0], "smoke", Budget(1, 4), resolution="32x48")[0]
+    fig = table2.panel_figure(data, {"LS": refit(cell)}, [0])
+    assert len(fig.axes) == 9
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_scene_run_stopped_in_any_epoch_and_resumed_is_the_same(tmp_path, epoch):
+    data = problem("rooms", "smoke", resolution="32x48", amp=True)
+    how: Any = {"model": "mtan", "seed": 0, "budget": Budget(3, 4, lr=1e-3, halve_at=1, last=2)}
+    kept: Any = how | {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 0}
+    whole = fit(data, method("emtl", n_tasks=3), **how).row
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, method("emtl", n_tasks=3), progress=stop, **kept)
+    assert (tmp_path / "run.pt").exists()
+    resumed = fit(data, method("emtl", n_tasks=3), **kept).row
+    assert {name: resumed[name] for name in ("metrics", "last", "history", "trace")} == {
+        name: whole[name] for name in ("metrics", "last", "history", "trace")
+    }
+
+
+def test_real_and_rendered_rows_never_share_a_table():
+    mixed = rows(LS=1.0)
+    mixed[-1]["synthetic"] = True
+    with pytest.raises(ValueError, match="real and synthetic runs never share"):
+        table2.results(table2.lines(mixed))

@@ -1,0 +1,369 @@
+"""Grids of runs: what is run, what is found, what survives a failure, and how rows become a frame."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from mtl.errors import RunError
+from mtl.experiments import base as experiments
+from mtl.experiments.base import EXPERIMENTS, Cell, combine_stl, grid, main, run_grid, tune
+from mtl.ledger import Ledger, sources
+from mtl.methods import METHODS
+from mtl.report import frame
+from mtl.runs import cells as runs
+from mtl.runs import engines as pool
+from mtl.runs import together
+from mtl.training.fit import Budget
+
+TINY = Budget(epochs=1, batch_size=200)
+TWO = [("LS", "ls", {}), ("MGDA", "mgda", {})]
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Checkpoints and ledgers of a test lie in its own folder."""
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    monkeypatch.delenv("MTL_LEDGER", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "book.jsonl")
+
+
+def cells(seeds: tuple[int, ...] = (0, 1), methods: list[Any] = TWO, budget: Budget = TINY) -> list[Cell]:
+    return grid("digits", methods, ["mlp"], seeds, "smoke", budget, tasks=2)
+
+
+def bare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what time and machine put into them."""
+    return [{k: v for k, v in row.items() if k not in ("wall_s", "provenance")} for row in rows]
+
+
+def test_grid_holds_each_run_once_seeds_outermost() -> None:
+    made = grid("digits", [*TWO, ("STL", "stl", {})], ["mlp"], [3, 4], "smoke", TINY, tasks=3)
+    assert [str(c) for c in made[:5]] == [
+        "LS · mlp · seed 3", "MGDA · mlp · seed 3", *(f"STL task {k} · single-task · seed 3" for k in range(3)),
+    ]  # fmt: skip
+    assert len(made) == 10 and len({c.key() for c in made}) == 10
+    stl = made[3].config
+    assert (stl["select"], stl["hyper"], stl["options"]) == ("five-or-more/score", {"task": 1}, {"tasks": 3})
+    assert made[0].key("cpu") != made[0].key("cuda")
+    json.dumps(made[0].config)
+
+
+def test_points_reach_method_and_budget() -> None:
+    made = cells(methods=[("a", "cagrad", {"c": 0.4, "lr": 0.1, "weight_decay": 0.01})], seeds=(0,))[0].config
+    assert made["hyper"] == {"c": 0.4} and (made["budget"]["lr"], made["budget"]["weight_decay"]) == (0.1, 0.01)
+    assert made["budget"]["epochs"] == TINY.epochs
+
+
+def test_unknown_model_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match="models: digits has mlp, single-task, found 'mmoe'"):
+        grid("digits", TWO, ["mmoe"], [0], "smoke", TINY)
+
+
+def test_stand_in_says_what_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtl.problems.digits import Digits
+
+    monkeypatch.setattr(runs, "_build", lambda *_: Digits("smoke", tasks=2, stands_in_for="census"))
+    made = grid("census", TWO, ["mmoe"], [0], "smoke", TINY, fallback="digits", tasks=2)[0]
+    assert (made.config["problem"], made.config["stands_in_for"], made.config["model"]) == ("digits", "census", "mlp")
+    assert made.wanted == "census" and made.key() != cells((0,))[0].key()
+
+
+def test_runs_what_is_missing_and_nothing_else(book: Ledger, own_root: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    first = run_grid(cells((0,)), ledger=book, progress=heard.append)
+    assert [event["event"] for event in heard] == ["done", "done"]
+    assert [(event["done"], event["total"]) for event in heard] == [(1, 2), (2, 2)]
+    heard.clear()
+    both = run_grid(cells((0, 1)), ledger=book, progress=heard.append)
+    assert sorted(event["event"] for event in heard) == ["done", "done", "found", "found"]
+    assert bare(both)[:2] == bare(first) and [row["label"] for row in both] == ["LS", "MGDA"] * 2
+    assert len(book.rows()) == 4 and "label" not in book.rows()[0]
+    assert [row["config"]["seed"] for row in both] == [0, 0, 1, 1]
+    assert list((own_root / "data" / "checkpoints").iterdir()) == []
+
+
+def test_worker_processes_give_the_same_bits(tmp_path: Path, book: Ledger) -> None:
+    alone = run_grid(cells(), ledger=Ledger(tmp_path / "alone.jsonl"))
+    torch.manual_seed(5)
+    several = run_grid(cells(), ledger=book, jobs=2)
+    assert bare(alone) == bare(several)
+    assert {row["provenance"]["hardware"]["threads"] for row in alone + several} == {1}
+
+
+def test_a_run_in_this_process_takes_one_thread_and_gives_the_others_back(book: Ledger) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows = run_grid(cells((0,)), ledger=book)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {row["provenance"]["hardware"]["threads"] for row in rows} == {1}
+
+
+def test_one_failure_costs_no_other_run(book: Ledger) -> None:
+    wrong = [("LS", "ls", {}), ("bad", "ls", {"nonsense": 1}), ("MGDA", "mgda", {})]
+    heard: list[dict[str, Any]] = []
+    said = r"1 of 3 runs failed, the others are in book.jsonl: bad · mlp · seed 0 \(\w+: .*nonsense"
+    with pytest.raises(RunError, match=said):
+        run_grid(cells((0,), wrong), ledger=book, progress=heard.append)
+    assert [event["event"] for event in heard] == ["done", "failed", "done"]
+    assert [row["config"]["method"] for row in book.rows()] == ["ls", "mgda"]
+
+
+def test_diverged_run_is_a_row_not_a_failure(book: Ledger) -> None:
+    (row,) = run_grid(cells((0,), [("LS", "ls", {"lr": 1e30})], Budget(epochs=3, batch_size=100)), ledger=book)
+    assert row["status"] == "non-finite" and set(row["metrics"].values()) == {None}
+    assert frame([row])["score"].isna().all()
+
+
+def _suicidal(cell: Cell, *rest: Any) -> dict[str, Any]:
+    """Stands in for `run_cell` in a worker: the MGDA run takes its worker down."""
+    if cell.config["method"] == "mgda":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ORIGINAL(cell, *rest)
+
+
+ORIGINAL = runs.run_cell
+
+
+def test_a_worker_that_dies_takes_only_its_own_run_down(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "run_cell", _suicidal)
+    with pytest.raises(RunError, match=r"1 of 3 runs failed.*: MGDA · mlp · seed 0 \(its worker process died twice"):
+        run_grid(cells((0,), [*TWO, ("UW", "uw", {})]), ledger=book, jobs=2)
+    assert sorted(row["config"]["method"] for row in book.rows()) == ["ls", "uw"]
+
+
+def _endless(path: str) -> None:
+    long = Budget(epochs=100_000, batch_size=50)
+    run_grid(grid("digits", TWO, ["mlp"], [0], "smoke", long), ledger=Ledger(path), jobs=2)
+
+
+def test_workers_die_with_a_killed_parent(book: Ledger, own_root: Path) -> None:
+    parent = multiprocessing.get_context("spawn").Process(target=_endless, args=(str(book.path),))
+    parent.start()
+    locks = own_root / "data" / "checkpoints"
+    until = time.monotonic() + 60
+    while len(list(locks.glob("*.lock"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(list(locks.glob("*.lock"))) == 2
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    for lock in locks.glob("*.lock"):
+        runs.FileLock(lock).acquire(timeout=10).lock.release()  # free only once its holder is gone
+
+
+def test_deadline_starts_nothing_new(book: Ledger) -> None:
+    heard: list[dict[str, Any]] = []
+    assert run_grid(cells((0,)), ledger=book, deadline=0, progress=heard.append) == []
+    assert [event["event"] for event in heard] == ["left", "left"] and book.rows() == []
+    run_grid(cells((0,)), ledger=book)
+    assert len(run_grid(cells((0, 1)), ledger=book, deadline=0)) == 2  # what is there is given
+
+
+def test_resumes_a_killed_run(book: Ledger, own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cells((0,), budget=Budget(epochs=4, batch_size=100))[0]
+    whole = run_grid([cell], ledger=Ledger(own_root / "whole.jsonl"))
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: FIT(*a, **k, checkpoint_every=0))
+    data = runs.build(cell)
+    losses, calls = data.losses, []
+
+    def stops(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return losses(*arguments)
+
+    monkeypatch.setattr(data, "losses", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid([cell], ledger=book)
+    assert (own_root / "data" / "checkpoints" / f"{cell.key()}.pt").exists()
+    assert bare(run_grid([cell], ledger=book)) == bare(whole)
+    assert len(calls) == 24 + 1 and not list((own_root / "data" / "checkpoints").iterdir())
+
+
+FIT = runs.fit
+
+
+def test_stale_rows_are_run_again_unless_published_or_kept(book: Ledger, own_root: Path) -> None:
+    cell = cells((0,))[0]
+    row = run_grid([cell], ledger=book)[0]
+    old = {**row, "provenance": {"sources": "old"}, "metrics": {"score": -1.0}}
+    assert row["provenance"]["sources"] == sources()
+    book.append(old)
+    assert run_grid([cell], ledger=book, rerun_stale=False)[0]["metrics"]["score"] == -1.0
+    other = Ledger(own_root / "other.jsonl")
+    other.append(old)
+    assert run_grid([cell], ledger=other)[0]["metrics"] == row["metrics"]
+    published = Ledger(own_root / "new.jsonl", also=[book.path])
+    assert run_grid([cell], ledger=published)[0]["metrics"]["score"] == -1.0 and not published.path.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+def test_rows_of_another_device_are_taken_if_accepted(book: Ledger) -> None:
+    cell = cells((0,))[0]
+    book.append({"key": cell.key("cuda"), "config": {}, "provenance": {"sources": sources()}})
+    with pytest.raises(RunError, match="device: 1 of 1 runs need 'cuda', found no CUDA device here"):
+        run_grid(cells((1,))[:1], ledger=book, device="cuda")
+    assert run_grid([cell], ledger=book, device="cuda")[0]["key"] == cell.key("cuda")
+    assert run_grid([cell], ledger=book, accept=("cuda",))[0]["key"] == cell.key("cuda")
+    assert run_grid([cell], ledger=book)[0]["key"] == cell.key("cpu")
+
+
+def test_bad_numbers_are_refused(book: Ledger) -> None:
+    with pytest.raises(ValueError, match="jobs: must be at least 1, found 0"):
+        run_grid(cells(), ledger=book, jobs=0)
+    with pytest.raises(ValueError, match="deadline: must not be negative, found -1"):
+        run_grid(cells(), ledger=book, deadline=-1)
+
+
+def test_stl_is_one_row_of_each_tasks_own_run(book: Ledger) -> None:
+    made = run_grid(cells(methods=[("LS", "ls", {}), ("STL", "stl", {})]), ledger=book)
+    ls0, a, b = made[:3]
+    first, stl, *_ = combine_stl(made)
+    assert first == ls0 and [row["config"]["method"] for row in combine_stl(made)] == ["ls", "stl"] * 2
+    assert stl["metrics"]["odd/auc"] == a["metrics"]["odd/auc"]
+    assert stl["metrics"]["five-or-more/auc"] == b["metrics"]["five-or-more/auc"]
+    assert stl["metrics"]["score"] == pytest.approx(
+        (a["metrics"]["odd/score"] + b["metrics"]["five-or-more/score"]) / 2
+    )
+    assert stl["keys"] == [a["key"], b["key"]] and stl["config"]["hyper"] == {} and stl["label"] == "STL"
+    assert set(stl["metrics"]) == set(a["metrics"])
+    with pytest.raises(
+        ValueError, match=r"rows: STL of seed 0 needs one run for each of \['odd', 'five-or-more'\], found"
+    ):
+        combine_stl([a])
+    bad = {**b, "status": "non-finite", "metrics": dict.fromkeys(b["metrics"])}
+    (half,) = combine_stl([a, bad])
+    assert half["status"] == "non-finite" and half["metrics"]["score"] is None and half["metrics"]["odd/auc"] > 0
+
+
+def test_single_task_run_trains_only_its_task(book: Ledger) -> None:
+    budget = Budget(epochs=6, batch_size=50, lr=0.01)
+    a, b = run_grid(cells((0,), [("STL", "stl", {})], budget), ledger=book)
+    assert a["validation"]["odd/auc"] > 0.9 > a["validation"]["five-or-more/auc"]
+    assert b["validation"]["five-or-more/auc"] > 0.85 > b["validation"]["odd/auc"]
+
+
+def test_tuning_looks_at_validation_only_and_gives_equal_budgets(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"model": "mlp", "seeds": (0, 1), "scale": "smoke", "budget": TINY, "options": {"tasks": 2}}
+    grids = {"ls": [{"lr": 1e-5}, {"lr": 1e-2}, {"lr": 1e30}], "cagrad": [{"c": 0.4, "lr": 1e-2}, {"lr": 1e-6}, {}]}
+    chosen = tune("digits", grids, ledger=book, **how)
+    assert chosen.best == {"ls": {"lr": 1e-2}, "cagrad": {"c": 0.4, "lr": 1e-2}}
+    assert chosen.trials.query("chosen")["point"].tolist() == ["lr=0.01", "c=0.4, lr=0.01"]
+    assert len(chosen.trials) == 6 and chosen.trials["validation score"].iloc[2] == -math.inf
+    wrong = [
+        {**row, "metrics": dict.fromkeys(row["metrics"], 1.0 - row["config"]["budget"]["lr"])} for row in book.rows()
+    ]
+    monkeypatch.setattr(Ledger, "latest", lambda *_, **__: {row["key"]: row for row in wrong})
+    pd.testing.assert_frame_equal(tune("digits", grids, ledger=book, **how).trials, chosen.trials)
+    with pytest.raises(
+        ValueError, match=r"grids: every method gets the same number of points, found {'ls': 1, 'uw': 2}"
+    ):
+        tune("digits", {"ls": [{}], "uw": [{}, {"lr": 1.0}]}, ledger=book, **how)
+
+
+def test_every_experiment_names_what_exists() -> None:
+    for name, experiment in EXPERIMENTS.items():
+        assert {method for _, method, _ in experiment.methods} <= set(METHODS), name
+        labels = [label for label, _, _ in experiment.methods]
+        assert len(set(labels)) == len(labels)
+        assert (
+            set(experiment.seeds) == set(experiment.budget) == set(experiment.variants) >= {"smoke", "quick", "paper"}
+        )
+        assert any(method == "stl" for _, method, _ in experiment.methods)
+    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
+        EXPERIMENTS["census"].cells("full")
+    with pytest.raises(ValueError, match=r"methods: must be among LS, UW,.*, found 'SGD'"):
+        EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
+
+
+def test_command_runs_resumes_and_says_what_is_left(own_root: Path, monkeypatch, capsys) -> None:
+    tiny = experiments.Experiment(
+        problem="digits", methods=tuple(TWO), models=("mlp",), seeds={"smoke": (0, 1)}, budget={"smoke": TINY},
+        variants={"smoke": ({"tasks": 2},)},
+    )  # fmt: skip
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": tiny})
+    path = own_root / "there" / "rows.jsonl"
+    call = ["tiny", "--scale", "smoke", "--ledger", str(path)]
+    assert main([*call, "--seeds", "0", "--methods", "LS"]) == 0
+    assert main([*call, "--deadline", "0"]) == 3
+    assert "1 of 4 rows in rows.jsonl" in capsys.readouterr().err
+    assert main(call) == 0
+    err = capsys.readouterr().err
+    assert "[1/4] LS · mlp · seed 0: found, ok, score 0." in err and "4 of 4 rows in rows.jsonl, 0 without" in err
+    assert len(Ledger(path).rows()) == 4
+    assert main([*call, "--seeds", "2-3", "--together"]) == 0
+    assert [row.get("together") for row in Ledger(path).rows()] == [None] * 4 + [[2, 3]] * 4
+    assert main([*call, "--methods", "SGD"]) == 1
+    assert "error: methods: must be among LS, MGDA, found 'SGD'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*call, "--seeds", "a-b"])
+    assert "seeds look like 0-4 or 0,2,5, found 'a-b'" in capsys.readouterr().err
+
+
+def test_bar_takes_events() -> None:
+    with experiments.bar("runs") as progress:
+        progress({"event": "done", "cell": "x", "done": 1, "total": 2, "row": {}})
+
+
+def test_seeds_trained_together_give_the_rows_of_single_runs(book: Ledger, tmp_path: Path) -> None:
+    made = cells(seeds=(0, 1, 2), methods=[*TWO, ("STL", "stl", {})])
+    heard: list[dict[str, Any]] = []
+    apart = run_grid(made, ledger=Ledger(tmp_path / "apart.jsonl"))
+    rows = run_grid(made, ledger=book, together=True, progress=heard.append)
+    assert [row["key"] for row in rows] == [row["key"] for row in apart] == [cell.key() for cell in made]
+    for row, lone in zip(rows, apart, strict=True):
+        assert row["together"] == [0, 1, 2] and "together" not in lone
+        assert row["metrics"] == pytest.approx(lone["metrics"], abs=1e-4) and row["label"] == lone["label"]
+    assert [event["event"] for event in heard] == ["done"] * 12 and heard[-1]["done"] == 12
+    assert run_grid(made, ledger=book) == rows, "rows are found, however they were made"
+    assert not list((tmp_path / "data" / "checkpoints").iterdir())
+
+
+def test_together_leaves_alone_what_cannot_be_and_wants_one_job(book: Ledger) -> None:
+    made = cells(methods=[("AdaTask", "adatask", {}), ("LS", "ls", {})])
+    with pytest.warns(UserWarning, match="AdaTask · mlp · seed 0 and 1 more run one by one: name: must be a method"):
+        rows = run_grid(made, ledger=book, together=True)
+    assert ["together" in row for row in rows] == [False, True, False, True]
+    with pytest.raises(ValueError, match="jobs: must be 1 where seeds train together, found 2"):
+        run_grid(made, ledger=book, together=True, jobs=2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_group_that_is_stopped_keeps_the_seeds_that_were_done(book: Ledger, error: type, monkeypatch) -> None:
+    real, calls = together.fit_seeds, list[list[int]]()
+
+    def stopped(*args: Any, **how: Any) -> None:
+        calls.append(how["seeds"])
+        real(*args, **{**how, "seeds": how["seeds"][:1]})
+        raise error("no more")
+
+    made = cells(seeds=(0, 1, 2), methods=TWO[:1])
+    monkeypatch.setattr(together, "fit_seeds", stopped)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else RunError, match=r"no more|2 of 3 runs"):
+        run_grid(made, ledger=book, together=True)
+    assert [row["config"]["seed"] for row in book.rows()] == [0]
+    monkeypatch.setattr(together, "fit_seeds", lambda *a, **how: calls.append(how["seeds"]) or real(*a, **how))
+    assert len(run_grid(made, ledger=book, together=True)) == 3 and calls == [[0, 1, 2], [1, 2]]
+
+
+def test_deadline_starts_no_group(book: Ledger) -> None:
+    heard: list[dict[str, Any]] = []
+    assert run_grid(cells(), ledger=book, together=True, deadline=0, progress=heard.append) == []
+    assert [event["event"] for event in heard] == ["left"] * 4

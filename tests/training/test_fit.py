@@ -1,0 +1,496 @@
+"""The training loop: what is kept, what is stopped, what survives a kill."""
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtl.errors import NonFiniteError, RunError
+from mtl.gradients import Step, backward
+from mtl.ledger import key
+from mtl.methods import METHODS, method
+from mtl.methods.base import Method
+from mtl.models.base import Branched, seeded
+from mtl.problems import problem as build
+from mtl.problems.base import Metric, Problem
+from mtl.training import fit as training
+from mtl.training import loop
+from mtl.training.fit import Budget, fit
+
+BUDGET = Budget(epochs=4, batch_size=16, lr=0.02, weight_decay=1e-4)
+
+
+class Lines(Problem):
+    """Two regressions on one small net with dropout; `break_at` makes the loss of task "b" NaN at that step."""
+
+    name = "lines"
+    models = ("small",)
+    synthetic = True
+    dropout = 0.3
+
+    def __init__(self, break_at: int | None = None, stop_at: int | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(120, 3, generator=draw)
+        y = torch.stack([x[:, 0] - x[:, 1], (x[:, 1] * 3 + x[:, 2]).tanh()], 1)
+        splits = {"train": slice(0, 72), "validation": slice(72, 96), "test": slice(96, 120)}
+        parts = {name: (x[rows], y[rows]) for name, rows in splits.items()}
+        super().__init__("smoke", ("a", "b"), parts, source="two lines", fingerprint="f00d")
+        self.break_at, self.stop_at, self.calls, self.read = break_at, stop_at, 0, []
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return tuple(Metric("mse", task, "", False) for task in self.tasks)
+
+    def model(self, name: str, seed: int, **sizes: object) -> Branched:
+        with seeded(seed):
+            trunk = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(self.dropout))
+            return Branched(trunk, [nn.Linear(8, 1), nn.Linear(8, 1)])
+
+    def task_losses(self, outputs: list[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+        return tuple(((o - y) ** 2).mean() for o, y in zip(outputs, targets.unbind(1), strict=True))
+
+    def batches(self, split: str, *rest: Any) -> Iterator[tuple[Tensor, ...]]:
+        """Training inputs are jittered: a problem may draw from the run's generator."""
+        for x, y in super().batches(split, *rest):
+            yield (x + 0.01 * torch.randn(x.shape) if split == "train" else x), y
+
+    def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.counted(super().losses(model, batch))
+
+    def losses_and_features(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
+        losses, features = super().losses_and_features(model, batch)
+        return self.counted(losses), features
+
+    def counted(self, losses: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return losses
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return losses if self.calls - 1 != self.break_at else (losses[0], self.broken(losses[1]))
+
+    @staticmethod
+    def broken(loss: Tensor) -> Tensor:
+        return loss * math.nan
+
+    def scores(self, outputs: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        mse = self.task_losses(outputs, targets)
+        pairs = list(zip(self.tasks, mse, strict=True))
+        return {f"{task}/mse": value for task, value in pairs} | {f"{task}/score": -value for task, value in pairs}
+
+    def evaluate(self, model: nn.Module, split: str, device: object = "cpu") -> dict[str, float]:
+        self.read.append(split)
+        return super().evaluate(model, split, device)
+
+
+class Drift(Method):
+    """Weights that move with a learned part, a running part and a generator: all that a checkpoint must keep."""
+
+    wants_after_step = True
+
+    def __init__(self, n_tasks: int = 2) -> None:
+        super().__init__(n_tasks)
+        self.s = torch.zeros(n_tasks, requires_grad=True)
+        self.seen = torch.zeros(n_tasks)
+        self.draw = torch.Generator().manual_seed(3)
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.s.grad = losses * torch.exp(-self.s.detach()).neg() + 1
+        return torch.exp(-self.s.detach()) + 0.1 * torch.rand(2, generator=self.draw) + 0.01 * self.seen
+
+    def after_step(self, losses: Tensor) -> None:
+        self.seen = 0.9 * self.seen + losses
+
+    def parameters(self) -> list[Tensor]:
+        return [self.s]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"seen": self.seen, "draw": self.draw.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.seen = state["seen"]
+        self.draw.set_state(state["draw"])
+
+
+class Equal(Method):
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        return torch.ones_like(losses)
+
+
+def small(problem: Problem | None = None, method: Method | None = None, **options: object) -> training.Run:
+    return fit(problem or Lines(), method or Drift(), **{"model": "small", "seed": 1, "budget": BUDGET, **options})
+
+
+def numbers(run: training.Run) -> dict[str, object]:
+    """What must be the same: all of the row but time, and every parameter, bit for bit."""
+    row = {name: value for name, value in run.row.items() if name not in ("wall_s", "provenance")}
+    return row | {"state": {k: v.tolist() for k, v in run.model.state_dict().items()}, "w": run.weights.tolist()}
+
+
+def test_row_says_everything() -> None:
+    run = small(config={"method": "drift", "hyper": {"alpha": 2.0}})
+    row = json.loads(json.dumps(run.row, allow_nan=False))
+    assert row["key"] == key(row["config"], "f00d") and row["fingerprint"] == "f00d"
+    assert row["config"] == {
+        "problem": "lines", "scale": "smoke", "method": "drift", "hyper": {"alpha": 2}, "model": "small", "seed": 1,
+        "budget": {"epochs": 4, "batch_size": 16, "lr": 0.02, "weight_decay": 1e-4, "patience": None},
+        "select": "score", "device": "cpu",
+    }  # fmt: skip
+    assert (row["status"], row["failure"], row["epochs"], row["steps"]) == ("ok", None, 4, 20)
+    assert set(row["metrics"]) == {"a/mse", "a/score", "b/mse", "b/score", "score"}
+    assert row["synthetic"] is True and row["source"] == "two lines" and row["provenance"]["versions"]["torch"]
+    assert row["wall_s"] > 0
+    assert [line["epoch"] for line in run.history] == [0, 1, 2, 3] == [line["epoch"] for line in row["history"]]
+    assert row["validation"] == run.history[row["best_epoch"]]["validation"]
+    assert run.weights.shape == (20, 2) and run.steps.tolist() == list(range(20))
+    assert run.history[1]["weights"] == pytest.approx(run.weights[5:10].mean(0).tolist())
+
+
+def test_training_learns() -> None:
+    problem = Lines()
+    problem.dropout = 0.0
+    run = small(problem, budget=Budget(epochs=60, batch_size=16, lr=0.02, weight_decay=1e-3))
+    assert run.history[-1]["losses"][0] < run.history[0]["losses"][0] / 2
+
+
+def test_learned_weights_have_their_own_rate_and_no_decay() -> None:
+    class Still(Equal):
+        """A learned weight that no loss moves."""
+
+        def __init__(self, pull: float) -> None:
+            super().__init__(2)
+            self.s, self.pull = torch.ones(2, requires_grad=True), pull
+
+        def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+            self.s.grad = torch.full((2,), self.pull)
+            return torch.ones_like(losses)
+
+        def parameters(self) -> list[Tensor]:
+            return [self.s]
+
+    decay = Budget(epochs=4, batch_size=16, lr=0.5, weight_decay=0.5)
+    small(method=(still := Still(0.0)), budget=decay)
+    small(method=(pulled := Still(1.0)), budget=decay)
+    assert still.s.tolist() == [1.0, 1.0]
+    assert pulled.s.tolist() == pytest.approx([1 - 20 * Method.learning_rate] * 2, rel=1e-5)  # Adam: 20 steps of 0.025
+
+
+def test_after_step_hears_the_losses_of_the_moved_model() -> None:
+    class Listens(Equal):
+        wants_after_step = True
+
+        def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+            self.before = losses
+            return torch.ones_like(losses)
+
+        def after_step(self, losses: Tensor) -> None:
+            self.fell = [*getattr(self, "fell", []), bool(losses.sum() < self.before.sum())]
+
+    problem = Lines()
+    problem.dropout = 0.0
+    small(problem, method=(listens := Listens(2)))
+    assert listens.fell == [True] * 20
+
+
+def test_weights_over_time_are_thinned() -> None:
+    run = small(budget=Budget(epochs=100, batch_size=16))  # 500 steps
+    assert run.steps.tolist() == list(range(0, 500, 3)) and len(run.row["trace"]) == len(run.steps) == len(run.weights)
+
+
+def test_same_seed_same_bits_whatever_ran_before() -> None:
+    first = numbers(small())
+    torch.randn(7)
+    small(seed=5)
+    assert numbers(small()) == first
+    assert numbers(small(seed=2))["state"] != first["state"]
+
+
+def test_global_generator_is_left_alone() -> None:
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    small()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_best_validation_state_is_tested_once_at_the_end() -> None:
+    problem = Lines()
+    run = small(problem, budget=Budget(epochs=50, batch_size=16, lr=0.3))
+    assert problem.read == ["validation"] * 50 + ["test"]
+    scores = [line["validation"]["score"] for line in run.history]
+    assert run.row["best_epoch"] == scores.index(max(scores)) < 49
+    assert run.row["metrics"] == problem.evaluate(run.model, "test")
+    assert run.row["validation"]["score"] == problem.evaluate(run.model, "validation")["score"] == max(scores)
+
+
+def test_early_stopping_waits_for_patience() -> None:
+    run = small(budget=Budget(epochs=200, batch_size=16, lr=0.3, patience=3))
+    assert run.row["epochs"] < 200 and run.row["epochs"] == run.row["best_epoch"] + 4
+
+
+def test_select_looks_at_the_metric_named() -> None:
+    budget = Budget(epochs=12, batch_size=16, lr=0.3)
+    by_score, by_mse = small(select="b/score", budget=budget), small(select="b/mse", budget=budget)
+    assert by_score.row["best_epoch"] == by_mse.row["best_epoch"]  # lower mse is the better one
+    values = [line["validation"]["b/mse"] for line in by_mse.history]
+    assert by_mse.row["best_epoch"] == values.index(min(values))
+    with pytest.raises(ValueError, match=r"select: must be one of \['a/mse', 'a/score', .*'score'\], found 'auc'"):
+        small(select="auc")
+
+
+CHECKS = {
+    "each step": backward,
+    "deferred, as on a GPU": lambda *a, **k: backward(*a, **{**k, "check": "defer"}),
+    "by the loop alone": lambda losses, **_: unchecked(losses),
+}
+
+
+def unchecked(losses: tuple[Tensor, ...]) -> Step:
+    sum(losses).backward()
+    values = torch.stack([loss.detach() for loss in losses])
+    return Step(values, torch.ones_like(values), None)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("at", [0, 3, 13])
+def test_nan_loss_stops_the_run_and_says_where(monkeypatch, check: str, at: int) -> None:
+    monkeypatch.setattr(loop, "backward", CHECKS[check])
+    problem = Lines(break_at=at)
+    row = small(problem, Equal(2)).row
+    assert row["status"] == "non-finite"
+    assert (row["failure"]["epoch"], row["failure"]["step"], row["failure"]["task"]) == (at // 5, at % 5, "b")
+    assert re.search(
+        "losses: must be finite, found nan for task 1|the loss of task 'b' is not", row["failure"]["message"]
+    )
+    assert set(row["metrics"].values()) == {None} and "test" not in problem.read
+    assert row["epochs"] == at // 5
+    json.dumps(row, allow_nan=False)
+
+
+@pytest.mark.parametrize("check", list(CHECKS)[:2])
+@pytest.mark.parametrize("name", ["mgda", "ls"])
+def test_nan_gradient_of_a_finite_loss_stops_the_run(monkeypatch, check: str, name: str) -> None:
+    monkeypatch.setattr(loop, "backward", CHECKS[check])
+    problem = Lines(break_at=8)
+    problem.broken = lambda loss: loss + (0 * loss).sqrt()
+    failure = small(problem, method(name, 2)).row["failure"]
+    assert failure["epoch"] == 1
+    if name == "mgda":
+        assert (failure["step"], failure["task"]) == (3, "b") and "squared gradient norm" in failure["message"]
+    else:  # which looks at no gradient: the next losses show it
+        assert failure["step"] == 4
+
+
+def test_gradient_that_is_not_finite_stops_the_run(monkeypatch) -> None:
+    def fails(*args: object, **rest: object) -> None:
+        raise NonFiniteError("squared gradient norms: must be finite, found inf for task 0")
+
+    monkeypatch.setattr(loop, "backward", fails)
+    row = small().row
+    assert row["status"] == "non-finite" and row["failure"]["task"] == "a"
+    assert row["failure"]["message"] == "squared gradient norms: must be finite, found inf for task 0"
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_metric_that_is_not_finite_stops_the_run(monkeypatch, split: str) -> None:
+    whole = Lines.evaluate
+
+    def hole(self: Lines, model: nn.Module, part: str, device: object = "cpu") -> dict[str, float]:
+        return whole(self, model, part, device) | ({"b/mse": math.nan} if part == split else {})
+
+    monkeypatch.setattr(Lines, "evaluate", hole)
+    row = small().row
+    assert row["status"] == "non-finite" and row["failure"]["task"] == "b" and row["failure"]["step"] is None
+    assert row["failure"]["message"].startswith(f"{split} metric b/mse is nan after epoch")
+    assert set(row["metrics"].values()) == {None}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stopped_at_any_step_and_resumed_bit_for_bit(tmp_path: Path, seed: int) -> None:
+    whole = numbers(small())
+    stops = [*sorted(random.Random(seed).sample(range(20), 2)), None]
+    for count, stop in enumerate(stops):
+        problem = Lines(stop_at=None if stop is None else stop - (stops[count - 1] if count else 0))
+        torch.randn(seed + 1)
+        if stop is None:
+            run = small(problem, checkpoint=tmp_path / "c.pt", checkpoint_every=0)
+            assert problem.calls == 20 - stops[-2]  # nothing was done twice
+            assert numbers(run) == whole
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                small(problem, checkpoint=tmp_path / "c.pt", checkpoint_every=0)
+    assert numbers(small(checkpoint=tmp_path / "c.pt")) == whole  # a finished one repeats its last steps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
+    whole = numbers(small(method=method(name, 2)))
+    with pytest.raises(KeyboardInterrupt):
+        small(Lines(stop_at=7), method(name, 2), checkpoint=tmp_path / "c.pt", checkpoint_every=0)
+    assert numbers(small(method=method(name, 2), checkpoint=tmp_path / "c.pt")) == whole
+
+
+KILLED = """
+    import os, signal, sys
+    import torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, sys.argv[1])
+    from tests.training.test_fit import Lines, small
+    problem, at = Lines(), int(sys.argv[3])
+    plain = problem.losses
+    def losses(model, batch):
+        if problem.calls == at and torch.is_grad_enabled():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(model, batch)
+    problem.losses = losses
+    small(problem, checkpoint=sys.argv[2], checkpoint_every=0)
+"""
+
+
+@pytest.mark.parametrize("at", [0, 8])
+def test_kill_9_and_resumed_bit_for_bit(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "c.pt"
+    call = [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parents[2]), str(path), str(at)]
+    done = subprocess.run(call, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    problem = Lines()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert numbers(small(problem, checkpoint=path)) == numbers(small())
+    finally:
+        torch.set_num_threads(threads)
+    assert problem.calls == 20 - at
+
+
+def test_checkpoint_of_another_run_damaged_or_older(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "c.pt"
+    small(checkpoint=path, checkpoint_every=0)
+    with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run [0-9a-f]{16}, not to [0-9a-f]{16}"):
+        small(seed=2, checkpoint=path)
+    monkeypatch.setattr(training, "sources", lambda: "older")
+    problem = Lines()
+    with pytest.warns(UserWarning, match=r"checkpoint c.pt: made by older sources; the run starts afresh"):
+        small(problem, checkpoint=path)
+    assert problem.calls == 20
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match=r"checkpoint c.pt: cannot be read \(\w+\); remove it to start afresh"):
+        small(checkpoint=path)
+
+
+def test_no_checkpoint_before_its_time(tmp_path: Path) -> None:
+    small(checkpoint=tmp_path / "c.pt", checkpoint_every=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_hears_each_epoch() -> None:
+    heard: list[dict[str, object]] = []
+    run = small(progress=heard.append)
+    assert [event["epoch"] for event in heard] == [0, 1, 2, 3]
+    assert {**run.history[0], "epochs": 4, "best_epoch": 0} == heard[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epochs": 0}, "epochs: must be a whole number of at least 1, found 0"),
+        ({"batch_size": 1.5}, "batch_size: must be a whole number of at least 1, found 1.5"),
+        ({"patience": 0}, "patience: must be a whole number of at least 1, found 0"),
+        ({"lr": math.nan}, "lr: must be positive and finite, found nan"),
+        ({"weight_decay": -1.0}, "weight_decay: must be finite and not negative, found -1.0"),
+    ],
+)
+def test_budget_is_checked(options: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Budget(**{"epochs": 1, "batch_size": 1, **options})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_runs_on_a_gpu(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on_gpu, on_cpu = small(method=Equal(2), device="cuda"), small(method=Equal(2))
+    assert on_gpu.row["config"]["device"] == "cuda" and on_gpu.row["provenance"]["hardware"]["gpu"]
+    assert on_gpu.row["status"] == "ok" and on_gpu.row["epochs"] == on_cpu.row["epochs"]
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        small(Lines(stop_at=12), Equal(2), device="cuda", checkpoint=path, checkpoint_every=0)
+    problem = Lines()
+    again = small(problem, Equal(2), device="cuda", checkpoint=path)
+    assert problem.calls == 8
+    assert again.row["metrics"]["score"] == pytest.approx(on_gpu.row["metrics"]["score"], rel=1e-3)
+
+
+def test_a_method_at_the_level_of_the_optimiser_steps_by_itself() -> None:
+    """AdaTask's first step moves every shared parameter by 0, lr or 2 lr: one sign per task, none of Adam's own."""
+    problem, lr = Lines(), 0.01
+    budget = Budget(epochs=1, batch_size=72, lr=lr)
+    before = dict(problem.model("small", 1).named_parameters())
+    after = dict(small(problem, method("adatask", n_tasks=2), budget=budget).model.named_parameters())
+    weight = next(name for name, p in before.items() if p.shape == (8, 3))
+    moved = ((after[weight] - before[weight]) / lr).abs()
+    assert torch.allclose(moved, moved.round(), atol=1e-3) and set(moved.round().flatten().tolist()) <= {0.0, 1.0, 2.0}
+    assert 2.0 in moved.round(), "Adam's own normalisation would have made it 1"
+
+
+def test_a_loss_that_has_no_logarithm_ends_the_run_with_a_row() -> None:
+    class Signed(Lines):
+        def task_losses(self, outputs: list[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+            first, second = super().task_losses(outputs, targets)
+            return first, second - 100
+
+    row = small(Signed(), method("si", n_tasks=2)).row
+    assert row["status"] == "non-positive" and set(row["metrics"].values()) == {None}
+    assert (
+        row["failure"]["task"] == "b"
+        and row["failure"]["step"] == 0
+        and "must be positive" in row["failure"]["message"]
+    )
+
+
+def test_learning_rate_is_halved_once_also_after_a_resume():
+    def made(epochs):
+        budget = Budget(epochs, 256, lr=0.01, halve_at=2)
+        return loop.Loop(build("digits", tasks=2), method("ls", n_tasks=2), "mlp", 0, budget, torch.device("cpu"))
+
+    def rates(running):
+        found: list[float] = []
+        running.run("score", 1.0, lambda: found.append(running.optimizer.param_groups[0]["lr"]), None)
+        return found
+
+    first = made(3)
+    assert rates(first) == [0.01] * 6 + [0.005] * 3
+    again = made(4)
+    again.load_state_dict(first.state_dict())
+    assert rates(again) == [0.005] * 3
+
+
+def test_last_epochs_are_averaged_on_test_and_choose_nothing():
+    data = build("digits", tasks=2)
+    run = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01, last=2))
+    shown = [line["test"]["score"] for line in run.history if "test" in line]
+    assert len(shown) == 2
+    assert run.row["last"]["score"] == pytest.approx(sum(shown) / 2)
+    alone = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01)).row
+    assert alone["metrics"] == run.row["metrics"]
+    assert alone["last"] is None
+    assert set(alone["config"]["budget"]) == {"epochs", "batch_size", "lr", "weight_decay", "patience"}
+
+
+@pytest.mark.parametrize("wrong", [{"last": 3}, {"last": 1, "patience": 1}, {"halve_at": 0}])
+def test_budget_refuses_what_cannot_be(wrong):
+    with pytest.raises(ValueError, match=r"last: at most epochs|halve_at: must be a whole number"):
+        Budget(2, 64, **wrong)
