@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from mtl.report.stats import bootstrap_ci, holm, iqm, mean_ci, mean_rank, paired_permutation, rank_correlation
+from mtl.report.stats import holm, mean_ci, mean_rank, paired_permutation
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -33,21 +33,8 @@ def test_mean_ci_covers() -> None:
 
 
 def test_one_value_has_no_interval() -> None:
-    for found in (mean_ci([2.0]), bootstrap_ci([2.0], generator=rng())):
-        assert found.value == 2.0 and found.n == 1 and math.isnan(found.low) and math.isnan(found.half)
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
-def test_iqm_is_trimmed_mean(x: list[float]) -> None:
-    assert iqm(x) == pytest.approx(oracle.trim_mean(x, 0.25), rel=1e-9, abs=1e-6)
-
-
-def test_bootstrap_is_the_generators_and_near_scipy() -> None:
-    x = rng(1).exponential(size=60)
-    found = bootstrap_ci(x, generator=rng(7), samples=4000)
-    assert found == bootstrap_ci(x, generator=rng(7), samples=4000)
-    theirs = oracle.bootstrap((x,), np.mean, method="percentile", n_resamples=4000, rng=rng(8)).confidence_interval
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    found = mean_ci([2.0])
+    assert found.value == 2.0 and found.n == 1 and math.isnan(found.low) and math.isnan(found.half)
 
 
 @settings(deadline=None)
@@ -138,39 +125,9 @@ def test_mean_rank_by_hand() -> None:
         mean_rank(table, [True])
 
 
-@given(st.integers(0, 999), st.booleans())
-def test_rank_correlation_is_spearmans(seed: int, ties: bool) -> None:
-    x, y = rng(seed).normal(size=(2, 12))
-    if ties:
-        x, y = np.round(x), np.round(y)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return
-    found = rank_correlation(x, y, generator=rng(), samples=5)
-    assert found.value == pytest.approx(oracle.spearmanr(x, y).statistic)
-
-
-def test_copies_inside_clusters_do_not_narrow_the_interval() -> None:
-    x = rng(0).normal(size=12)
-    y = x + rng(1).normal(size=12)
-    copies = 20
-    honest = rank_correlation(x, y, generator=rng(2))
-    kept = rank_correlation(
-        np.repeat(x, copies), np.repeat(y, copies), np.repeat(np.arange(12), copies), generator=rng(2)
-    )
-    naive = rank_correlation(np.repeat(x, copies), np.repeat(y, copies), generator=rng(2))
-    assert kept.n == 12 and kept.half == pytest.approx(honest.half, rel=0.1)
-    assert naive.half < honest.half / 2
-
-
-def test_no_order_no_correlation() -> None:
-    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3], generator=rng()).value)
-    one = rank_correlation([1, 2, 3], [1, 2, 3], [0, 0, 0], generator=rng())
-    assert one.value == pytest.approx(1.0) and one.n == 1 and math.isnan(one.low)
-
-
 @pytest.mark.parametrize("bad", [[1.0, math.nan], [math.inf]])
 def test_missing_values_are_not_averaged_away(bad: list[float]) -> None:
-    for call in (mean_ci, iqm, lambda x: bootstrap_ci(x, generator=rng()), lambda x: paired_permutation(x, x)):
+    for call in (mean_ci, lambda x: paired_permutation(x, x)):
         with pytest.raises(ValueError, match=r"needs finite values, found (nan|inf) among"):
             call(bad)
     with pytest.raises(ValueError, match=r"x: needs a vector of at least 1 values, found shape \(0,\)"):
