@@ -3,16 +3,11 @@
 A step is forward and backward up to `.grad`, without the optimiser. All rows of a workload run in one process, in a new
 order each round; given are medians of the rounds' ratios to the same round's floors: (a) one backward of the summed
 losses, (b) T backwards, one per task, that drop their gradients. CPU: process time on one thread. CUDA: wall time
-between synchronisations, and peak memory above what model and data take.
+between two events, and peak memory above what model and data take. FAMO's second forward pass is part of its step.
 """
 
 import argparse
-import gc
 import json
-import random
-import statistics
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,57 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import mtl.methods
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS
+from mtl.experiments.cost import ALL, SOME
+from mtl.experiments.timer import PLAIN, Step, Workload, floors, one_thread, ours, peak, turns
 from mtl.files import atomic, root
-from mtl.gradients import backward
 from mtl.ledger import provenance
+from mtl.methods import METHODS
 
-Step = Callable[[], None]
-PLAIN, FLOOR = "one backward", "T backwards"
 PEERS = {"mgda": "MGDA", "cagrad": "CAGrad", "fairgrad": "FairGrad", "nash": "NashMTL", "imtl-g": "IMTLG"}
 PEERS |= {"pcgrad": "PCGrad", "upgrad": "UPGrad", "aligned": "AlignedMTL", "dualproj": "DualProj"}
-
-
-def _clear(work: Workload) -> None:
-    for p in work.model.parameters():
-        p.grad = None
-
-
-def plain(work: Workload) -> Step:
-    """Sum of the losses, one backward."""
-
-    def step() -> None:
-        _clear(work)
-        torch.autograd.backward(work.losses()[0])
-
-    return step
-
-
-def floor(work: Workload) -> Step:
-    """One backward per task over the shared parameters and its own head; the gradients are dropped."""
-    shared, heads = work.shared, work.heads
-
-    def step() -> None:
-        losses, _ = work.losses()
-        for t, loss in enumerate(losses):
-            torch.autograd.grad(loss, [*shared, *heads[t]], retain_graph=t < len(losses) - 1, allow_unused=True)
-
-    return step
-
-
-def ours(work: Workload, name: str, **options: Any) -> Step:
-    """`mtl.backward` with a fresh method."""
-    method = mtl.methods.method(name, n_tasks=len(work.criteria))
-    shared, heads = work.shared, work.heads
-
-    def step() -> None:
-        _clear(work)
-        losses, features = work.losses()
-        cut = features if method.needs == "features" or options.get("vjp") == "batched" else None
-        backward(losses, shared=shared, heads=heads, method=method, features=cut, **options)
-
-    return step
 
 
 def torchjd(work: Workload, name: str, device: str) -> Step:
@@ -91,7 +44,6 @@ def torchjd(work: Workload, name: str, device: str) -> Step:
     own = [p for head in heads for p in head]
 
     def step() -> None:
-        _clear(work)
         losses, features = work.losses()
         if len(features) == 1:
             mtl_backward(losses, features=features, tasks_params=heads, shared_params=shared, parallel_chunk_size=chunk)
@@ -105,10 +57,10 @@ def torchjd(work: Workload, name: str, device: str) -> Step:
 
 def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str, console: Console) -> dict[str, Step]:
     """All steps that take turns; one that cannot run is left out and said."""
-    found = {PLAIN: plain(work), FLOOR: floor(work)}
+    found = floors(work)
     for name in methods:
         found[f"mtl {name}"] = ours(work, name)
-        if vjp and mtl.methods.METHODS[name].needs in ("gram", "gradients"):
+        if vjp and METHODS[name].needs in ("gram", "gradients"):
             found[f"mtl {name}, loop"] = ours(work, name, vjp="loop")
             found[f"mtl {name}, batched"] = ours(work, name, vjp="batched")
         if peers and name in PEERS:
@@ -120,6 +72,7 @@ def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str
     for name, step in list(found.items()):
         try:
             step()
+            work.clear()
         except Exception as error:  # a peer may fail in any way; ours may not
             if not name.startswith("torchjd"):
                 raise
@@ -128,55 +81,16 @@ def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str
     return found
 
 
-def once(step: Step, device: str) -> tuple[float, int]:
-    """Seconds and, on CUDA, the peak of memory in bytes above what was there before."""
-    if device == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start, 0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, start = torch.cuda.memory_allocated(), time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
-
-
 def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, device: str) -> list[dict[str, Any]]:
-    """Rounds of all rows until `seconds` are over, at least `least`; medians of times and of ratios.
-
-    In an order drawn anew each round: a step that follows a large one finds the caches cold, which costs a small one
-    a fifth of its time.
-    """
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    memory = dict.fromkeys(steps, 0)
-    end, draw = time.perf_counter() + seconds, random.Random(0)
-    gc.disable()
-    try:
-        while time.perf_counter() < end or len(times[PLAIN]) < least:
-            for name, step in draw.sample(list(steps.items()), len(steps)):
-                taken, peak = once(step, device)
-                times[name].append(taken)
-                memory[name] = max(memory[name], peak)
-                _clear(work)
-    finally:
-        gc.enable()
-
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
-
-    return [
-        {
-            "workload": work.name,
-            "row": name,
-            "ms": 1e3 * statistics.median(taken),
-            "x_plain": ratio(name, PLAIN),
-            "x_floor": ratio(name, FLOOR),
-            "peak_mib": memory[name] / 2**20 if device != "cpu" else None,
-            "rounds": len(taken),
-        }
-        for name, taken in times.items()
-    ]
+    """`turns` of all rows, with the workload and, on CUDA, the peak of memory of a step."""
+    with one_thread():
+        lines = turns(work, steps, least=least, for_s=seconds, device=device)
+    for line in lines:
+        line |= {"workload": work.name, "peak_mib": None}
+        if device != "cpu":
+            line["peak_mib"] = peak(steps[line["row"]], device) / 2**20
+            work.clear()
+    return lines
 
 
 def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], device: str) -> Table:
@@ -198,6 +112,12 @@ def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], devic
     return shown
 
 
+def describe(work: Workload) -> dict[str, int]:
+    """T, shared and own parameters."""
+    own = sum(p.numel() for head in work.heads for p in head)
+    return {"tasks": len(work.criteria), "shared": sum(p.numel() for p in work.shared), "own": own}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -209,11 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-peers", action="store_true")
     options = parser.parse_args(arguments)
     console = Console()
-    some = ["ls", "mgda", "fairgrad", "emtl"] if options.quick else [n for n in mtl.methods.METHODS if n != "stl"]
-    methods = options.methods.split(",") if options.methods else some
+    methods = options.methods.split(",") if options.methods else list(SOME if options.quick else ALL)
     peers = not options.quick and not options.no_peers and find_spec("torchjd") is not None
-    if options.device == "cpu":
-        torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
     sizes: dict[str, dict[str, int]] = {}
     names = options.workloads.split(",")
@@ -221,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
         task = progress.add_task("workloads", total=len(names))
         for name in names:
             work = WORKLOADS[name](options.device)
-            sizes[name] = work.describe()
+            sizes[name] = describe(work)
             steps = rows(work, methods, options.vjp, peers, options.device, console)
             seconds, least = (3.0, 3) if options.quick else (options.seconds, 5)
             results += measure(work, steps, seconds, least, options.device)

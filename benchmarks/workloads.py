@@ -12,51 +12,19 @@ In W1 and W2 every field is looked up, as peers do it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.models.base import Branched, MultiTaskModel, seeded
+from mtl.experiments.timer import Workload, binary, net
 from mtl.models.dense import dense_model
 from mtl.models.recsys import PLE, MMoE
 from mtl.models.tabular import TabularInput
 
 FIELDS = (8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10, 10)  # 132 ids; with 63 numbers a row has 195 columns
 NUMBERS = 63
-
-
-@dataclass
-class Workload:
-    """A model on one fixed batch; `losses()` runs it forward and gives T losses and the shared representation."""
-
-    name: str
-    model: MultiTaskModel
-    inputs: tuple[Tensor, ...]
-    criteria: list[Callable[[Tensor], Tensor]]
-
-    def losses(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        features = self.model.features(*self.inputs)
-        outputs = self.model.outputs(features)
-        return [loss(y) for loss, y in zip(self.criteria, outputs, strict=True)], features
-
-    @property
-    def shared(self) -> list[nn.Parameter]:
-        return self.model.shared_parameters()
-
-    @property
-    def heads(self) -> list[list[nn.Parameter]]:
-        return self.model.head_parameters()
-
-    def describe(self) -> dict[str, int]:
-        """T, shared and own parameters."""
-        own = sum(p.numel() for head in self.heads for p in head)
-        return {"tasks": len(self.criteria), "shared": sum(p.numel() for p in self.shared), "own": own}
-
-
-def _binary(target: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda y: F.binary_cross_entropy_with_logits(y, target)
 
 
 def _rows(draw: torch.Generator, count: int, tasks: int, device: str) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -78,13 +46,13 @@ def unfolded(work: Workload) -> Workload:
 def w1f(device: str = "cpu", rows: int = 2048) -> Workload:
     ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
     model = MMoE(FIELDS, NUMBERS, 2, embedding=128, experts=8, width=256, hidden=128, seed=0).to(device)
-    return Workload("W1f", model, (ids, numbers), [_binary(y) for y in targets])
+    return Workload("W1f", model, (ids, numbers), [binary(y) for y in targets])
 
 
 def w2f(device: str = "cpu", rows: int = 2048) -> Workload:
     ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
     model = PLE(FIELDS, NUMBERS, 2, embedding=128, shared_experts=4, task_experts=4, width=256, hidden=128, seed=0)
-    return Workload("W2f", model.to(device), (ids, numbers), [_binary(y) for y in targets])
+    return Workload("W2f", model.to(device), (ids, numbers), [binary(y) for y in targets])
 
 
 def w3(device: str = "cpu", width: int = 16) -> Workload:
@@ -102,14 +70,8 @@ def w3(device: str = "cpu", width: int = 16) -> Workload:
     return Workload("W3", model, (images,), criteria)
 
 
-def w4(device: str = "cpu", tasks: int = 40, rows: int = 256) -> Workload:
-    draw = torch.Generator().manual_seed(1)
-    x = torch.randn(rows, 512, generator=draw).to(device)
-    with seeded(0):
-        trunk = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU())
-        model = Branched(trunk, [nn.Linear(512, 1) for _ in range(tasks)]).to(device)
-    targets = [torch.rand(rows, generator=draw).round().to(device) for _ in range(tasks)]
-    return Workload("W4", model, (x,), [_binary(y) for y in targets])
+def w4(device: str = "cpu") -> Workload:
+    return net(40, device=device, name="W4")
 
 
 def w1(device: str = "cpu") -> Workload:

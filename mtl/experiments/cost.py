@@ -1,170 +1,36 @@
-"""What one training step costs per method, and how time and memory grow with the number of tasks."""
+"""What one training step costs per method, and how time and memory grow with the number of tasks (notebook 11)."""
 
-import gc
 import json
-import os
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
+from mtl.experiments.study import Study
+from mtl.experiments.timer import FLOOR, PLAIN, Step, Workload, floors, net, one_thread, ours, peak, turns
 from mtl.files import root
-from mtl.gradients import backward
-from mtl.methods import METHODS, method
-from mtl.models.base import Branched, seeded
+from mtl.ledger import plain
+from mtl.methods import METHODS
+from mtl.report import style
 
-Step = Callable[[], None]
-PLAIN, FLOOR = "one backward", "T backwards"
 SOME = ("ls", "mgda", "fairgrad", "emtl")
 QUICK = ("ls", "uw", "famo", "db-mtl", "mgda", "mgda-ub", "pcgrad", "cagrad", "nash", "fairgrad", "upgrad", "emtl")
+ALL = tuple(name for name in METHODS if name != "stl")
 SETTINGS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": (2, 4), "methods": SOME, "rounds": 5, "width": 64, "rows": 64},
     "quick": {"tasks": (2, 4, 8, 16, 32), "methods": QUICK, "rounds": 5, "width": 512, "rows": 256},
-    "paper": {
-        "tasks": (2, 4, 8, 16, 32, 64),
-        "methods": tuple(name for name in METHODS if name != "stl"),
-        "rounds": 15,
-        "width": 512,
-        "rows": 256,
-    },
+    "paper": {"tasks": (2, 4, 8, 16, 32, 64), "methods": ALL, "rounds": 15, "width": 512, "rows": 256},
 }
 
 
-class Net:
-    """A trunk of two layers `width` x `width`, T linear heads with binary losses, one batch of noise."""
-
-    def __init__(self, tasks: int, width: int = 512, rows: int = 256, device: str = "cpu") -> None:
-        draw = torch.Generator().manual_seed(0)
-        with seeded(0):
-            trunk = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-            self.model = Branched(trunk, [nn.Linear(width, 1) for _ in range(tasks)]).to(device)
-        self.x = torch.randn(rows, width, generator=draw).to(device)
-        self.targets = torch.rand(tasks, rows, generator=draw).round().to(device)
-        self.shared, self.heads = self.model.shared_parameters(), self.model.head_parameters()
-
-    def losses(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """T scalars, and the features between trunk and heads."""
-        features = self.model.features(self.x)
-        outputs = self.model.outputs(features)
-        return [F.binary_cross_entropy_with_logits(y, t) for y, t in zip(outputs, self.targets, strict=True)], features
-
-    def clear(self) -> None:
-        for p in self.model.parameters():
-            p.grad = None
-
-
-def steps(net: Net, methods: Sequence[str]) -> dict[str, Step]:
-    """Forward and backward up to `.grad`: the two floors, then each method.
-
-    FAMO's second forward pass is part of its step. Raises ValueError for an unknown method.
-    """
-
-    def plain() -> None:
-        torch.stack(net.losses()[0]).sum().backward()
-
-    def floor() -> None:
-        losses = net.losses()[0]
-        for t, loss in enumerate(losses):
-            torch.autograd.grad(loss, [*net.shared, *net.heads[t]], retain_graph=t < len(losses) - 1)
-
-    return {PLAIN: plain, FLOOR: floor} | {name: _own(net, name) for name in methods}
-
-
-def _own(net: Net, name: str) -> Step:
-    made = method(name, n_tasks=len(net.heads))
-
-    def step() -> None:
-        losses, features = net.losses()
-        cut = features if made.needs == "features" else None
-        backward(losses, shared=net.shared, heads=net.heads, method=made, features=cut)
-        if made.wants_after_step:
-            with torch.no_grad():
-                made.after_step(torch.stack(net.losses()[0]))
-
-    return step
-
-
-def seconds(step: Step, device: str = "cpu") -> float:
-    """CPU time of one call, or the time between two CUDA events around it."""
-    if not device.startswith("cuda"):
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    begin.record()
-    step()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
-def peak(step: Step, device: str = "cpu") -> int:
-    """Most bytes of tensors alive at once during one call, above those alive before it.
-
-    On a CPU it is the running sum of the profiler's allocations and releases: scratch space of the BLAS and of Python
-    is not seen.
-
-    >>> peak(lambda: print(torch.ones(1000).sum().item())) >= 4000
-    1000.0
-    True
-    """
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        seen.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    found = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    alive = most = 0
-    for event in found:
-        alive += int(event["args"]["Bytes"])
-        most = max(most, alive)
-    return most
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The profiler's library writes a line to file descriptor 2 for each start and stop, which no option turns off."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()
+def steps(work: Workload, methods: Sequence[str]) -> dict[str, Step]:
+    """Both floors, then each method. Raises ValueError for an unknown method."""
+    return floors(work) | {name: ours(work, name) for name in methods}
 
 
 def measure(
@@ -178,38 +44,27 @@ def measure(
 ) -> pd.DataFrame:
     """Time and peak memory of a step for each method and T: one line each, both floors among them.
 
-    All rows take turns, `rounds` times after a first turn that warms up; `ms` is the median, `x_plain` and `x_floor`
-    the medians of the ratios to one backward of the summed losses and to T backwards of the same round. `mib`: peak of
-    memory above model and batch, in MiB, at a method's first step. CPU: one thread. Raises ValueError for rounds < 1.
+    `ms`, `x_plain` and `x_floor` as in `turns`, after a first turn that warms up; `mib`: peak of memory above model
+    and batch, in MiB, in that turn. CPU: one thread. Raises ValueError for rounds < 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds: must be at least 1, found {rounds}")
-    lines: list[dict[str, Any]] = []
-    with _one_thread():
+    found: list[dict[str, Any]] = []
+    with one_thread():
         for T in tasks:
-            net = Net(T, width, rows, device)
+            work = net(T, width, rows, device)
             if device.startswith("cuda"):  # libraries take their workspaces at the first call
-                for step in steps(net, methods).values():
+                for step in steps(work, methods).values():
                     step()
-                    net.clear()
-            turns = steps(net, methods)
-            memory: dict[str, int] = {}
-            times: dict[str, list[float]] = {name: [] for name in turns}
-            for name, step in turns.items():  # first calls: what a method keeps from step to step is counted
+                    work.clear()
+            each, memory = steps(work, methods), {}
+            for name, step in each.items():  # first calls: what a method keeps from step to step is counted
                 memory[name] = peak(step, device)
-                net.clear()
-            for _ in range(rounds):
-                for name, step in turns.items():
-                    times[name].append(seconds(step, device))
-                    net.clear()
-            for name, taken in times.items():
-                ratios = {
-                    key: statistics.median(a / b for a, b in zip(taken, times[to], strict=True))
-                    for key, to in (("x_plain", PLAIN), ("x_floor", FLOOR))
-                }
-                row = {"method": name, "T": T, "ms": 1e3 * statistics.median(taken), **ratios}
-                lines.append(row | {"mib": memory[name] / 2**20, "rounds": rounds})
-    return pd.DataFrame(lines)
+                work.clear()
+            for line in turns(work, each, least=rounds, device=device):
+                name = line.pop("row")
+                found.append({"method": name, "T": T, **line, "mib": memory[name] / 2**20})
+    return pd.DataFrame(found)
 
 
 def growth(table: pd.DataFrame, column: str = "ms") -> pd.Series:
@@ -230,3 +85,120 @@ def recorded(device: str = "cpu") -> pd.DataFrame | None:
     """Rows of `python -m benchmarks.step` as it was last run on its workloads; None where it was not."""
     path = root() / "benchmarks" / "results" / f"step_{device}.json"
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else None
+
+
+def lines(axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, from `measure`."""
+    floors = {PLAIN: "-", FLOOR: "--"}
+    for ax, (column, label) in zip(
+        axes, (("x_plain", "time / one backward"), ("mib", "peak memory [MiB]")), strict=True
+    ):
+        for place, (name, rows) in enumerate(table.groupby("method", sort=False)):
+            if name in floors:
+                ax.plot(rows["T"], rows[column], floors[str(name)], color="0.7", lw=3, zorder=1, label=name)
+            else:
+                text, colour, marker = style.look(str(name))
+                dash = ("-", "--", ":", "-.")[place % 4]
+                ax.plot(rows["T"], rows[column], dash, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
+        ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
+        ticks = sorted(table["T"].unique())
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+
+
+@dataclass
+class CostStudy(Study):
+    """A run of `measure`: `table` as measured, `figure()` and `wide()` as shown, `workloads()` of the benchmarks."""
+
+    table: pd.DataFrame
+    past: pd.DataFrame | None
+
+    def figure(self) -> Figure:
+        """Time and memory over T, with one legend beside both."""
+        fig, axes = style.subplots(1, 2, height=3.0)
+        lines(axes[0], self.table)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", handlelength=2.8)
+        return fig
+
+    def wide(self) -> pd.DataFrame:
+        """A line per method, a column per T: "x one backward (x T backwards), MiB"; and how time grows."""
+        table, columns = self.table, ["x_plain", "x_floor", "mib"]
+        text = [f"{a:.2f} ({b:.2f}), {m:.1f}" for a, b, m in table[columns].to_numpy()]
+        wide = table.assign(T=[f"T = {T}" for T in table["T"]], text=text)
+        wide = wide.pivot(index="method", columns="T", values="text")
+        wide = wide.loc[table["method"].unique(), [f"T = {T}" for T in table["T"].unique()]]
+        wide["growth"] = growth(table).map("T^{:.2f}".format)
+        return wide
+
+    def workloads(self) -> pd.DataFrame | None:
+        """What the benchmarks last wrote: a line per row, a column per workload; None where nothing is shown."""
+        if self.past is None:
+            return None
+        text = [f"{a:.2f} ({b:.2f})" for a, b in self.past[["x_plain", "x_floor"]].to_numpy()]
+        cells = self.past.assign(text=text).pivot(index="row", columns="workload", values="text")
+        return cells.loc[self.past["row"].unique()].rename_axis("")
+
+    def answer(self) -> str:
+        """Which methods grow clearly slower than T backwards and which do not, and who takes most memory."""
+        T = self.table["T"].max()
+        largest, b = self.table[self.table["T"] == T].set_index("method"), growth(self.table)
+        slow = b.drop([PLAIN, FLOOR]) <= 0.75 * b[FLOOR]
+        said = []
+        for text, names in {"clearly slower than T backwards": slow, "about as T backwards": ~slow}.items():
+            if names.any():
+                part = largest.loc[slow.index[names]]
+                x, y = ([part[k].min(), part[k].max()] for k in ("x_plain", "x_floor"))
+                said.append(
+                    f"Cost grows {text}: {', '.join(part.index)}; at T = {T} a step takes {x[0]:.1f} to {x[1]:.1f} "
+                    f"times one backward, {y[0]:.2f} to {y[1]:.2f} times T backwards."
+                )
+        said.append(
+            f"Most memory at T = {T}: {largest['mib'].idxmax()}, {largest['mib'].max():.1f} MiB above the model's own; "
+            f"one backward: {largest.loc[PLAIN, 'mib']:.1f} MiB."
+        )
+        if self.facts["scale"] == "smoke":
+            said.append("Smoke scale: a tiny net, where fixed costs decide; take no number from here.")
+        return "\n".join(said)
+
+
+def study(scale: str, device: str = "cpu") -> CostStudy:
+    """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
+    setting = SETTINGS[scale]
+    table = measure(**setting, device=device)
+    past = recorded(device) if scale == "paper" else None
+    how = (
+        f"{setting['rounds']} interleaved rounds, {'one CPU thread' if device == 'cpu' else 'CUDA'}, batch of "
+        f"{setting['rows']}, trunk of two layers {setting['width']} x {setting['width']}. Measured: another run gives "
+        "other times; those of this run are in the side-car"
+    )
+    facts = {
+        "scale": scale,
+        "data": "noise",
+        "synthetic": True,
+        "n": f"{setting['rounds']} rounds",
+        "notebook": "11_cost",
+        "config": plain({"device": device, **setting, "rows_measured": table.to_dict("records")}),
+    }
+    notes: dict[str, dict[str, Any]] = {
+        "figure": {
+            "caption": "Time of a step as a multiple of one backward of the summed losses (left) and peak memory above "
+            f"the model's own (right) against the number of tasks T; grey: the floors. {how}"
+        },
+        "table": {
+            "caption": "Time of a step as a multiple of one backward (of T backwards), peak memory in MiB; growth: "
+            f"exponent b of time ~ T^b. {how}",
+            "wide": True,
+        },
+    }
+    if past is not None:
+        notes["workloads"] = {
+            "caption": "Time of a step on four architectures (f: first layer folded) as a multiple of one backward (of "
+            "T backwards), from benchmarks/results. Measured: another run gives other times",
+            "data": "W1-W4, noise in their shapes",
+            "n": f"{past['rounds'].min()} or more rounds",
+            "wide": True,
+            "config": {"command": "python -m benchmarks.step"},
+        }
+    return CostStudy(facts, notes, table, past)

@@ -40,7 +40,7 @@ def _cone(ax: Any, alphas: Sequence[float]) -> None:
         ax.annotate(f"$g_{i + 1}$", g.tolist(), xytext=(2, 4), textcoords="offset points")
     colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas)))
     for alpha, colour in zip(alphas, colours, strict=True):
-        d = fairness.fair_weights(K, alpha=alpha).w @ G
+        d = fairness.fair_weights(K, alpha=alpha) @ G
         ax.plot(*torch.stack([torch.zeros(2), d / d.norm()]).T, color=colour, lw=1.3 if len(alphas) > 1 else 2)
     for which, name, dash in (("zero", r"$\alpha\to0$: dual cone", "--"), ("inf", r"$\alpha\to\infty$: MGDA", "-.")):
         d = fairness.fair_limit(K, which) @ G
@@ -61,7 +61,7 @@ def cut(G: Tensor, d: Tensor) -> Tensor:
     >>> cut(torch.eye(3), torch.tensor([1.0, 1.0, 1.0])).abs().max().item() < 1e-6
     True
     """
-    n = fairness.fair_weights(G @ G.T, alpha=1.0).w @ G
+    n = fairness.fair_weights(G @ G.T, alpha=1.0) @ G
     n = n / n.norm()
     first = G[0] - (G[0] @ n) * n
     e1 = first / first.norm()
@@ -79,7 +79,7 @@ def _cut(ax: Any, alphas: Sequence[float]) -> None:
         ax.plot(x, y, "o", color="0.3", ms=3)
         ax.annotate(f"$g_{t + 1}$", (x, y), xytext=(3, 3), textcoords="offset points")
     whole, path = (
-        cut(G, torch.stack([fairness.fair_weights(K, alpha=a).w @ G for a in some])) for some in (ALPHAS, alphas)
+        cut(G, torch.stack([fairness.fair_weights(K, alpha=a) @ G for a in some])) for some in (ALPHAS, alphas)
     )
     ax.plot(*whole.T, color="0.6", lw=0.8, zorder=2)
     ax.scatter(*path.T, c=plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas))), s=12, lw=0, zorder=3)
@@ -94,7 +94,7 @@ def _cut(ax: Any, alphas: Sequence[float]) -> None:
 
 def _shares(ax: Any, alphas: Sequence[float]) -> None:
     G, K = CONE3, CONE3 @ CONE3.T
-    solved = [fairness.fair_weights(K, alpha=a).w @ G for a in alphas]
+    solved = [fairness.fair_weights(K, alpha=a) @ G for a in alphas]
     gains = torch.stack([(G @ d) / d.norm() for d in solved])
     colours = (style.BLUE, style.ORANGE, style.GREEN)
     for i, colour in enumerate(colours):

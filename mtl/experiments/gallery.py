@@ -1,6 +1,6 @@
 """Plots of methods: their update on given gradients, and what a step costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,9 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from numpy.typing import ArrayLike
 
 from mtl import methods
-from mtl.experiments import cost
 from mtl.report.style import RED, look, subplots
 
 
@@ -110,24 +108,3 @@ def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) ->
         for side in ax.spines.values():
             side.set_visible(False)
     return fig
-
-
-def cost_lines(axes: Sequence[Axes], table: pd.DataFrame) -> None:
-    """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, from `cost.measure`."""
-    floors = {cost.PLAIN: "-", cost.FLOOR: "--"}
-    for ax, (column, label) in zip(
-        axes, (("x_plain", "time / one backward"), ("mib", "peak memory [MiB]")), strict=True
-    ):
-        for place, (name, rows) in enumerate(table.groupby("method", sort=False)):
-            if name in floors:
-                ax.plot(rows["T"], rows[column], floors[str(name)], color="0.7", lw=3, zorder=1, label=name)
-            else:
-                text, colour, marker = look(str(name))
-                style = ("-", "--", ":", "-.")[place % 4]
-                ax.plot(rows["T"], rows[column], style, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
-        ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
-        ticks = sorted(table["T"].unique())
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")

@@ -1,23 +1,18 @@
 """From checks to the rows of the claims tables of notebooks 07 to 09; nothing here is decided by hand."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from mtl.experiments.study import Claim
+from mtl.solvers import alpha_fair
 from mtl.theory import bounds, fairness
-from mtl.theory.rates import (
-    kl_ball_sandwich,
-    mirror_ascent_step,
-    mirror_kkt_residual,
-    player_regret,
-)
+from mtl.theory.rates import kl_ball_sandwich, mirror_ascent_step, mirror_kkt_residual, player_regret
 
-Claim = dict[str, str]
 GRID = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)
 
 
@@ -26,86 +21,70 @@ def _claim(name: str, verdict: str, evidence: str) -> Claim:
 
 
 def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05, seed: int = 0) -> list[Claim]:
-    """Claims on the theorem and the KL ball from `finite.violation_table` and `figures.sandwich_cases`."""
+    """Claims on the theorem and the KL ball from `finite.violation_table` and `theorem.sandwich_cases`."""
     worst = table.groupby("bound").violation.max()
     holds = table[table.must_hold]
     first = table[(table.bound == "thm1") & ~table.vacuous]
     least = int(first["T"].min()) if len(first) else None
     counter = bounds.population_ratio_failure(100, 0.01, delta)
-    claims = [
-        _claim(
-            "emtl-thm1",
-            "not reproduced" if max(counter, worst["population-ratio"]) > delta else "reproduced",
-            "with the population's gradient the bound fails with "
-            f"probability {counter:.2f} on Prop. 4's example and up to "
-            f"{worst['population-ratio']:.2f} on finite classes, delta = {delta:g}",
-        ),
-        _claim(
-            "emtl-thm1-repaired",
-            "conditional" if worst["thm1"] <= delta else "not reproduced",
-            f"largest violation {worst['thm1']:.1e} in {len(holds)} exact "
-            f"checks of 5 theorems (worst of all {holds.violation.max():.1e}); "
-            f"says something from T = {least} on, and does not decay with n",
-        ),
-        _claim(
-            "emtl-variance-alone",
-            "not reproduced" if worst["variance-only"] > delta else "reproduced",
-            "without its additive term it fails with probability "
-            f"{worst['variance-only']:.2f}; at zero variance a valid width is at "
-            f"least {bounds.variance_free_floor(2, 1.0, delta):.2f} B for 2 "
-            f"tasks, {bounds.variance_free_floor(3, 1.0, delta):.2f} B for 3",
-        ),
-    ]
+    floors = [bounds.variance_free_floor(T, 1.0, delta) for T in (2, 3)]
     g = torch.Generator().manual_seed(seed)
     r = torch.rand(2000, 5, generator=g, dtype=torch.float64)
     p = torch.softmax(torch.randn(2000, 5, generator=g, dtype=torch.float64), -1)
     static = bounds.eq10_static(r, 0.1)
     rate, formula = bounds.eq10_dynamic(r, p)
     error = float((rate - formula).abs().max())
-    claims.append(
-        _claim(
-            "emtl-eq10",
-            "conditional" if static > 0 and error < 1e-7 else "reproduced" if static < 0 else "not reproduced",
-            "static: false, rank correlation of the supremum with the "
-            f"variance {static:+.3f}; dynamic: dV/dt = -(2/T)(p.r - mean) "
-            f"along r' = -p to {error:.0e}",
-        )
-    )
     inside = cases.low.min() >= -0.5 - 1e-6 and cases.high.max() <= 1 / 3 + 1e-6
     slope = _remainder_slope()
     loose = int((cases.low < -1 / 3 - 1e-6).sum())
-    claims.append(
+    residual, ratio = _player_checks(seed)
+    dead = {T: [rho for rho in GRID if rho >= math.log(T)] for T in (2, 3)}
+    without = [f"T = {T}: {', '.join(f'{x:g}' for x in xs) or 'none'} without effect" for T, xs in dead.items()]
+    return [
+        _claim(
+            "emtl-thm1",
+            "not reproduced" if max(counter, worst["population-ratio"]) > delta else "reproduced",
+            f"with the population's gradient the bound fails with probability {counter:.2f} on Prop. 4's example and "
+            f"up to {worst['population-ratio']:.2f} on finite classes, delta = {delta:g}",
+        ),
+        _claim(
+            "emtl-thm1-repaired",
+            "conditional" if worst["thm1"] <= delta else "not reproduced",
+            f"largest violation {worst['thm1']:.1e} in {len(holds)} exact checks of 5 theorems (worst of all "
+            f"{holds.violation.max():.1e}); says something from T = {least} on, and does not decay with n",
+        ),
+        _claim(
+            "emtl-variance-alone",
+            "not reproduced" if worst["variance-only"] > delta else "reproduced",
+            f"without its additive term it fails with probability {worst['variance-only']:.2f}; at zero variance a "
+            f"valid width is at least {floors[0]:.2f} B for 2 tasks, {floors[1]:.2f} B for 3",
+        ),
+        _claim(
+            "emtl-eq10",
+            "conditional" if static > 0 and error < 1e-7 else "reproduced" if static < 0 else "not reproduced",
+            f"static: false, rank correlation of the supremum with the variance {static:+.3f}; dynamic: dV/dt = "
+            f"-(2/T)(p.r - mean) along r' = -p to {error:.0e}",
+        ),
         _claim(
             "emtl-surrogate",
             "reproduced" if inside and 0.9 < slope < 1.1 and loose > 0 else "not reproduced",
-            f"-R- rho/2 <= remainder <= R+ rho/3 in {len(cases):,} cases, "
-            f"both sharp ({cases.low.min():.3f}, {cases.high.max():.3f}; "
-            f"1/3 for 1/2 fails {loose:,} times); slope of the remainder {slope:.2f}; "
+            f"-R- rho/2 <= remainder <= R+ rho/3 in {len(cases):,} cases, both sharp ({cases.low.min():.3f}, "
+            f"{cases.high.max():.3f}; 1/3 for 1/2 fails {loose:,} times); slope of the remainder {slope:.2f}; "
             f"above the surrogate in {100 * (cases.high > 1e-9).mean():.0f} %",
-        )
-    )
-    residual, ratio = _player_checks(seed)
-    claims.append(
+        ),
         _claim(
             "emtl-player",
             "reproduced" if residual < 1e-8 and ratio <= 1 else "not reproduced",
-            f"KKT residual at most {residual:.0e}; regret at most {ratio:.2f} "
-            "of its bound, adversarial payoffs included; all payoffs are "
-            "seen, so no bandit",
-        )
-    )
-    dead = {T: [rho for rho in GRID if rho >= math.log(T)] for T in (2, 3)}
-    claims.append(
+            f"KKT residual at most {residual:.0e}; regret at most {ratio:.2f} of its bound, adversarial payoffs "
+            "included; all payoffs are seen, so no bandit",
+        ),
         _claim(
             "emtl-rho-grid",
             "conditional" if any(dead.values()) else "reproduced",
-            "the ball is the whole simplex from rho = ln T on: "
-            + "; ".join(
-                f"T = {T}: {', '.join(f'{x:g}' for x in xs) or 'none'} without effect" for T, xs in dead.items()
-            ),
+            f"the ball is the whole simplex from rho = ln T on: {'; '.join(without)}",
         )
-    )
-    return claims
+        | {"figure": "07_theory_ball"},  # paper/claims.yml names the figure of the runs on data
+    ]
 
 
 def _remainder_slope() -> float:
@@ -173,12 +152,8 @@ def gap_claims(table: pd.DataFrame, methods: pd.DataFrame, arms: pd.DataFrame) -
     shown = ", ".join(f"rho {m.split()[1]}: {x:.2f}" for m, x in zip(emtl.index, ratios, strict=True))
     last = emtl.iloc[-1]
     tail = f"gap {last['gap change, %']:+.1f} % (± {last['± 95 %']:.1f}) against equal weights at the largest rho"
-    claims.append(
-        _claim(
-            "emtl-lowers-variance", verdict, f"RRV over that of equal weights at equal training loss: {shown}; {tail}"
-        )
-    )
-    return claims
+    evidence = f"RRV over that of equal weights at equal training loss: {shown}; {tail}"
+    return [*claims, _claim("emtl-lowers-variance", verdict, evidence)]
 
 
 def gradient_families(seed: int = 0) -> dict[str, Tensor]:
@@ -201,76 +176,64 @@ def gradient_families(seed: int = 0) -> dict[str, Tensor]:
 
 
 def fair_claims(
-    rows: Sequence[dict[str, float]], runs: dict[str, tuple[fairness.Descent, float]], bound: Any
+    rows: Sequence[dict[str, float]],
+    runs: Mapping[str, tuple[fairness.Descent, float]],
+    bound: Callable[[float, int], float],
 ) -> list[Claim]:
     """Claims on FairGrad from `fairness.solver_errors` and descents; `bound(drop, steps)` is the rate's right side."""
     worst = max(
-        float(fairness.fair_residual(fairness.fair_weights(K, alpha=alpha).w, K, alpha).max())
+        float(fairness.fair_residual(fairness.fair_weights(K, alpha=alpha), K, alpha).max())
         for K in gradient_families().values()
         for alpha in (0.5, 1.0, 2.0, 5.0)
     )
     stationary = torch.tensor([[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]], dtype=torch.float64)
-    refused = bool(fairness.fair_weights(stationary, alpha=2.0).stationary)
-    claims = [
-        _claim(
-            "fairgrad-unique",
-            "reproduced" if worst < 1e-8 and refused else "not reproduced",
-            "exactly one positive solution iff not Pareto stationary "
-            "(independence is not needed); backward error at most "
-            f"{worst:.0e} on five hard families, a stationary point is {'recognised' if refused else 'missed'}",
-        )
-    ]
+    refused = bool(alpha_fair(stationary, 2.0)[1].stationary)
     conflict = torch.tensor([[1.0, 0.0], [-3.0, 1.0]], dtype=torch.float64)
     agree = torch.tensor([[1.0, 0.2], [0.3, 1.0]], dtype=torch.float64)
 
     def miss(G: Tensor, alpha: float, target: Tensor) -> float:
-        d = fairness.fair_weights(G=G, alpha=alpha).w @ G
+        d = fairness.fair_weights(G=G, alpha=alpha) @ G
         return 1 - float(torch.cosine_similarity(d, target, 0))
 
     small, K = 0.01, conflict @ conflict.T
-    to_sum, to_cone = (
-        miss(conflict, small, conflict.sum(0)),
-        miss(conflict, small, fairness.fair_limit(K, "zero") @ conflict),
-    )
+    to_sum = miss(conflict, small, conflict.sum(0))
+    to_cone = miss(conflict, small, fairness.fair_limit(K, "zero") @ conflict)
     friendly, large = miss(agree, small, agree.sum(0)), miss(conflict, 300.0, fairness.fair_limit(K, "inf") @ conflict)
-    unit = conflict / conflict.norm(dim=1, keepdim=True)
-    nash = miss(conflict, 1.0, unit.sum(0))
+    nash = miss(conflict, 1.0, (conflict / conflict.norm(dim=1, keepdim=True)).sum(0))
     fine = max(to_cone, friendly, large, nash) < 1e-2
-    claims.append(
-        _claim(
-            "fairgrad-limits",
-            ("conditional" if to_sum > 0.05 else "reproduced") if fine else "not reproduced",
-            f"1 - cos: alpha = 1 to Nash's closed form {nash:.0e}, alpha = "
-            f"300 to MGDA {large:.0e}; alpha = {small:g} to the plain sum "
-            f"{friendly:.0e} without strong conflict but {to_sum:.2f} with "
-            f"it, where the limit is the dual-cone projection ({to_cone:.0e})",
-        )
-    )
     shares = [
         float(run.stationarity[:k].min()) / bound(drop, k)
         for run, drop in runs.values()
         for k in range(1, len(run.stationarity) + 1)
     ]
     shortfall = max(run.shortfall for run, _ in runs.values())
-    claims.append(
-        _claim(
-            "fairgrad-convergence",
-            "reproduced" if max(shares) <= 1 and shortfall <= 1e-9 else "not reproduced",
-            f"{len(runs)} runs: smallest m^2 so far at most {max(shares):.3f} "
-            "of 2 L T^2 drop / K, no step short of the promised decrease; "
-            "no independence assumed",
-        )
-    )
     df = pd.DataFrame(rows)
     tiny, usual = df[df.scale <= 1e-3], df[df.scale >= 0.1]
     bad, ok = float((tiny.published > 1e-3).mean()), float((usual.published <= 1e-3).mean())
-    claims.append(
+    return [
+        _claim(
+            "fairgrad-unique",
+            "reproduced" if worst < 1e-8 and refused else "not reproduced",
+            "exactly one positive solution iff not Pareto stationary (independence is not needed); backward error at "
+            f"most {worst:.0e} on five hard families, a stationary point is {'recognised' if refused else 'missed'}",
+        ),
+        _claim(
+            "fairgrad-limits",
+            ("conditional" if to_sum > 0.05 else "reproduced") if fine else "not reproduced",
+            f"1 - cos: alpha = 1 to Nash's closed form {nash:.0e}, alpha = 300 to MGDA {large:.0e}; alpha = {small:g} "
+            f"to the plain sum {friendly:.0e} without strong conflict but {to_sum:.2f} with it, where the limit is the "
+            f"dual-cone projection ({to_cone:.0e})",
+        ),
+        _claim(
+            "fairgrad-convergence",
+            "reproduced" if max(shares) <= 1 and shortfall <= 1e-9 else "not reproduced",
+            f"{len(runs)} runs: smallest m^2 so far at most {max(shares):.3f} of 2 L T^2 drop / K, no step short of "
+            "the promised decrease; no independence assumed",
+        ),
         _claim(
             "fairgrad-solver",
             "conditional" if bad > 0.5 and ok > 0.5 else "not reproduced" if bad > 0.5 else "reproduced",
-            f"backward error above 1e-3 in {100 * bad:.0f} % of problems with "
-            f"gradient norms <= 1e-3, at most 1e-3 in {100 * ok:.0f} % of those "
-            f">= 0.1, no warning; ours at most {df.ours.max():.0e}",
-        )
-    )
-    return claims
+            f"backward error above 1e-3 in {100 * bad:.0f} % of problems with gradient norms <= 1e-3, at most 1e-3 in "
+            f"{100 * ok:.0f} % of those >= 0.1, no warning; ours at most {df.ours.max():.0e}",
+        ),
+    ]

@@ -102,7 +102,7 @@ def claims() -> list[dict[str, Any]]:
         raise DataError(f"paper/claims.yml is not YAML: {' '.join(str(broken).split())}") from broken
     fields = {"id", "paper", "section", "sentence", "test", "figure"}
     for number, claim in enumerate(found, start=1):
-        if set(claim) != fields:
+        if set(claim) - {"tests"} != fields:
             raise DataError(
                 f"paper/claims.yml: entry {number} needs {', '.join(sorted(fields))}, found {', '.join(sorted(claim))}"
             )

@@ -14,7 +14,6 @@ from mtl.theory.bounds import (
 )
 from mtl.theory.fairness import (
     fair_limit,
-    fair_objective,
     fair_rate_bound,
     fair_step_size,
     fair_weights,
@@ -36,7 +35,6 @@ __all__ = [
     "block_bernstein_width",
     "block_hoeffding_width",
     "fair_limit",
-    "fair_objective",
     "fair_rate_bound",
     "fair_step_size",
     "fair_weights",

@@ -12,23 +12,13 @@ from torch import Tensor
 from mtl.solvers import alpha_fair, dual_cone, min_norm
 
 
-@dataclass(frozen=True)
-class FairResult:
-    """Weights w (..., T), backward error and iterations (...), and whether the task gradients are Pareto stationary."""
-
-    w: Tensor
-    residual: Tensor
-    iterations: Tensor
-    stationary: Tensor
-
-
-def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: float) -> FairResult:
+def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: float) -> Tensor:
     """The solution of K w = w^(-1/alpha), w > 0, for K = G G^T with task gradients in the rows of G (T, d).
 
-    A thin wrapper of `mtl.solvers.alpha_fair`. alpha -> 0 is the dual-cone projection of the sum,
-    1 Nash-MTL, infinity MGDA over its squared length (`fair_limit`).
+    A thin wrapper of `mtl.solvers.alpha_fair`, which also certifies it. alpha -> 0 is the dual-cone projection
+    of the sum, 1 Nash-MTL, infinity MGDA over its squared length (`fair_limit`).
 
-    >>> float(fair_weights(torch.eye(2, dtype=torch.float64), alpha=2.0).w[0])
+    >>> float(fair_weights(torch.eye(2, dtype=torch.float64), alpha=2.0)[0])
     1.0
     """
     if (K is None) == (G is None):
@@ -38,8 +28,7 @@ def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: flo
     if K is None:
         assert G is not None
         K = G @ G.mT
-    w, certificate = alpha_fair(K, alpha)
-    return FairResult(w, certificate.residual, certificate.iterations, certificate.stationary)
+    return alpha_fair(K, alpha)[0]
 
 
 def fair_residual(w: Tensor, K: Tensor, alpha: float) -> Tensor:
@@ -52,21 +41,6 @@ def fair_residual(w: Tensor, K: Tensor, alpha: float) -> Tensor:
     product = (K @ w[..., None])[..., 0]
     size = (K.abs() @ w.abs()[..., None])[..., 0] + target
     return ((product - target).abs() / size).amax(-1)
-
-
-def fair_objective(w: Tensor, K: Tensor, alpha: float) -> Tensor:
-    """Phi(w) = w'Kw/2 - alpha/(alpha-1) sum(w^((alpha-1)/alpha) - 1), (..., T) -> (...); alpha = 1: - sum ln w.
-
-    Strictly convex on w > 0 for every K >= 0; its gradient is K w - w^(-1/alpha).
-
-    >>> float(fair_objective(torch.ones(2), torch.eye(2), alpha=1.0))
-    1.0
-    """
-    quadratic = (w * (K @ w[..., None])[..., 0]).sum(-1) / 2
-    if alpha == 1:
-        return quadratic - w.log().sum(-1)
-    # expm1 keeps the difference to 1 near alpha = 1, where the factor in front is large
-    return quadratic - alpha / (alpha - 1) * torch.expm1((alpha - 1) / alpha * w.log()).sum(-1)
 
 
 def fair_limit(K: Tensor, which: str) -> Tensor:
@@ -139,7 +113,7 @@ def fair_descent(
         history.append(m2)
         if m2 <= tol:
             break
-        w = fair_weights(K, alpha=alpha).w
+        w = fair_weights(K, alpha=alpha)
         u, d = K @ w, w @ G
         theta = theta - fair_step_size(w, K, smoothness) * d
         means.append(float(losses(theta).mean()))
@@ -176,15 +150,9 @@ def solver_errors(
             K = torch.from_numpy(base * scale) @ torch.from_numpy(base * scale).T
             for alpha in alphas:
                 theirs = torch.from_numpy(published_solver(K.numpy(), alpha)).clamp_min(1e-300)
-                ours = fair_weights(K, alpha=alpha)
-                rows.append(
-                    {
-                        "scale": scale,
-                        "alpha": alpha,
-                        "published": float(fair_residual(theirs, K, alpha)),
-                        "ours": float(fair_residual(ours.w, K, alpha)),
-                    }
-                )
+                solved = {"published": theirs, "ours": fair_weights(K, alpha=alpha)}
+                errors = {name: float(fair_residual(w, K, alpha)) for name, w in solved.items()}
+                rows.append({"scale": scale, "alpha": alpha, **errors})
     return rows
 
 

@@ -51,11 +51,11 @@ def test_peak_counts_what_is_alive_at_once() -> None:
 
 
 def test_famo_looks_at_the_losses_twice() -> None:
-    net, calls = cost.Net(2, 8, 4), list[int]()
-    net.model.trunk.register_forward_hook(lambda *_: calls.append(1))
-    cost.steps(net, ["ls"])["ls"]()
+    work, calls = cost.net(2, 8, 4), list[int]()
+    work.model.trunk.register_forward_hook(lambda *_: calls.append(1))
+    cost.steps(work, ["ls"])["ls"]()
     assert len(calls) == 1
-    cost.steps(net, ["famo"])["famo"]()
+    cost.steps(work, ["famo"])["famo"]()
     assert len(calls) == 3
 
 
@@ -113,7 +113,7 @@ def test_panels_show_every_row_and_mark_harm() -> None:
 def test_cost_lines_draw_a_line_per_method() -> None:
     table = pd.DataFrame({"method": [cost.PLAIN, cost.PLAIN, "emtl", "emtl"], "T": [2, 4, 2, 4]})
     fig, axes = style.subplots(1, 2)
-    gallery.cost_lines(axes[0], table.assign(x_plain=[1, 1, 2, 4], mib=[1, 1, 3, 5]))
+    cost.lines(axes[0], table.assign(x_plain=[1, 1, 2, 4], mib=[1, 1, 3, 5]))
     assert [line.get_label() for line in axes[0, 1].get_lines()] == [cost.PLAIN, "EMTL"]
     assert list(axes[0, 0].get_lines()[1].get_ydata()) == [2, 4]
     plt.close(fig)

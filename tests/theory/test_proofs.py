@@ -188,5 +188,5 @@ def test_proposition_rate_needs_no_independence() -> None:
 def test_two_tasks_at_alpha_one_are_equal_angles() -> None:
     G = normal(2, 3, seed=9)
     K = G @ G.T
-    w = fair_weights(K, alpha=1.0).w
+    w = fair_weights(K, alpha=1.0)
     assert float(w[0] ** 2 * K[0, 0]) == pytest.approx(float(w[1] ** 2 * K[1, 1]))
