@@ -1,6 +1,7 @@
-"""Plots of methods: their update on given gradients, and what a step costs."""
+"""The first update of every method on the same two gradients (notebook 10)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mtl import methods
+from mtl.experiments.study import Study
 from mtl.report.style import RED, look, subplots
+
+Cases = Mapping[str, tuple[str, Mapping[str, Any]]]  # label: method, hyperparameters
 
 
 def gradient_arrows(ax: Axes, grads: ArrayLike, directions: Mapping[str, ArrayLike], *, unit: bool = True) -> None:
@@ -50,9 +54,7 @@ def _arrow(ax: Axes, vector: np.ndarray, colour: str, label: str, lw: float) -> 
         ax.annotate(label, (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
 
 
-def first_updates(
-    cases: Mapping[str, tuple[str, Mapping[str, Any]]], grads: ArrayLike, losses: ArrayLike
-) -> pd.DataFrame:
+def first_updates(cases: Cases, grads: ArrayLike, losses: ArrayLike) -> pd.DataFrame:
     """The first update d of each case (label: method, hyperparameters) from gradients (T, 2) and losses (T,).
 
     Columns: task weights w_t (none for methods that work by coordinate), change of L_t along the unit step -d/|d|,
@@ -108,3 +110,103 @@ def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) ->
         for side in ax.spines.values():
             side.set_visible(False)
     return fig
+
+
+def _plain(*names: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    return {name: (name, {}) for name in names}
+
+
+FAMILIES: dict[str, Cases] = {
+    "loss": _plain("ls", "stl", "si", "gls", "rlw", "dwa", "uw", "imtl-l", "gradnorm", "stch", "famo", "bandit")
+    | {"scalarization (.3, .7)": ("scalarization", {"c": [0.3, 0.7]})}
+    | {"rlw (Dirichlet)": ("rlw", {"distribution": "dirichlet"})},
+    "gram": _plain("mgda", "mgda-ub", "cagrad", "sdmgrad", "imtl-g", "imtl", "nash", "fairgrad", "aligned")
+    | _plain("upgrad", "dualproj")
+    | {"mgda (l2)": ("mgda", {"norm": "l2"})}
+    | {f"fairgrad (α={a:g})": ("fairgrad", {"alpha": a}) for a in (0.5, 10.0)},
+    "surgery": _plain("pcgrad", "gradvac", "graddrop", "adatask", "db-mtl", "moco")
+    | {"graddrop (leak .5)": ("graddrop", {"leak": 0.5})},
+    "EMTL and fair": _plain("emtl")
+    | {"emtl (α=0)": ("emtl", {"alpha": 0.0}), "emtl (raw rate)": ("emtl", {"rate": "raw"})}
+    | {f"emtl ({form.replace('_', ' ')})": ("emtl", {"combine": form}) for form in ("frozen_norm", "product")}
+    | {f"emtl (on {name})": ("emtl", {"base": name}) for name in ("nash", "cagrad")}
+    | {
+        f"fair-loss ({name}, α={a:g})": ("fair-loss", {"base": name, "alpha": a})
+        for name in ("ls", "mgda", "cagrad")
+        for a in (0.5, 1.0)
+    }
+    | {"fair-loss (ls, α=2)": ("fair-loss", {"base": "ls", "alpha": 2.0})},
+}
+TITLES = {
+    "loss": "Loss balancing",
+    "gram": "Gradient balancing by the Gram matrix; MGDA-UB with the gradients taken as those over the representation",
+    "surgery": "Surgery and elementwise methods",
+    "EMTL and fair": "EMTL, and the alpha-fair loss transform of other methods",
+}
+SHOWN = ["method", "w_1", "w_2", "length", "change of L_1", "change of L_2"]
+
+
+@dataclass
+class GalleryStudy(Study):
+    """`rows`: `first_updates` of every family, on gradients `grads`."""
+
+    rows: pd.DataFrame
+    grads: np.ndarray
+
+    def figure(self, family: str) -> Figure:
+        return update_panels(self.rows[self.rows["family"] == family].set_index("method"), self.grads)
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """Weights, length and changes, rounded: the same on every machine."""
+        return self.rows[SHOWN].round(6).replace(-0.0, 0.0)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        residuals = ["–" if value != value else f"{value:.0e}" for value in self.rows["residual"]]
+        return self.rows[["family", *SHOWN]].assign(residual=residuals)
+
+    def answer(self) -> str:
+        """Per family, which updates harm a task. ValueError where a method of the package is not shown."""
+        if missing := set(methods.METHODS) - {name for cases in FAMILIES.values() for name, _ in cases.values()}:
+            raise ValueError(f"FAMILIES: every method must be shown, found none of {sorted(missing)}")
+        harms = self.rows[["change of L_1", "change of L_2"]].max(axis=1) > 1e-9
+        said = []
+        for family, group in self.rows.assign(harms=harms).groupby("family", sort=False):
+            guilty = ", ".join(group["method"][group["harms"]]) or "none"
+            said.append(
+                f"{family}: {(~group['harms']).sum()} of {len(group)} harm no task; a loss grows under: {guilty}."
+            )
+        exact = self.rows["residual"].max() < 1e-9
+        said.append(
+            f"All {len(methods.METHODS)} methods are shown; every problem solved to a residual below 1e-9: {exact}."
+        )
+        return "\n".join(said)
+
+
+def study(scale: str) -> GalleryStudy:
+    """Gradients of length 3 and 1 at 120 degrees, losses 2 and 0.5; nothing here grows with `scale`."""
+    angles = np.deg2rad([20.0, 140.0])
+    grads = np.array([[3.0], [1.0]]) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    losses = np.array([2.0, 0.5])
+    found = {family: first_updates(cases, grads, losses) for family, cases in FAMILIES.items()}
+    rows = pd.concat(found, names=["family", "method"]).reset_index()
+    picture = {"grads": grads.tolist(), "losses": losses.tolist(), "seed": 0}
+    how = (
+        "Dark: task gradients, to scale; grey: directions that harm no task; coloured: the update d at length 1. Below "
+        "each panel the change of both losses for one unit step along -d, in red where a loss grows. * keeps a state "
+        "(or draws at random): its first update, seed 0"
+    )
+    facts = {"scale": scale, "data": "two gradients in the plane", "synthetic": True, "notebook": "10_methods"}
+    facts |= {"n": "1 update", "config": picture}
+    notes: dict[str, dict[str, Any]] = {
+        family: {"caption": f"{TITLES[family]}. {how}", "config": picture | {"methods": cases}}
+        for family, cases in FAMILIES.items()
+    }
+    notes["table"] = {
+        "caption": "One update of every method on the same two gradients: task weights (none where a method works by "
+        "coordinate), length of the update, change of both losses for one unit step along it, residual of the solver "
+        "(relative backward error; none where nothing is solved). First updates of methods with a state",
+        "wide": True,
+    }
+    return GalleryStudy(facts, notes, rows, grads)

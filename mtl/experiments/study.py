@@ -34,6 +34,11 @@ class Study:
             raise ValueError(f"part: one of {', '.join(self.notes)}, found {part!r}")
         return self.facts | self.notes[part]
 
+    def readable(self, claims: pd.DataFrame) -> Styler:
+        """A table of sentences with its cells unabridged, the same HTML every time."""
+        look: Any = {"text-align": "left", "white-space": "normal"}
+        return claims.style.set_properties(**look).hide(axis="index").set_uuid("claims")
+
 
 def judged(claims: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Report each verdict with its tests and figure of paper/claims.yml (or its own figure); a line per claim.
@@ -48,9 +53,3 @@ def judged(claims: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         tests = ", ".join(about["tests"]).replace("_", " ")
         rows.append(report.verdict(**{"figure": about["figure"], **claim}) | {"test": tests})
     return pd.DataFrame(rows)[["claim", "test", "verdict", "figure", "evidence"]]
-
-
-def readable(claims: pd.DataFrame) -> Styler:
-    """A table of sentences with its cells unabridged, the same HTML every time."""
-    shown = claims.style.set_properties(**{"text-align": "left", "white-space": "normal"})
-    return shown.hide(axis="index").set_uuid("claims")

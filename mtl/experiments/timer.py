@@ -69,7 +69,7 @@ def floors(work: Workload) -> dict[str, Step]:
     """One backward of the summed losses; one per task over the shared parameters and its own, gradients dropped."""
 
     def summed() -> None:
-        torch.stack(work.losses()[0]).sum().backward()
+        torch.autograd.backward(work.losses()[0])
 
     def each() -> None:
         losses = work.losses()[0]

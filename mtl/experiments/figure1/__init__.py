@@ -14,6 +14,7 @@ from mtl.experiments.figure1.ends import (
 from mtl.experiments.figure1.groups import Group, make_group
 from mtl.experiments.figure1.plane import STARTS, ToyProblem, landscape, on_front, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns, run_toy
+from mtl.experiments.figure1.shown import predicted_ends, study
 from mtl.experiments.figure1.weights import Point, alpha_fair, cagrad, edge
 
 __all__ = [
@@ -41,10 +42,12 @@ __all__ = [
     "on_front",
     "pareto_front",
     "predicted_end",
+    "predicted_ends",
     "predicted_x1",
     "reconstructions",
     "run_toy",
     "settings",
     "star",
+    "study",
     "summarise",
 ]

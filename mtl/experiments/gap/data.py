@@ -1,5 +1,6 @@
 """The four data conditions of the gap study: small tables of inputs and targets, standardised without the test set."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,11 +50,6 @@ class Draw:
     y_test: Tensor
     binary: bool
 
-    def to(self, device: str) -> "Draw":
-        """The same draw on another device."""
-        x, y, x_test, y_test = (t.to(device) for t in (self.x, self.y, self.x_test, self.y_test))
-        return Draw(x, y, x_test, y_test, self.binary)
-
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean loss over examples: outputs (S, n, U, T), y (S, n, T) -> (S, U, T)."""
         y = y[:, :, None, :]
@@ -69,51 +65,48 @@ class Draw:
         return -(torch.special.xlogy(mean, mean) + torch.special.xlogy(1 - mean, 1 - mean)).mean(1)
 
 
+FILES = {
+    "census": ("census_income", ("census-income.data.gz", "census-income.test.gz")),
+    "qm9": ("qm9", ("qm9_compact.npz",)),
+}
+
+
 def available() -> list[str]:
     """The conditions whose data are at hand; the digits always are."""
-    found = ["digits", "digits-noisy"]
-    for name, folder, files in (
-        ("census", "census_income", ("census-income.data.gz", "census-income.test.gz")),
-        ("qm9", "qm9", ("qm9_compact.npz",)),
-    ):
-        if any(all((place.path / file).is_file() for file in files) for place in raw.places(folder)):
-            found.append(name)
-    return found
+    at_hand = {
+        name: any(all((place.path / file).is_file() for file in files) for place in raw.places(folder))
+        for name, (folder, files) in FILES.items()
+    }
+    return [name for name in CONDITIONS if at_hand.get(name, True)]
 
 
 @lru_cache(maxsize=4)
 def condition(name: str) -> Condition:
     """Read a condition; MissingDataError where its files are not there, ValueError for an unknown name."""
-    if name in ("digits", "digits-noisy"):
-        return _digits(noisy=name == "digits-noisy")
-    if name == "census":
-        return _census()
-    if name == "qm9":
-        return _qm9()
-    raise ValueError(f"condition: one of {', '.join(CONDITIONS)}, found {name!r}")
+    if name not in CONDITIONS:
+        raise ValueError(f"condition: one of {', '.join(CONDITIONS)}, found {name!r}")
+    return {"census": _census, "qm9": _qm9}[name]() if name in FILES else _digits(noisy=name == "digits-noisy")
 
 
-def draw(data: Condition, n: int, seeds: list[int]) -> Draw:
+def draw(data: Condition, n: int, seeds: Iterable[int], device: str = "cpu") -> Draw:
     """For each seed: 600 test rows and n training rows of the rest, on which nothing but the seed decides.
 
     Inputs (and regression targets) are standardised on all rows that are not test rows.
     """
-    parts: dict[str, list[Array]] = {"x": [], "y": [], "x_test": [], "y_test": []}
+    parts = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 7])
         order = rng.permutation(len(data.x))
         test, pool = order[:N_TEST], order[N_TEST:]
         if n > len(pool):
             raise ValueError(f"n: at most {len(pool)} training rows in {data.name}, found {n}")
-        y = data.y.copy()
+        answers = data.y
         if data.flip is not None:
-            y = np.where(rng.random(y.shape) < data.flip, 1 - y, y)
-        x = _standardise(data.x, pool)
-        y = y if data.binary else _standardise(y, pool)
-        for key, array in {"x": x[pool[:n]], "y": y[pool[:n]], "x_test": x[test], "y_test": y[test]}.items():
-            parts[key].append(array)
-    stacked = {key: torch.from_numpy(np.stack(arrays)).float() for key, arrays in parts.items()}
-    return Draw(stacked["x"], stacked["y"], stacked["x_test"], stacked["y_test"], data.binary)
+            answers = np.where(rng.random(answers.shape) < data.flip, 1 - answers, answers)
+        inputs, targets = _standardise(data.x, pool), answers if data.binary else _standardise(answers, pool)
+        parts.append((inputs[pool[:n]], targets[pool[:n]], inputs[test], targets[test]))
+    x, y, x_test, y_test = (torch.from_numpy(np.stack(a)).float().to(device) for a in zip(*parts, strict=True))
+    return Draw(x, y, x_test, y_test, data.binary)
 
 
 def _standardise(a: Array, rows: NDArray[np.int64]) -> Array:
@@ -159,7 +152,7 @@ def _census() -> Condition:
 
 
 def _qm9() -> Condition:
-    place = raw.find("qm9", "qm9", ("qm9_compact.npz",))
+    place = raw.find("qm9", *FILES["qm9"])
     with np.load(place.path / "qm9_compact.npz", allow_pickle=False) as file:
         n_atoms, z, pos, targets = file["n_atoms"].astype(np.int64), file["Z"], file["pos"], file["y"]
     chosen = raw.permutation(len(n_atoms), 11)[:POOL]

@@ -1,18 +1,25 @@
 """Figures and descriptive tables of the gap study (notebook 08); everything here is computed from ledger rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
-from mtl.experiments.gap.hypotheses import Array, Result, causal, observational, spearman, tables
+from mtl.experiments.gap.hypotheses import HYPOTHESES, Array, Result, causal, observational, spearman, tables
 from mtl.experiments.gap.runs import ARMS, LEVELS
 from mtl.ledger import Row
 from mtl.report import style
 from mtl.report.stats import mean_ci
 
+PARTS: dict[str, dict[Any, str]] = {
+    "arch": {"shared-bottom": "shared-bottom", "mmoe": "mmoe"},
+    "full": {True: "full batch", False: "mini-batch"},
+    "n": {100: "n = 100", 300: "n = 300"},
+}
 COLOURS = {"digits": style.BLUE, "digits-noisy": style.ORANGE, "census": style.GREEN, "qm9": style.RED}
 
 
@@ -20,41 +27,27 @@ def scatter(rows: Sequence[Row], quantity: str = "rrv") -> Figure:
     """Left: all levels thrown together, where the stage of training drives both; right: ranks at one level."""
     fig, axes = style.subplots(1, 2, height=2.6)
     left, right = axes[0]
-    found = tables(rows, "observational")
-    shades = dict(zip(LEVELS, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(LEVELS))), strict=True))
-    pooled: list[tuple[Array, Array]] = []
-    for level, shade in shades.items():
-        x = np.concatenate([t.values(quantity, level).ravel() for t in found])
-        y = np.concatenate([t.values("gap", level).ravel() for t in found])
+    found, pooled = tables(rows, "observational"), []
+    for level, shade in zip(LEVELS, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(LEVELS))), strict=True):
+        x, y = (np.concatenate([t.values(name, level).ravel() for t in found]) for name in (quantity, "gap"))
         pooled.append((x, y))
         left.scatter(x, y, s=2, color=shade, alpha=0.35, lw=0, rasterized=True, label=f"{level:g}")
-    both = [np.concatenate(part) for part in zip(*pooled, strict=True)]
-    naive = float(spearman(both[0], both[1]))
     left.set(xscale="log", xlabel=f"{quantity.upper()} (normalised)", ylabel="gap (test − training loss)")
-    left.set_title(f"Everything pooled: Spearman {naive:+.2f}")
+    left.set_title(f"Everything pooled: Spearman {float(spearman(*np.hstack(pooled))):+.2f}")
     left.legend(title="level q", markerscale=4, fontsize=6, title_fontsize=6, handletextpad=0.1)
     for name, colour in COLOURS.items():
-        xs, ys = [], []
-        for t in found:
-            if t.level is None or t.condition != name:
-                continue
-            xs.append(_share(np.nanmean(t.values(quantity), 0)))
-            ys.append(_share(np.nanmean(t.values("gap"), 0)))
-        if xs:
-            x, y = np.mean(xs, 0), np.mean(ys, 0)
+        if own := [t for t in found if t.level is not None and t.condition == name]:
+            x, y = (np.mean([_share(np.nanmean(t.values(k), 0)) for t in own], 0) for k in (quantity, "gap"))
             right.scatter(x, y, s=14, color=colour, lw=0, label=f"{name} ({float(spearman(x, y)):+.2f})")
-    right.set(
-        xlabel=f"rank of {quantity.upper()} among methods", ylabel="rank of the gap", title="At equal training loss"
-    )
+    right.set(xlabel=f"rank of {quantity.upper()} among methods", ylabel="rank of the gap")
     right.legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 0.98), ncol=2, handletextpad=0.1, columnspacing=0.6)
-    right.set_title("")
     plt.close(fig)
     return fig
 
 
 def _share(values: Array) -> Array:
-    order = values.argsort().argsort()
-    return np.asarray(order / max(len(values) - 1, 1))
+    """Ranks from 0 to 1."""
+    return np.asarray(values.argsort().argsort() / max(len(values) - 1, 1))
 
 
 def forest(table: pd.DataFrame, parts: dict[str, Result]) -> Figure:
@@ -78,9 +71,8 @@ def forest(table: pd.DataFrame, parts: dict[str, Result]) -> Figure:
         ax.axvline(0, color="0.5", lw=0.8)
         ax.set_yticks(ticks, labels)
         ax.grid(axis="y", visible=False)
-    axes[0, 0].set(
-        xlim=(-1, 1), xlabel="Spearman correlation with the gap", title="Across methods, equal training loss"
-    )
+    axes[0, 0].set(xlim=(-1, 1), xlabel="Spearman correlation with the gap")
+    axes[0, 0].set_title("Across methods, equal training loss")
     axes[0, 1].set(xlabel="change of the gap, share of the base gap", title="Penalty on the variance")
     plt.close(fig)
     return fig
@@ -109,31 +101,21 @@ def intervention(rows: Sequence[Row], table: pd.DataFrame) -> Figure:
     left.set_yticks(place, arms)
     left.set_xlim(right=12)
     left.legend(fontsize=6, loc="lower right")
-    rng = np.random.default_rng(0)
-    for t in tables(rows, "causal"):
-        if t.level is None:
-            continue
-        gap = t.values("gap")
-        base = gap[:, t.units.index("base")]
-        for i, arm in enumerate(arms):
-            change = float(np.nanmean(gap[:, t.units.index(arm)] - base) / np.nanmean(base))
-            right.plot(change, i + rng.uniform(-0.2, 0.2), "o", ms=3, color=COLOURS[t.condition], alpha=0.7)
-    right.errorbar(
-        table["gap change"],
-        place,
-        xerr=[table["gap change"] - table.low, table.high - table["gap change"]],
-        fmt="ks",
-        ms=4,
-    )
+    effects = {arm: causal(rows, arm, draws=1, flips=1).by_stratum for arm in arms}
+    dots = pd.DataFrame([(arm, *one) for arm, found in effects.items() for one in found])
+    dots.columns = ["arm", "condition", "change"]
+    sns.swarmplot(dots, x="change", y="arm", hue="condition", palette=COLOURS, size=3, ax=right)
+    middle, reach = table["gap change"], [table["gap change"] - table.low, table.high - table["gap change"]]
+    right.errorbar(middle, place, xerr=reach, fmt="ks", ms=4)
     right.axvspan(-0.05, 0.05, color="0.93", zorder=0)
     right.axvline(0, color="0.4", lw=0.8)
-    right.set(xlabel="change of the gap, share of the base gap", title="Did the gap follow? (grey: below ±5 %)")
+    right.set(xlabel="change of the gap, share of the base gap", ylabel="")
+    right.set_title("Did the gap follow? (grey: below ±5 %)")
     right.set_yticks(place, [])
-    for name, colour in COLOURS.items():
-        right.plot([], [], "o", ms=3, color=colour, label=name)
     right.legend(fontsize=6)
+    left.invert_yaxis()  # on the right seaborn has done so
+    right.set_ylim(left.get_ylim())
     for ax in (left, right):
-        ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
     plt.close(fig)
     return fig
@@ -144,22 +126,20 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
     change against equal weights in % with the half width of a 95 % interval over (condition, seed) means.
     """
     found = [t for t in tables(rows, "observational") if t.level is not None]
-    lines = []
-    for unit in found[0].units:
+    lines = {}
+    for i, unit in enumerate(found[0].units):
         ratios: list[float] = []
         changes: dict[tuple[str, int], list[float]] = {}
         for t in found:
-            i, base = t.units.index(unit), t.units.index("ls")
-            ratios += np.log(t.values("rrv")[:, i] / t.values("rrv")[:, base]).tolist()
-            gap = t.values("gap")
-            change = 100 * (gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base])
-            for s, value in enumerate(change):
-                if np.isfinite(value):
-                    changes.setdefault((t.condition, s), []).append(float(value))
+            rrv, gap, base = t.values("rrv"), t.values("gap"), t.units.index("ls")
+            ratios += np.log(rrv[:, i] / rrv[:, base]).tolist()
+            for s, change in enumerate(100 * (gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base])):
+                if np.isfinite(change):
+                    changes.setdefault((t.condition, s), []).append(float(change))
         estimate = mean_ci([float(np.mean(v)) for v in changes.values()])
-        line = {"method": unit, "RRV / LS": float(np.exp(np.nanmean(ratios)))}
-        lines.append(line | {"gap change, %": estimate.value, "± 95 %": estimate.half})
-    return pd.DataFrame(lines).set_index("method")
+        lines[unit] = (float(np.exp(np.nanmean(ratios))), estimate.value, estimate.half)
+    columns = ["RRV / LS", "gap change, %", "± 95 %"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("method")
 
 
 def variances(methods: pd.DataFrame) -> Figure:
@@ -183,27 +163,22 @@ def variances(methods: pd.DataFrame) -> Figure:
 
 def secondary(rows: Sequence[Row], draws: int = 300) -> pd.DataFrame:
     """Descriptive: all four estimates at q = .7 and .3 and by architecture, optimiser and n at the primary level."""
-    lines = []
-    for label, part, level in _slices(rows):
-        line: dict[str, object] = {"slice": label}
-        for name, quantity in (("H1 RRV", "rrv"), ("H3 CV", "cv")):
-            if any(t.level is not None for t in tables(part, "observational", level)):
+    slices: dict[str, tuple[list[Row], float | None]] = {f"q = .{q:.0f}": (list(rows), q / 10) for q in (7, 3)}
+    for name, values in PARTS.items():
+        for value, label in values.items():
+            slices[label] = [row for row in rows if row["config"][name] == value], None
+    lines: dict[str, dict[str, str]] = {}
+    for label, (part, level) in slices.items():
+        for name, (quantity, arm) in HYPOTHESES.items():
+            kind = "observational" if arm is None else "causal"
+            if not any(t.level is not None for t in tables(part, kind, level)):
+                continue
+            if arm is None:
                 r = observational(part, quantity, level=level, permutations=200, draws=draws, seed=1)
-                line[name] = f"{r.value:+.2f} [{r.low:+.2f}, {r.high:+.2f}]"
-        for name, arm in (("H2 RRV", "rrv .1"), ("H4 CV", "cv .1")):
-            if any(t.level is not None for t in tables(part, "causal", level)):
+                text = f"{r.value:+.2f} [{r.low:+.2f}, {r.high:+.2f}]"
+            else:
                 r = causal(part, arm, level=level, flips=200, draws=draws, seed=1)
-                line[name] = f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
-        lines.append(line)
-    return pd.DataFrame(lines).set_index("slice")
-
-
-def _slices(rows: Sequence[Row]) -> list[tuple[str, list[Row], float | None]]:
-    slices: list[tuple[str, list[Row], float | None]] = [("q = .7", list(rows), 0.7), ("q = .3", list(rows), 0.3)]
-    for name, values in (("arch", ("shared-bottom", "mmoe")), ("full", (True, False)), ("n", (100, 300))):
-        for value in values:
-            part = [row for row in rows if row["config"][name] == value]
-            label = {True: "full batch", False: "mini-batch"}.get(value, f"n = {value}" if name == "n" else str(value))  # type: ignore[call-overload]
-            if part:
-                slices.append((label, part, None))
-    return slices
+                text = f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
+            lines.setdefault(label, {})[f"{name[:2]} {quantity.upper()}"] = text
+    columns = ["H1 RRV", "H3 CV", "H2 RRV", "H4 CV"]
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("slice").reindex(columns=columns)

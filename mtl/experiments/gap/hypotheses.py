@@ -9,13 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from mtl.experiments.gap.runs import LEVELS
 from mtl.ledger import Row
 from mtl.report.stats import holm
 
 Array = NDArray[np.float64]
 PRIMARY, FALLBACK, NEEDED = 0.5, (0.6, 0.7, 0.8), 0.9
 SMALLEST_EFFECT, SMALLEST_CORRELATION = 0.05, 0.2
-CONTROL = ("l2 .001", "l2 .01")
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,12 @@ def tables(rows: Iterable[Row], kind: str, level: float | None = None) -> list[T
     """Strata of one kind at `level` or at their primary level: .5, else the lowest of .6, .7, .8 that 90 % cross."""
     found = []
     for row in rows:
-        if row["config"]["kind"] != kind:
-            continue
-        share = {
-            q: float(np.isfinite(np.array(row["metrics"]["gap"][f"{q:g}"], dtype=np.float64)).mean())
-            for q in (PRIMARY, *FALLBACK, 0.3)
-        }
-        if level is not None:
-            chosen: float | None = level if share[level] >= NEEDED else None
-        else:
-            chosen = next((q for q in (PRIMARY, *FALLBACK) if share[q] >= NEEDED), None)
-        found.append(Table(row, chosen, share[chosen or PRIMARY]))
+        if row["config"]["kind"] == kind:
+            gaps = {q: np.array(row["metrics"]["gap"][f"{q:g}"], dtype=np.float64) for q in LEVELS}
+            share = {q: float(np.isfinite(gap).mean()) for q, gap in gaps.items()}
+            candidates = (PRIMARY, *FALLBACK) if level is None else (level,)
+            chosen = next((q for q in candidates if share[q] >= NEEDED), None)
+            found.append(Table(row, chosen, share[chosen or PRIMARY]))
     return found
 
 
@@ -85,12 +80,12 @@ def _scores(x: Array, y: Array) -> tuple[Array, Array]:
 class Result:
     """One primary test: estimate, 95 % interval, raw p, estimate and 98.75 % interval per condition, what was lost."""
 
-    name: str
     value: float
     low: float
     high: float
     p: float
     by_condition: dict[str, tuple[float, float, float]]
+    by_stratum: list[tuple[str, float]]  # condition, estimate
     strata: int
     not_evaluable: int
     dropped: float
@@ -110,29 +105,23 @@ def observational(
 
     p permutes the method labels jointly over all strata and seeds; the interval resamples methods and seeds.
     """
-    every = tables(rows, "observational", level)
-    used = [t for t in every if t.level is not None]
-    if not used:
-        raise ValueError("rows: no observational stratum is evaluable")
-    x, y = ([t.values(name) for t in used] for name in (quantity, "gap"))
+    every, used = _evaluable(rows, "observational", level)
+    pairs = [(t.values(quantity), t.values("gap")) for t in used]
     rng = np.random.default_rng(seed)
-    n_units = x[0].shape[1]
+    n_units = pairs[0][0].shape[1]
     # The statistic under a relabelling pi is sum_j C[pi(j), j]: no run has to be touched again.
-    scores = [_scores(a, b) for a, b in zip(x, y, strict=True)]
+    scores = [_scores(a, b) for a, b in pairs]
     C = np.mean([np.einsum("si,sj->ij", a, b) / len(a) for a, b in scores], axis=0)
     value = float(np.trace(C))
     null = np.array([C[rng.permutation(n_units), np.arange(n_units)].sum() for _ in range(permutations)])
     p = (1 + int((np.abs(null) >= abs(value) - 1e-12).sum())) / (permutations + 1)
-    names = [t.condition for t in used]
-    boot = np.empty((draws, len(used)))
-    for k in range(draws):
+    boot = []
+    for _ in range(draws):
         units = rng.integers(n_units, size=n_units)
-        seeds = {c: rng.random(64) for c in dict.fromkeys(names)}
-        for i, (a, b) in enumerate(zip(x, y, strict=True)):
-            chosen = (seeds[names[i]][: len(a)] * len(a)).astype(int)
-            boot[k, i] = spearman(a[chosen][:, units], b[chosen][:, units]).mean()
+        chosen = _seeds(rng, used, [len(a) for a, _ in pairs])
+        boot.append([spearman(a[s][:, units], b[s][:, units]).mean() for (a, b), s in zip(pairs, chosen, strict=True)])
     point = np.array([float((a * b).sum(-1).mean()) for a, b in scores])
-    return _result(quantity, value, p, point, boot, names, every)
+    return _result(value, p, point, np.array(boot), every)
 
 
 def causal(
@@ -150,58 +139,62 @@ def causal(
     p flips the signs of whole (condition, seed) clusters; `quantity` is what the arm must have lowered
     (`manipulation`: geometric mean of penalised over base).
     """
-    every = tables(rows, "causal", level)
-    used = [t for t in every if t.level is not None]
-    if not used:
-        raise ValueError("rows: no causal stratum is evaluable")
+    every, used = _evaluable(rows, "causal", level)
     effects, ratios = [], []
     for t in used:
-        gap, i = t.values("gap"), t.units.index(arm)
-        base = gap[:, t.units.index("base")]
-        effects.append((gap[:, i] - base) / np.nanmean(base))
+        gap, i, base = t.values("gap"), t.units.index(arm), t.units.index("base")
+        effects.append((gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base]))
         if quantity is not None:
             size = t.values(quantity)
-            ratios.append(np.log(size[:, i] / size[:, t.units.index("base")]))
-    names = [t.condition for t in used]
+            ratios.append(np.log(size[:, i] / size[:, base]))
     point = np.array([np.nanmean(e) for e in effects])
     value = float(point.mean())
     rng = np.random.default_rng(seed)
     clusters: dict[tuple[str, int], float] = {}
-    for name, e in zip(names, effects, strict=True):
+    for t, e in zip(used, effects, strict=True):
         for s in np.flatnonzero(np.isfinite(e)):
             share = e[s] / (np.isfinite(e).sum() * len(used))
-            clusters[name, int(s)] = clusters.get((name, int(s)), 0.0) + float(share)
+            clusters[t.condition, int(s)] = clusters.get((t.condition, int(s)), 0.0) + float(share)
     parts = np.array(list(clusters.values()))
     null = (rng.integers(0, 2, (flips, len(parts))) * 2 - 1) @ parts
     p = (1 + int((np.abs(null) >= abs(value) - 1e-15).sum())) / (flips + 1)
-    boot = np.empty((draws, len(used)))
-    for k in range(draws):
-        seeds = {c: rng.random(64) for c in dict.fromkeys(names)}
-        for i, e in enumerate(effects):
-            boot[k, i] = np.nanmean(e[(seeds[names[i]][: len(e)] * len(e)).astype(int)])
+    boot = []
+    for _ in range(draws):
+        chosen = _seeds(rng, used, [len(e) for e in effects])
+        boot.append([np.nanmean(e[s]) for e, s in zip(effects, chosen, strict=True)])
     manipulation = float(np.exp(np.nanmean(np.concatenate(ratios)))) if ratios else float("nan")
-    return _result(arm, value, p, point, boot, names, every, manipulation)
+    return _result(value, p, point, np.array(boot), every, manipulation)
+
+
+def _evaluable(rows: Iterable[Row], kind: str, level: float | None) -> tuple[list[Table], list[Table]]:
+    """All strata of a kind, and those that have a level."""
+    every = tables(rows, kind, level)
+    used = [t for t in every if t.level is not None]
+    if not used:
+        raise ValueError(f"rows: no {kind} stratum is evaluable")
+    return every, used
+
+
+def _seeds(rng: np.random.Generator, used: list[Table], sizes: list[int]) -> list[NDArray[np.int64]]:
+    """One resample of the seeds of each stratum; strata of one condition draw the same seeds."""
+    drawn = {c: rng.random(64) for c in dict.fromkeys(t.condition for t in used)}
+    return [(drawn[t.condition][:n] * n).astype(np.int64) for t, n in zip(used, sizes, strict=True)]
 
 
 def _result(
-    name: str,
-    value: float,
-    p: float,
-    point: Array,
-    boot: Array,
-    names: list[str],
-    every: list[Table],
-    manipulation: float = float("nan"),
+    value: float, p: float, point: Array, boot: Array, every: list[Table], manipulation: float = float("nan")
 ) -> Result:
+    names = np.array([t.condition for t in every if t.level is not None])
     by = {}
-    for c in dict.fromkeys(names):
-        columns = [i for i, other in enumerate(names) if other == c]
+    for c in dict.fromkeys(names.tolist()):
+        columns = np.flatnonzero(names == c)
         low, high = np.nanquantile(boot[:, columns].mean(1), [0.00625, 0.99375])
         by[c] = (float(point[columns].mean()), float(low), float(high))
     low, high = np.nanquantile(boot.mean(1), [0.025, 0.975])
     lost = float(np.mean([1 - t.crossed for t in every]))
-    missing = sum(t.level is None for t in every)
-    return Result(name, value, float(low), float(high), p, by, len(every), missing, lost, manipulation)
+    counts = len(every), len(every) - len(names)
+    strata = list(zip(names.tolist(), point.tolist(), strict=True))
+    return Result(value, float(low), float(high), p, by, strata, *counts, lost, manipulation)
 
 
 def observational_rule(r: Result, p: float) -> str:
@@ -229,21 +222,25 @@ def causal_rule(r: Result, p: float, control: bool) -> str:
     return "not supported"
 
 
-HYPOTHESES = ("H1 observational, RRV", "H2 causal, RRV", "H3 observational, CV", "H4 causal, CV")
-CONTROLS = {f"control, {arm.replace('l2', 'L2')}": arm for arm in CONTROL}
+HYPOTHESES = {  # name: quantity, arm of the intervention
+    "H1 observational, RRV": ("rrv", None),
+    "H2 causal, RRV": ("rrv", "rrv .1"),
+    "H3 observational, CV": ("cv", None),
+    "H4 causal, CV": ("cv", "cv .1"),
+}
+CONTROLS = {f"control, {arm.replace('l2', 'L2')}": arm for arm in ("l2 .001", "l2 .01")}
 
 
 def registered(
     rows: Sequence[Row], *, draws: int = 2_000, level: float | None = None, seed: int = 0
 ) -> dict[str, Result]:
     """The four primary tests and the two positive controls, before any correction."""
+    how: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
     results = {
-        "H1 observational, RRV": observational(rows, "rrv", draws=draws, level=level, seed=seed),
-        "H2 causal, RRV": causal(rows, "rrv .1", "rrv", draws=draws, level=level, seed=seed),
-        "H3 observational, CV": observational(rows, "cv", draws=draws, level=level, seed=seed),
-        "H4 causal, CV": causal(rows, "cv .1", "cv", draws=draws, level=level, seed=seed),
+        name: observational(rows, quantity, **how) if arm is None else causal(rows, arm, quantity, **how)
+        for name, (quantity, arm) in HYPOTHESES.items()
     }
-    return results | {name: causal(rows, arm, draws=draws, level=level, seed=seed) for name, arm in CONTROLS.items()}
+    return results | {name: causal(rows, arm, **how) for name, arm in CONTROLS.items()}
 
 
 def primary(results: Mapping[str, Result]) -> pd.DataFrame:
@@ -251,29 +248,28 @@ def primary(results: Mapping[str, Result]) -> pd.DataFrame:
 
     Columns: hypothesis, estimate, low, high, p, holm, verdict, manipulation, strata, lost, and one per condition.
     """
-    adjusted = dict(zip(HYPOTHESES, holm([results[h].p for h in HYPOTHESES]), strict=True))
-    adjusted |= dict(zip(CONTROLS, holm([results[c].p for c in CONTROLS]), strict=True))
-    control = any(adjusted[c] < 0.05 and results[c].value < 0 for c in CONTROLS)
+    adjusted = {
+        name: float(p)
+        for group in (HYPOTHESES, CONTROLS)
+        for name, p in zip(group, holm([results[name].p for name in group]), strict=True)
+    }
+    works = {c: adjusted[c] < 0.05 and results[c].value < 0 for c in CONTROLS}
     lines = []
     for name, r in results.items():
         if name in CONTROLS:
-            verdict = "works" if adjusted[name] < 0.05 and r.value < 0 else "fails"
+            verdict = "works" if works[name] else "fails"
         elif "observational" in name:
             verdict = observational_rule(r, adjusted[name])
         else:
-            verdict = causal_rule(r, adjusted[name], control)
-        lines.append(_line(name, r, adjusted[name], verdict))
+            verdict = causal_rule(r, adjusted[name], any(works.values()))
+        line: dict[str, Any] = {"hypothesis": name, "estimate": r.value, "low": r.low, "high": r.high, "p": r.p}
+        line |= {"holm": adjusted[name], "verdict": verdict, "manipulation": r.manipulation}
+        line |= {"strata": r.strata - r.not_evaluable, "lost": r.dropped}
+        lines.append(line | {c: v[0] for c, v in r.by_condition.items()})
     return pd.DataFrame(lines).set_index("hypothesis")
-
-
-def _line(name: str, r: Result, p: float, verdict: str) -> dict[str, Any]:
-    line: dict[str, Any] = {"hypothesis": name, "estimate": r.value, "low": r.low, "high": r.high, "p": r.p}
-    line |= {"holm": float(p), "verdict": verdict, "manipulation": r.manipulation}
-    line |= {"strata": r.strata - r.not_evaluable, "lost": r.dropped}
-    return line | {c: v[0] for c, v in r.by_condition.items()}
 
 
 def conclusion(table: pd.DataFrame) -> str:
     """What the study says of "a smaller relative-rate variance gives a smaller gap", in a claims table's words."""
-    supported = [table.loc[h, "verdict"] == "supported" for h in ("H1 observational, RRV", "H2 causal, RRV")]
+    supported = [table.loc[h, "verdict"] == "supported" for h in list(HYPOTHESES)[:2]]
     return "reproduced" if all(supported) else "conditional" if any(supported) else "not reproduced"

@@ -5,9 +5,9 @@ Design, units and levels as pre-registered in paper/preregistration.md; the stat
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,27 +50,23 @@ class Stratum:
     def units(self) -> tuple[str, ...]:
         return METHODS if self.kind == "observational" else tuple(ARMS)
 
-    def config(self, device: str) -> dict[str, Any]:
-        """What the ledger key is made of."""
-        units = list(self.units)
-        return {"study": "gap", **asdict(self), "levels": list(LEVELS), "units": units, "device": device}
+    @property
+    def design(self) -> dict[str, Any]:
+        """What is registered; with the device it makes the ledger key."""
+        return {"study": "gap", **asdict(self), "levels": list(LEVELS), "units": list(self.units)}
 
 
 def strata(scale: str, conditions: Iterable[str]) -> list[Stratum]:
     """The design at a scale: "paper" is the pre-registered one (48 strata), the others smaller replicates of it."""
-    conditions = list(conditions)
+    conditions, kinds = list(conditions), get_args(Kind)
     if scale == "paper":
         cells = [(c, a, f) for c in conditions for a in WIDTH for f in (True, False)]
         seen = [Stratum("observational", c, a, f, n, 8) for n in (100, 300) for c, a, f in cells]
         return seen + [Stratum("causal", c, a, f, 100, 12) for c, a, f in cells]
     if scale == "quick":
-        kinds: tuple[Kind, ...] = ("observational", "causal")
         return [Stratum(kind, c, "shared-bottom", True, 100, 2, 240) for kind in kinds for c in conditions]
     if scale == "smoke":
-        return [
-            Stratum("observational", "digits", "shared-bottom", True, 100, 1, 90),
-            Stratum("causal", "digits", "shared-bottom", True, 100, 1, 90),
-        ]
+        return [Stratum(kind, "digits", "shared-bottom", True, 100, 1, 90) for kind in kinds]
     raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
 
 
@@ -80,8 +76,7 @@ def run(cell: Stratum, device: str = "cpu", data: Condition | None = None) -> di
     Records lie every `record` steps; each quantity is interpolated at the first crossing of each level.
     """
     data = condition(cell.condition) if data is None else data
-    sample = draw(data, cell.n, list(range(cell.seeds)))
-    sample = sample.to(device)
+    sample = draw(data, cell.n, range(cell.seeds), device)
     n_tasks, n_units = sample.y.shape[-1], len(cell.units)
     nets = Nets(cell.arch, sample.x.shape[-1], n_units, n_tasks, cell.seeds, device)
     rule = Weights(cell.seeds, n_tasks, device) if cell.kind == "observational" else None
@@ -104,12 +99,12 @@ def run(cell: Stratum, device: str = "cpu", data: Condition | None = None) -> di
             x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
             y = y.gather(1, chosen[..., None].expand(-1, -1, n_tasks))
         losses = sample.losses(nets(x), y)
-        if rule is not None:
-            _method_step(nets, rule, losses)
+        if rule is None:
+            gradients = torch.autograd.grad(_penalised(nets, losses, doses), parameters)
         else:
-            objective = _penalised(nets, losses, doses)
-            for p, gradient in zip(parameters, torch.autograd.grad(objective, parameters), strict=True):
-                p.grad = gradient
+            gradients = _weighted(nets, rule, losses)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
         optimiser.step()
     return _crossings(records)
 
@@ -131,14 +126,13 @@ def _record(nets: Nets, sample: Draw, baseline: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _method_step(nets: Nets, rule: Callable[[Tensor, Tensor], Tensor], losses: Tensor) -> None:
-    grads = nets.task_gradients(losses)
+def _weighted(nets: Nets, rule: Weights, losses: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the shared parameters, then of the own, under the method's weights."""
+    first, bias = grads = nets.task_gradients(losses)
     w = rule(losses.detach(), gram(grads)).to(losses.dtype)
-    for p, gradient in zip(nets.own, torch.autograd.grad((w * losses).sum(), nets.own), strict=True):
-        p.grad = gradient
+    own = torch.autograd.grad((w * losses).sum(), nets.own)
     by_task = w.permute(2, 0, 1)
-    nets.shared[0].grad = (grads[0] * by_task[:, :, None, :, None]).sum(0)
-    nets.shared[1].grad = (grads[1] * by_task[..., None]).sum(0)
+    return (first * by_task[:, :, None, :, None]).sum(0), (bias * by_task[..., None]).sum(0), *own
 
 
 def _penalised(nets: Nets, losses: Tensor, doses: Tensor) -> Tensor:
@@ -161,39 +155,31 @@ def _crossings(records: list[dict[str, Tensor]]) -> dict[str, Any]:
     for level in LEVELS:
         under = q <= level
         after = under.double().argmax(0).clamp_min(1)[None]
-        crossed = under.any(0) & ~under[0]
-        share = (q.gather(0, after - 1) - level) / (q.gather(0, after - 1) - q.gather(0, after))
-        usable = crossed & (finite.gather(0, after) & finite.gather(0, after - 1))[0]
+        ends = {name: (values.gather(0, after - 1), values.gather(0, after)) for name, values in table.items()}
+        share = (ends["q"][0] - level) / (ends["q"][0] - ends["q"][1])
+        usable = (under.any(0) & ~under[0] & finite.gather(0, after) & finite.gather(0, after - 1))[0]
         for name in result:
-            value = torch.lerp(table[name].gather(0, after - 1), table[name].gather(0, after), share)[0]
-            rounded = [[float(f"{v:.6g}") for v in row] for row in value.tolist()]
-            kept = zip(rounded, usable.tolist(), strict=True)
-            result[name][f"{level:g}"] = [[v if ok else None for v, ok in zip(*r, strict=True)] for r in kept]
-    result["records"] = len(records)
-    result["finite"] = bool(finite.all())
-    return result
+            value = torch.lerp(*ends[name], share)[0]
+            result[name][f"{level:g}"] = [
+                [float(f"{v:.6g}") if ok else None for v, ok in zip(line, kept, strict=True)]
+                for line, kept in zip(value.tolist(), usable.tolist(), strict=True)
+            ]
+    return result | {"records": len(records), "finite": bool(finite.all())}
 
 
-def study(
-    scale: str,
-    conditions: Iterable[str],
-    ledger: Ledger,
-    *,
-    device: str = "cpu",
-    progress: Callable[[str], None] | None = None,
-) -> list[Row]:
+def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str = "cpu") -> list[Row]:
     """Every stratum of `scale`, read from the ledger where it has been run, else run and appended; resumable."""
     rows = []
     for cell in strata(scale, conditions):
-        data = condition(cell.condition)
-        name = key(cell.config(device), data.fingerprint)
+        data, config = condition(cell.condition), {**cell.design, "device": device}
+        name = key(config, data.fingerprint)
         row = ledger.find(name)
         if row is None:
             start = time.perf_counter()
             metrics = run(cell, device, data)
             row = {
                 "key": name,
-                "config": cell.config(device),
+                "config": config,
                 "fingerprint": data.fingerprint,
                 "status": "ok" if metrics["finite"] else "non-finite",
                 "metrics": metrics,
@@ -204,8 +190,6 @@ def study(
                 "synthetic": False,
             }
             ledger.append(row)
-        if progress is not None:
-            progress(f"{cell.kind} {cell.condition} {cell.arch} {'full' if cell.full else 'mini'} n={cell.n}")
         rows.append(row)
     return rows
 
@@ -215,10 +199,10 @@ def recorded(scale: str, ledger: Ledger, conditions: Iterable[str] = CONDITIONS)
 
     This is how published rows are shown where a data set is not at hand.
     """
-    wanted = {_design(cell.config("")): i for i, cell in enumerate(strata(scale, conditions))}
-    found = {wanted[name]: row for row in ledger.latest().values() if (name := _design(row["config"])) in wanted}
+    wanted = {_name(cell.design): i for i, cell in enumerate(strata(scale, conditions))}
+    found = {wanted[name]: row for row in ledger.latest().values() if (name := _name(row["config"])) in wanted}
     return [found[i] for i in sorted(found)]
 
 
-def _design(config: Mapping[str, Any]) -> str:
+def _name(config: Mapping[str, Any]) -> str:
     return json.dumps(canonical({k: v for k, v in config.items() if k != "device"}), sort_keys=True)

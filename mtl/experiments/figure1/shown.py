@@ -1,0 +1,151 @@
+"""Figure 1 at a scale (notebook 01): every method, start and loss scale, twice, and what is shown of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtl.experiments.figure1.config import ABSENT, COMBINES, DEFAULTS, bounded, grid
+from mtl.experiments.figure1.ends import claims, ends, predicted_end, reconstructions, settings, summarise
+from mtl.experiments.figure1.figures import methods_figure, toy_figure
+from mtl.experiments.figure1.plane import STARTS, star
+from mtl.experiments.figure1.runs import ToyRuns, run_toy
+from mtl.experiments.study import Study, judged
+
+SCALES = [10.0, 1.0, 0.1, 0.01]  # of loss 1
+SHOWN = ["ls", "bandit", "mgda", "imtl-g", "nash", "fairgrad", "emtl", "emtl (combine=frozen_norm)"]
+READINGS: list[dict[str, Any]] = [
+    *({"combine": "frozen_norm"}, {"combine": "product"}, {"rate": "raw"}, {"rate": "raw", "combine": "frozen_norm"}),
+    *({"rho": 0.65}, {"b": -21.0}),
+]
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *(("bandit", {"rho": 0.1}), ("fairgrad", {"alpha": 0.5}), ("fairgrad", {"alpha": 5.0}), ("stch", {"mu": 0.1})),
+    *(("emtl", reading) for reading in READINGS),
+]
+RADII = [0.1, 0.3, 0.5, 0.65, 0.8, 1.2]
+
+
+def predicted_ends() -> pd.DataFrame:
+    """x1 at which EMTL and BanditMTL (rho = 0.5) must end on the front, and that of its best average, by scale."""
+    forms = {
+        "EMTL": ("weighted", "literal"),
+        "frozen norm": ("weighted", "frozen_norm"),
+        "BanditMTL": ("loss", "literal"),
+    }
+    table = pd.DataFrame({"best average": [star(s)[0] for s in SCALES]}, index=pd.Index(SCALES, name="s"))
+    for name, form in forms.items():
+        table[name] = [predicted_end(s, 0.5, *form) for s in SCALES]  # type: ignore[arg-type]
+    return table + 0.0
+
+
+@dataclass
+class ToyStudy(Study):
+    """`runs` and the same `nudged`, from starts moved by 1e-10; `table`: `summarise` of both, run by run."""
+
+    runs: ToyRuns
+    nudged: ToyRuns
+    table: pd.DataFrame
+    tried: ToyRuns
+
+    @property
+    def short(self) -> bool:
+        return bool(self.facts["scale"] == "smoke")
+
+    def figure(self, part: str) -> Figure:
+        """ "toy" and "scales": some methods at two loss scales; "methods": every one at all four."""
+        if part != "methods":
+            return toy_figure(self.runs, SHOWN, [1.0, 0.1] if part == "toy" else [10.0, 0.01])
+        told = dict(bounded())
+        named = [(name, told.get(name, {})) for name in DEFAULTS] + VARIANTS[4:5]
+        return methods_figure(self.runs, [c.label for c in grid(named, [1.0])], SCALES)
+
+    def ends(self) -> pd.DataFrame:
+        return ends(self.table)
+
+    def readings(self) -> pd.DataFrame:
+        """Where all starts end, for each reading of EMTL's formulas."""
+        return reconstructions(self.table, short=self.short)
+
+    def settings(self) -> pd.DataFrame:
+        """How many settings of EMTL bring all starts to the front / to its best average."""
+        counted = settings(summarise(self.tried)).reset_index()
+        text = [f"{on} / {at} of {n}" for n, on, at in counted[["settings", "all_front", "all_star"]].to_numpy()]
+        counted = counted.assign(s=[f"s = {s:g}" for s in counted["scale"]], text=text)
+        return counted.pivot(index=["combine", "rho"], columns="s", values="text")
+
+    def verdicts(self) -> pd.DataFrame:
+        return judged(claims(self.table, short=self.short))
+
+    def time(self) -> str:
+        return (
+            f"{len(self.runs.configs)} configurations from {len(STARTS)} starts, {self.runs.steps[-1]:,} steps: "
+            f"{self.runs.wall_s:.0f} s, and again from starts moved by 1e-10: {self.nudged.wall_s:.0f} s"
+        )
+
+    def answer(self, verdicts: pd.DataFrame) -> str:
+        emtl = self.table[self.table["method"].isin(["emtl", "emtl (combine=frozen_norm)"])]
+        said = []
+        for name, rows in emtl.groupby("method"):
+            best, front = (_listed(rows["scale"][rows[k] == rows["n"]]) for k in ("n_star", "n_front"))
+            said.append(f"{name}: every start reaches the best average at s = {best}, the front at s = {front}")
+        by_rounding, n = self.table["by_rounding"].sum(), self.table["n"].sum()
+        said.append(f"Ends that rounding decides: {by_rounding} of {n} runs; which, the table says (~).")
+        last = verdicts["verdict"].iloc[-1]
+        said.append(f"Does EMTL reach the best average whatever the loss scale? As the text says it: {last}.")
+        return "\n".join(said)
+
+
+def _listed(scales: Iterable[float]) -> str:
+    return ", ".join(f"{s:g}" for s in scales) or "none"
+
+
+def study(scale: str) -> ToyStudy:
+    """Run all; smoke: 2,500 steps of 0.02; quick: 50,000 steps of 0.001; paper: all settings of EMTL too."""
+    steps, rate = (2_500, 0.02) if scale == "smoke" else (50_000, 0.001)
+    configs = grid([*DEFAULTS, *bounded(), *VARIANTS], SCALES)
+    runs = run_toy(configs, steps=steps, lr=rate, record_every=max(1, steps // 500))
+    nudged = run_toy(configs, steps=steps, lr=rate, starts=STARTS + 1e-10, record_every=steps)
+    alphas, etas = ([0.0, 0.25, 0.5, 0.75], [0.1, 0.5, 2.0]) if scale == "paper" else ([0.5], [0.5])
+    values = [(r, e, a, c) for r in RADII for e in etas for a in alphas for c in COMBINES]
+    hypers = [{"rho": r, "eta": e, "alpha": a, "combine": c, "strict": True} for r, e, a, c in values]
+    tried = run_toy(grid([("emtl", h) for h in hypers], [1.0, 0.1]), steps=steps, lr=rate, record_every=steps)
+    length = f". {steps:,} steps of Adam, learning rate {rate:g}"
+    config = {"steps": steps, "lr": rate, "scales": SCALES, "starts": STARTS.tolist(), "defaults": DEFAULTS}
+    config |= {"absent": ABSENT}
+    facts = {"scale": scale, "data": "two-loss landscape of CAGrad and Nash-MTL", "synthetic": True}
+    facts |= {"notebook": "01_figure1_toy", "n": f"{len(STARTS)} starts", "config": config, "wall_s": runs.wall_s}
+    paths = (
+        "Paths in loss space and in parameter space for loss 1 times s = {0:g} and s = {1:g}, from five starts "
+        "(hollow) to their ends (filled). Grey: Pareto front; star: its best average; cross: end predicted by theory. "
+        "Bottom: the player's p_1 (running mean; faint: p_1 itself; grey lines: edges of its ball) or else the weight "
+        "of loss 1, from the start (9, 9), for s = {0:g} (solid) and s = {1:g} (dotted). BanditMTL and EMTL with rho = "
+        "0.5, eta = 0.5, EMTL with alpha = 0.5, FairGrad with alpha = 2"
+    )
+    said = {
+        "toy": paths.format(1, 0.1),
+        "scales": paths.format(10, 0.01),
+        "methods": "Every method, in parameter space for the four scales of loss 1: starts hollow, ends filled, star: "
+        "best average, cross: predicted end. Last panel: weight of loss 1 or p_1 (running mean) from the start (9, 9), "
+        "solid to dash-dotted for s = 10, 1, 0.1, 0.01; empty for methods without weights. Dagger: told that losses "
+        "are above b = -21 (times s). Hyperparameters as in the side-car",
+        "ends": "Of five runs, how many end on the Pareto front / at its best average (within 0.2), and the mean "
+        "excess of the average loss. Undefined: see text; b: lower bound that the method is told; ~ k: k of the runs "
+        "end elsewhere (0.2 or more off) when the start moves by 1e-10",
+        "runs": "The runs one by one: predicted and found x_1 at the end, starts (-8.5, 7.5), (0, 0), (9, 9), (-7.5, "
+        "-0.5), (9, -1)",
+        "readings": "EMTL's sentence on Figure 1 by reading of the formulas: where do all five starts end? star: at "
+        "the best average; one point: at one other point of the front; front: on it; no: not all on it",
+        "settings": "EMTL: settings (eta times alpha) that bring all five starts to the front / to its best average, "
+        "by final objective and ball radius rho",
+        "claims": "What the text says of Figure 1, and what the runs say; EMTL and BanditMTL with rho = 0.5, eta = 0.5",
+    }
+    notes: dict[str, dict[str, Any]] = {part: {"caption": text + length} for part, text in said.items()}
+    for part in ("ends", "runs", "readings", "claims"):
+        notes[part]["wide"] = True
+    notes["runs"]["digits"] = notes["settings"]["digits"] = 2
+    notes["claims"]["wall_s"] = None
+    tried_config = {"rho": RADII, "eta": etas, "alpha": alphas, "combine": COMBINES} | config
+    notes["settings"] |= {"config": tried_config, "wall_s": tried.wall_s}
+    return ToyStudy(facts, notes, runs, nudged, summarise(runs, nudged), tried)
