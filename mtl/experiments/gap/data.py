@@ -34,7 +34,6 @@ class Condition:
     x: Array
     y: Array
     binary: bool
-    tasks: tuple[str, ...]
     source: str
     fingerprint: str
     flip: Array | None = None
@@ -122,7 +121,6 @@ def _digits(*, noisy: bool) -> Condition:
         x=bunch.data.astype(np.float64),
         y=y,
         binary=True,
-        tasks=DIGITS_TASKS,
         source="UCI Optical Recognition of Handwritten Digits as bundled with scikit-learn, 1,797 images",
         fingerprint=raw.fingerprint([bunch.data, bunch.target], *DIGITS_TASKS, str(noisy)),
         flip=np.asarray(0.075 * np.arange(5), dtype=np.float64) if noisy else None,
@@ -145,7 +143,6 @@ def _census() -> Condition:
         x=(table @ leading).numpy(),
         y=targets.double().numpy(),
         binary=True,
-        tasks=problem.tasks,
         source=f"{problem.source}, of which {len(table):,}",
         fingerprint=problem.fingerprint,
     )
@@ -173,7 +170,6 @@ def _qm9() -> Condition:
         x=x,
         y=y,
         binary=False,
-        tasks=tuple(QM9_TASKS),
         source=f"QM9, {POOL:,} of {len(n_atoms):,} molecules, sorted eigenvalues of the Coulomb matrix",
         fingerprint=raw.fingerprint([chosen, charge, y], *QM9_TASKS),
     )

@@ -114,14 +114,13 @@ def observational(
     C = np.mean([np.einsum("si,sj->ij", a, b) / len(a) for a, b in scores], axis=0)
     value = float(np.trace(C))
     null = np.array([C[rng.permutation(n_units), np.arange(n_units)].sum() for _ in range(permutations)])
-    p = (1 + int((np.abs(null) >= abs(value) - 1e-12).sum())) / (permutations + 1)
     boot = []
     for _ in range(draws):
         units = rng.integers(n_units, size=n_units)
         chosen = _seeds(rng, used, [len(a) for a, _ in pairs])
         boot.append([spearman(a[s][:, units], b[s][:, units]).mean() for (a, b), s in zip(pairs, chosen, strict=True)])
     point = np.array([float((a * b).sum(-1).mean()) for a, b in scores])
-    return _result(value, p, point, np.array(boot), every)
+    return _result(value, null, point, np.array(boot), every)
 
 
 def causal(
@@ -157,13 +156,12 @@ def causal(
             clusters[t.condition, int(s)] = clusters.get((t.condition, int(s)), 0.0) + float(share)
     parts = np.array(list(clusters.values()))
     null = (rng.integers(0, 2, (flips, len(parts))) * 2 - 1) @ parts
-    p = (1 + int((np.abs(null) >= abs(value) - 1e-15).sum())) / (flips + 1)
     boot = []
     for _ in range(draws):
         chosen = _seeds(rng, used, [len(e) for e in effects])
         boot.append([np.nanmean(e[s]) for e, s in zip(effects, chosen, strict=True)])
     manipulation = float(np.exp(np.nanmean(np.concatenate(ratios)))) if ratios else float("nan")
-    return _result(value, p, point, np.array(boot), every, manipulation)
+    return _result(value, null, point, np.array(boot), every, manipulation)
 
 
 def _evaluable(rows: Iterable[Row], kind: str, level: float | None) -> tuple[list[Table], list[Table]]:
@@ -182,7 +180,7 @@ def _seeds(rng: np.random.Generator, used: list[Table], sizes: list[int]) -> lis
 
 
 def _result(
-    value: float, p: float, point: Array, boot: Array, every: list[Table], manipulation: float = float("nan")
+    value: float, null: Array, point: Array, boot: Array, every: list[Table], manipulation: float = float("nan")
 ) -> Result:
     names = np.array([t.condition for t in every if t.level is not None])
     by = {}
@@ -191,6 +189,7 @@ def _result(
         low, high = np.nanquantile(boot[:, columns].mean(1), [0.00625, 0.99375])
         by[c] = (float(point[columns].mean()), float(low), float(high))
     low, high = np.nanquantile(boot.mean(1), [0.025, 0.975])
+    p = (1 + int((np.abs(null) >= abs(value) - 1e-12).sum())) / (len(null) + 1)
     lost = float(np.mean([1 - t.crossed for t in every]))
     counts = len(every), len(every) - len(names)
     strata = list(zip(names.tolist(), point.tolist(), strict=True))
@@ -231,16 +230,13 @@ HYPOTHESES = {  # name: quantity, arm of the intervention
 CONTROLS = {f"control, {arm.replace('l2', 'L2')}": arm for arm in ("l2 .001", "l2 .01")}
 
 
-def registered(
-    rows: Sequence[Row], *, draws: int = 2_000, level: float | None = None, seed: int = 0
-) -> dict[str, Result]:
+def registered(rows: Sequence[Row], *, draws: int = 2_000) -> dict[str, Result]:
     """The four primary tests and the two positive controls, before any correction."""
-    how: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
     results = {
-        name: observational(rows, quantity, **how) if arm is None else causal(rows, arm, quantity, **how)
+        name: observational(rows, quantity, draws=draws) if arm is None else causal(rows, arm, quantity, draws=draws)
         for name, (quantity, arm) in HYPOTHESES.items()
     }
-    return results | {name: causal(rows, arm, **how) for name, arm in CONTROLS.items()}
+    return results | {name: causal(rows, arm, draws=draws) for name, arm in CONTROLS.items()}
 
 
 def primary(results: Mapping[str, Result]) -> pd.DataFrame:
