@@ -44,7 +44,7 @@ def one_sentence() -> Iterator[None]:
 
 @app.command()
 def reproduce(
-    scale: Annotated[str, typer.Option(help=" | ".join(NOTEBOOKS))] = "quick",
+    scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {SCALES[name]}" for name in NOTEBOOKS))] = "quick",
     notebooks: Annotated[str, typer.Option(help="numbers or names, with commas: 00,01; default: all")] = "",
     jobs: Annotated[int | None, typer.Option(help="notebooks at once; default: one per core")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run all again; earlier local rows are moved aside")] = False,
@@ -73,7 +73,7 @@ def reproduce(
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help="an entry of mtl.experiments.registry: table1, table2, ...")],
-    scale: Annotated[str, typer.Option(help=" | ".join(SCALES))] = "quick",
+    scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
     methods: Annotated[str, typer.Option(help="labels, with commas; default: all")] = "",
     jobs: Annotated[int, typer.Option(help="worker processes, which may share one GPU")] = 1,

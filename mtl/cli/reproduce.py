@@ -120,7 +120,8 @@ def _run(todo: Sequence[Job], at_once: int, console: Console) -> list[Outcome]:
                     elif job.stamp and all(one.status == "unchanged" for one in before):
                         settle(Outcome(job.name, "unchanged", job.stamp["seconds"], job.stamp["manifest"]))
                     elif len(running) < at_once:
-                        console.print(f"{job.name}: starts ({len(job.cells)} cells)", markup=False, highlight=False)
+                        if not console.is_terminal:
+                            console.print(f"{job.name}: starts ({len(job.cells)} cells)", highlight=False)
                         task = bar.add_task(job.name, total=len(job.cells), cells="starts")
                         running[job.name] = _start(job), time.monotonic(), task
                 if running:

@@ -109,7 +109,12 @@ def test_ctrl_c_says_how_to_go_on(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_dry_run_lists_and_runs_nothing(root: Path, fetched: list[str]) -> None:
-    first = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": 'scale = "smoke"'}
+    first = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {"tags": ["parameters"]},
+        "source": 'scale = "smoke"\njobs = 1',
+    }
     cells = [first | {"outputs": [], "execution_count": None}]
     meta = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
     (root / "notebooks").mkdir()
@@ -119,7 +124,11 @@ def test_dry_run_lists_and_runs_nothing(root: Path, fetched: list[str]) -> None:
     assert result.exit_code == 0 and said(result) == "00_start: would run"
     assert not (root / "figures").exists()
     typo = call("reproduce", "--dry-run", "-p", "scal=smoke")
-    assert typo.exit_code == 1 and "00_start.ipynb has scale; found 'scal' (nearest: scale)" in said(typo)
+    assert typo.exit_code == 1 and "00_start.ipynb has scale, jobs; found 'scal' (nearest: scale)" in said(typo)
+    for value, found in (("{[]}", "'{[]}'"), ("None", "None"), ("1.5", "1.5")):
+        result = call("reproduce", "--dry-run", "-p", f"jobs={value}")
+        assert result.exit_code == 1
+        assert said(result) == f"mtl: parameters: jobs of 00_start.ipynb is a int like 1, found {found}"
 
 
 def test_claims_of_this_checkout_without_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
