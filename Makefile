@@ -6,7 +6,29 @@ NOTEBOOKS ?=
 JOBS ?=
 FRESH ?=
 TORCH_ARGS ?=
+LAB_ARGS ?=
 TEST_JOBS ?= 2
+
+# Values are looked at, unexpanded, before make or the shell could run what is in them.
+comma := ,
+space := $(subst ,, )
+digits := 0 1 2 3 4 5 6 7 8 9
+word := $(digits) a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z _ - .
+path := $(word) / + ~ @
+option := $(path) $(comma) : = %
+# $(call others,CHARACTERS,TEXT): the text without these characters
+others = $(if $(strip $(1)),$(call others,$(wordlist 2,$(words $(1)),$(1)),$(subst $(firstword $(1)),,$(2))),$(2))
+# $(call check,VARIABLE,CHARACTERS,RULE), and the same where words may have spaces between them
+check = $(if $(call others,$(2),$(value $(1))),$(error $(1): $(3), found '$(value $(1))'))
+check_words = $(if $(call others,$(2),$(subst $(space),,$(value $(1)))),$(error $(1): $(3), found '$(value $(1))'))
+$(if $(filter-out 1,$(words $(value SCALE)))$(filter-out smoke quick paper,$(value SCALE)),$(error SCALE: smoke, quick or paper, found '$(value SCALE)'))
+$(call check,NOTEBOOKS,$(word) $(comma),numbers or names with commas between)
+$(call check,JOBS,$(digits),a number)
+$(call check,FRESH,0 1,0 or 1)
+$(call check,TEST_JOBS,$(word),a number or auto)
+$(call check_words,PYTHON,$(path),the path of a Python)
+$(call check_words,TORCH_ARGS,$(option),options of pip without quotes)
+$(call check_words,LAB_ARGS,$(option),options of JupyterLab without quotes)
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,23 +38,14 @@ NBVAL_LEDGER := build/nbval-ledger
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # Passed on only where given, so that `mtl reproduce` keeps its own defaults.
-FLAGS := --scale $(SCALE)
-ifneq ($(strip $(NOTEBOOKS)),)
-FLAGS += --notebooks "$(NOTEBOOKS)"
-endif
-ifneq ($(strip $(JOBS)),)
-FLAGS += --jobs $(JOBS)
-endif
-ifneq ($(filter-out 0,$(strip $(FRESH))),)
-FLAGS += --fresh
-endif
+FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(if $(filter 1,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures paper data test lint unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, PYTHON=..., TORCH_ARGS='pip options for torch'"
+	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
 
 setup: $(STAMP) ## create .venv and install everything into it
 
@@ -52,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 figures: setup ## run every notebook at SCALE; leaves figures/, paper/generated/ and a summary
-	@$(RUN) -m mtl.cli data get census mnist || echo "make figures: going on without what could not be fetched; captions name the embedded default used instead." >&2
+	@$(RUN) -m mtl.cli data get census || echo "make figures: going on without what could not be fetched; captions name the embedded default used instead." >&2
 	$(ONE_THREAD) $(RUN) -m mtl.cli reproduce $(FLAGS)
 
 paper: ## typeset paper/main.tex from what `make figures` wrote; needs latexmk
@@ -79,8 +92,8 @@ nbval: setup
 	$(ONE_THREAD) MTL_LEDGER="$(CURDIR)/$(NBVAL_LEDGER)" $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
 
-lab: setup ## open JupyterLab on the first notebook
-	$(RUN) -m jupyterlab notebooks/00_start_here.ipynb
+lab: setup ## open JupyterLab on the first notebook; LAB_ARGS=--allow-root as root in a container
+	$(RUN) -m jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 bench: setup ## speed, as ratios within one run
 	@for file in benchmarks/step.py benchmarks/solvers.py; do \

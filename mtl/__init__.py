@@ -1,9 +1,31 @@
 """Multi-task optimisation: EMTL, FairGrad and the methods that they are compared with."""
 
-from mtl.gradients import backward
-from mtl.methods import METHODS, aggregate, method
-from mtl.methods.custom import rule
-from mtl.problems import PROBLEMS, problem
-from mtl.training.fit import Budget, fit
+from importlib import import_module, util
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from mtl.gradients import backward
+    from mtl.methods import METHODS, aggregate, method
+    from mtl.methods.custom import rule
+    from mtl.problems import PROBLEMS, problem
+    from mtl.training.fit import Budget, fit
+
+__version__ = "0.1.0"
 __all__ = ["METHODS", "PROBLEMS", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]
+
+_HOMES = {"METHODS": "methods", "aggregate": "methods", "method": "methods", "rule": "methods.custom"}
+_HOMES |= {"PROBLEMS": "problems", "problem": "problems"}
+_HOMES |= {"Budget": "training.fit", "backward": "gradients", "fit": "training.fit"}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for, and no sooner: torch alone takes seconds, which a command need not wait for."""
+        if name in _HOMES:
+            return getattr(import_module(f"mtl.{_HOMES[name]}"), name)
+        if util.find_spec(f"mtl.{name}"):
+            return import_module(f"mtl.{name}")
+        raise AttributeError(f"module 'mtl' has {', '.join(__all__)}, found no {name!r}")
+
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]

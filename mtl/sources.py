@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 REGISTRIES = {"mtl": "", "mtl.models": "", "mtl.methods": "METHODS", "mtl.problems": "PROBLEMS"}  # name of the dict
@@ -39,8 +40,13 @@ def _tree(path: Path) -> ast.Module:
     return _parsed(path, path.stat().st_mtime_ns)
 
 
-def _imports(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
+@lru_cache(maxsize=512)
+def _imports(tree: ast.Module) -> frozenset[tuple[str, str | None]]:
     """(module, name) of `from module import name`, (module, None) of `import module`, wherever they stand."""
+    return frozenset(_pairs(tree))
+
+
+def _pairs(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield from ((node.module, alias.name) for alias in node.names)
@@ -48,6 +54,12 @@ def _imports(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mtl":
             yield "mtl", node.attr
+
+
+@lru_cache(maxsize=512)
+def _words(tree: ast.Module) -> frozenset[Any]:
+    """The constants of a program."""
+    return frozenset(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
 
 
 def resolve(module: str, name: str | None) -> str | None:
@@ -121,8 +133,8 @@ def used_by(text: str) -> dict[str, Path]:
     trees = [tree, *(_tree(path) for path in found.values())]
     for registry in ("mtl.methods", "mtl.problems"):
         known = entries(registry)
-        words = {node.value for one in trees for node in ast.walk(one) if isinstance(node, ast.Constant)}
-        everything = any((registry, REGISTRIES[registry]) in set(_imports(one)) for one in trees)
+        words = frozenset().union(*map(_words, trees))
+        everything = any((registry, REGISTRIES[registry]) in _imports(one) for one in trees)
         found |= closure(module for key, module in known.items() if everything or key in words)
     return dict(sorted(found.items()))
 

@@ -17,11 +17,26 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mtl.cli.doctor import pins
+import mtl
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = SETTINGS["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Name -> exact version of a constraints file; ValueError for a line that is not `name==version`."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if text := line.partition("#")[0].strip():
+            name, sign, exact = text.partition("==")
+            if not sign or not exact or any(c in text for c in " @+;/*"):
+                raise ValueError(f"{path.name}: line {number} must be name==version, found {text!r}")
+            found[canonicalize_name(name)] = exact
+    return found
+
+
 PINS = pins(ROOT / "constraints.txt")
 
 
@@ -127,6 +142,69 @@ def test_make_help_names_each_target() -> None:
         assert f"make {target}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "SCALE=study",
+        "SCALE=quick smoke",
+        "SCALE=$(shell touch run)",
+        "NOTEBOOKS=00; touch run",
+        "NOTEBOOKS=00 01",
+        'NOTEBOOKS=00"',
+        "JOBS=2x",
+        "FRESH=yes",
+        "TEST_JOBS=2 && touch run",
+        "PYTHON=`touch run`",
+        "TORCH_ARGS=--pre 'x'",
+        "LAB_ARGS=--ip=$(shell touch run)",
+    ],
+)
+def test_make_looks_at_a_value_before_the_shell_does(tmp_path: Path, given: str) -> None:
+    call = ["make", "-s", "-f", str(ROOT / "Makefile"), "help", given]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    name, _, value = given.partition("=")
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert re.search(rf"\*\*\* {name}: .*, found '{re.escape(value)}'", done.stderr) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (
+            ["figures", "NOTEBOOKS=00,01_toy", "JOBS=2", "FRESH=1"],
+            "--scale quick --notebooks 00,01_toy --jobs 2 --fresh",
+        ),
+        (["figures", "SCALE=smoke", "FRESH=0"], "--scale smoke"),
+        (
+            ["lab", "LAB_ARGS=--allow-root --ip=0.0.0.0"],
+            "jupyterlab --allow-root --ip=0.0.0.0 notebooks/00_start_here.ipynb",
+        ),
+        (["setup", "TORCH_ARGS=--index-url https://a.b/c"], "--index-url https://a.b/c"),
+    ],
+)
+def test_make_passes_values_on(tmp_path: Path, given: list[str], command: str) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = subprocess.run(["make", "-n", *given], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert command in done.stdout
+
+
+def test_figures_fetch_no_data_that_no_notebook_reads() -> None:
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "data get" in line and "||" in line]
+    assert " get census ||" in line
+
+
+def test_the_workflow_runs_the_same_command_on_each_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    assert jobs["test"]["steps"][-1] == {"run": ".ci/run"}
+    supported = SpecifierSet(PROJECT["requires-python"])
+    assert all(supported.contains(python) for python in jobs["test"]["strategy"]["matrix"]["python"])
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "mtl/py.typed").is_file() and SETTINGS["tool"]["setuptools"]["package-data"] == {"mtl": ["py.typed"]}
+
+
 def test_make_says_what_is_wrong_with_a_python(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
@@ -140,7 +218,7 @@ def test_make_says_what_is_wrong_with_a_python(tmp_path: Path) -> None:
 def test_citation_names_both_papers_and_no_person_for_the_software() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["authors"] == [{"name": "the mtl authors"}]
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == mtl.__version__
     numbers = [identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]]
     assert numbers == ["arXiv:2306.09373", "arXiv:2402.15638"]
 

@@ -1,16 +1,19 @@
-"""The command line: `mtl reproduce | data | claims | row | doctor`."""
+"""The command line: `mtl reproduce | run | data | claims | row | doctor`."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mtl.cli import arguments
 from mtl.errors import DataError, RunError
+from mtl.scales import NOTEBOOKS, SCALES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Data sets: what there is, where it was found, how to get it.")
@@ -31,7 +34,7 @@ def one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         console(stderr=True).print("mtl: interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (DataError, RunError, ArithmeticError, ValueError, OSError) as wrong:
+    except (DataError, RunError, ArithmeticError, ValueError, OSError, SyntaxError) as wrong:
         if os.environ.get("MTL_DEBUG", "") not in ("", "0"):
             raise
         said = " ".join(str(wrong).split())
@@ -41,7 +44,7 @@ def one_sentence() -> Iterator[None]:
 
 @app.command()
 def reproduce(
-    scale: Annotated[str, typer.Option(help="smoke (seconds), quick (minutes), paper (the papers' sizes)")] = "quick",
+    scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {SCALES[name]}" for name in NOTEBOOKS))] = "quick",
     notebooks: Annotated[str, typer.Option(help="numbers or names, with commas: 00,01; default: all")] = "",
     jobs: Annotated[int | None, typer.Option(help="notebooks at once; default: one per core")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run all again; earlier local rows are moved aside")] = False,
@@ -49,26 +52,47 @@ def reproduce(
     parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value for the parameters cell")] = None,
 ) -> None:
     """Run the notebooks; leave figures, tables, executed copies and a summary. A second call runs what is missing."""
-    from mtl.cli.plan import literal, plan
-    from mtl.cli.reproduce import reproduce as run
-    from mtl.report.claims import summary
+    from mtl.cli.plan import plan
+    from mtl.cli.reproduce import reproduce as go
+    from mtl.cli.summary import summary
 
     with one_sentence():
-        pairs = [text.partition("=") for text in parameter or ()]
-        if unfit := [f"{key}{sign}" for key, sign, _ in pairs if not key or not sign]:
-            raise ValueError(f"-p: expected key=value, found {unfit[0]!r}")
-        chosen = [name.strip() for name in notebooks.split(",") if name.strip()]
-        given = {key: literal(value) for key, _, value in pairs}
+        started = time.monotonic()
+        todo = plan(scale, arguments.names(notebooks), arguments.pairs(parameter or ()))
         if dry_run:
-            for job in plan(scale, chosen, given):
+            for job in todo:
                 done = job.stamp is not None and not fresh
                 console().print(f"{job.name}: {'unchanged' if done else 'would run'}", highlight=False)
             return
-        started = time.monotonic()
-        outcomes = run(scale, chosen, given, jobs, fresh, console())
+        outcomes = go(todo, jobs, fresh, console())
         summary(outcomes, console(), time.monotonic() - started)
     if not all(one.ok for one in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="an entry of mtl.experiments.registry: table1, table2, ...")],
+    scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
+    seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
+    methods: Annotated[str, typer.Option(help="labels, with commas; default: all")] = "",
+    jobs: Annotated[int, typer.Option(help="worker processes, which may share one GPU")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    deadline: Annotated[float | None, typer.Option(help="seconds after which no run is started")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="a folder for the rows; default: data/ledger/local")] = None,
+    together: Annotated[bool, typer.Option("--together", help="train a method's seeds side by side, on a GPU")] = False,
+    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="keep rows that older sources made")] = False,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value, an option of the experiment")] = None,
+) -> None:
+    """Make the missing rows of an experiment; exit code 0: all are there, 1: runs failed, 3: a deadline left some."""
+    from mtl.cli.run import run as go
+
+    with one_sentence():
+        how: dict[str, Any] = {"jobs": jobs, "device": device, "deadline": deadline, "together": together}
+        options = arguments.pairs(parameter or ())
+        labels = arguments.names(methods)
+        code = go(experiment, scale, options, seeds, labels, ledger=ledger, rerun_stale=not keep_stale, **how)
+    raise typer.Exit(code)
 
 
 @data.command("list")
@@ -123,13 +147,14 @@ def data_get(names: Annotated[list[str], typer.Argument(help="one or more names 
 @app.command()
 def claims(markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False) -> None:
     """The papers' claims and the verdict of the last run that reached each."""
+    from mtl.cli.plan import stamps
     from mtl.report.claims import claims_markdown, claims_table
 
     with one_sentence():
         if markdown:
-            typer.echo(claims_markdown())
+            typer.echo(claims_markdown(stamps()))
         else:
-            console().print(claims_table())
+            console().print(claims_table(stamps()))
 
 
 @app.command()
@@ -147,6 +172,12 @@ def row(
         if not again:
             console().print(f"mtl row {key} --again  runs it anew and compares", highlight=False)
             return
+        config = found.get("config") or {}
+        needed = ("problem", "scale", "options", "method", "hyper", "model", "seed", "select", "budget")
+        lacking = [name for name in needed if name not in config]
+        lacking += [name for name in ("fingerprint", "metrics") if not found.get(name)]
+        if lacking:
+            raise DataError(f"{key}: only a whole row of a training run can be run again, this one lacks {lacking[0]}")
         from mtl.runs.cells import again as run_again
 
         table = Table("metric", "ledger", "now", box=None, pad_edge=False)
@@ -166,10 +197,9 @@ def doctor() -> None:
     from mtl.cli.doctor import examine
 
     with one_sentence():
-        table = Table("what", "found", "", box=None, pad_edge=False)
-        checks = examine()
-        for check in checks:
-            table.add_row(check.what, check.found, check.mark)
-        console().print(table)
-    if any(check.mark == "WRONG" for check in checks):
+        marks = []
+        for what, found, mark in examine():
+            typer.echo(f"{what:<28} {found}{mark and f'  {mark}'}")
+            marks.append(mark)
+    if "WRONG" in marks:
         raise typer.Exit(1)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mtl.errors import DataError, RunError
 from mtl.ledger import Ledger, Row, ledger
-from mtl.problems.base import SCALES
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import bar, plain_progress, run_grid
 from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
+from mtl.scales import SCALES
 from mtl.training.fit import Budget
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtl.problems.aliexpress import AliExpress
 from mtl.problems.aliexpress_like import AliExpressLike
-from mtl.problems.base import SCALES, SPLITS, Batch, BinaryProblem, Metric, Problem
+from mtl.problems.base import SPLITS, Batch, BinaryProblem, Metric, Problem
 from mtl.problems.census import Census
 from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
@@ -33,7 +33,6 @@ STAND_INS |= {"aliexpress": "aliexpress_like", "aliexpress_like": "aliexpress_li
 
 __all__ = [
     "PROBLEMS",
-    "SCALES",
     "SPLITS",
     "Batch",
     "BinaryProblem",

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from mtl.models.base import MultiTaskModel
 from mtl.problems import metrics
+from mtl.scales import SCALES
 
 Batch = tuple[Tensor, ...]
 SPLITS = ("train", "validation", "test")
-SCALES = ("smoke", "quick", "study", "paper")  # study: hours on two CPU cores; its rows are published
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Rows to tables, figures and verdicts, each with a side-car that says where its numbers come from."""
 
-from mtl.report.captions import VERDICTS, Verdict, caption, manifest, show, tex, verdict
-from mtl.report.save import save_figure, save_table
-from mtl.report.tables import frame, results_table
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtl.report.captions import VERDICTS, Verdict, caption, manifest, show, tex, verdict
+    from mtl.report.save import save_figure, save_table
+    from mtl.report.tables import frame, results_table
 
 __all__ = [
     "VERDICTS",
@@ -17,3 +21,12 @@ __all__ = [
     "tex",
     "verdict",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """From the first of its files that has it, so that `mtl claims` waits for no torch and no matplotlib."""
+        for room in ("captions", "save", "tables") if name in __all__ else ():
+            if hasattr(module := import_module(f"mtl.report.{room}"), name):
+                return getattr(module, name)
+        raise AttributeError(f"module 'mtl.report' has no {name!r}")

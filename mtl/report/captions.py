@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from mtl.ledger import Row, plain, stale
-from mtl.problems.base import SCALES
+from mtl.scales import SCALES
 
 Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "conditional", "not testable here")

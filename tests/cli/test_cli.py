@@ -1,17 +1,22 @@
 """The command line: one clear sentence on errors, the right exit code, no traceback."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+import mtl
 from mtl.cli import app
-from mtl.cli.doctor import Check
-from mtl.errors import DataError
+from mtl.errors import DataError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = dict.fromkeys(("problem", "scale", "options", "method", "hyper", "model", "seed", "select", "budget"), 0)
 
 
 def call(*words: str) -> Result:
@@ -98,13 +103,18 @@ def test_ctrl_c_says_how_to_go_on(root: Path, monkeypatch: pytest.MonkeyPatch) -
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtl.cli.reproduce.reproduce", stop)
+    monkeypatch.setattr("mtl.cli.plan.plan", stop)
     result = call("reproduce")
     assert result.exit_code == 130 and "mtl: interrupted; the same command goes on from here" in said(result)
 
 
 def test_dry_run_lists_and_runs_nothing(root: Path, fetched: list[str]) -> None:
-    first = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": 'scale = "smoke"'}
+    first = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {"tags": ["parameters"]},
+        "source": 'scale = "smoke"\njobs = 1',
+    }
     cells = [first | {"outputs": [], "execution_count": None}]
     meta = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
     (root / "notebooks").mkdir()
@@ -114,7 +124,11 @@ def test_dry_run_lists_and_runs_nothing(root: Path, fetched: list[str]) -> None:
     assert result.exit_code == 0 and said(result) == "00_start: would run"
     assert not (root / "figures").exists()
     typo = call("reproduce", "--dry-run", "-p", "scal=smoke")
-    assert typo.exit_code == 1 and "00_start.ipynb has scale; found 'scal' (nearest: scale)" in said(typo)
+    assert typo.exit_code == 1 and "00_start.ipynb has scale, jobs; found 'scal' (nearest: scale)" in said(typo)
+    for value, found in (("{[]}", "'{[]}'"), ("None", "None"), ("1.5", "1.5")):
+        result = call("reproduce", "--dry-run", "-p", f"jobs={value}")
+        assert result.exit_code == 1
+        assert said(result) == f"mtl: parameters: jobs of 00_start.ipynb is a int like 1, found {found}"
 
 
 def test_claims_of_this_checkout_without_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,18 +142,123 @@ def test_claims_of_this_checkout_without_a_run(monkeypatch: pytest.MonkeyPatch, 
 def test_doctor_looks_at_everything(fetched: list[str]) -> None:
     result = call("doctor")
     assert result.exit_code == 0, result.output
-    for what in ("python", "torch build", "device", "cores", "constraints.txt", "data: gone", "free disk", "ledger"):
-        assert what in result.output
+    for what in ("mtl", "python", "torch build", "device", "cores", "data gone", "free disk", "ledger"):
+        assert f"\n{what} " in f"\n{result.output}"
 
 
 def test_doctor_s_exit_code_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtl.cli.doctor.examine", lambda: [Check("torch", "not installed", "WRONG")])
+    monkeypatch.setattr("mtl.cli.doctor.examine", lambda: iter([("torch", "not installed", "WRONG")]))
     result = call("doctor")
-    assert result.exit_code == 1 and "torch not installed WRONG" in said(result)
+    assert result.exit_code == 1 and said(result) == "torch not installed WRONG"
 
 
-def test_doctor_reports_a_damaged_ledger(root: Path, fetched: list[str]) -> None:
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"status": "ok"}'])
+def test_doctor_marks_a_bad_line(root: Path, fetched: list[str], line: str) -> None:
     (root / "data/ledger").mkdir(parents=True)
-    (root / "data/ledger/census.jsonl").write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')
+    (root / "data/ledger/census.jsonl").write_text(f'{{"key": "a"}}\n{line}\n{{"key": "b"}}\n')
+    (root / "data/ledger/scenes.jsonl").write_text('{"key": "a"}\n')
     result = call("doctor")
-    assert result.exit_code == 1 and "census.jsonl: line 2 is not a ledger row" in said(result)
+    assert result.exit_code == 1 and "census.jsonl line 2 is not a ledger row WRONG" in said(result)
+    assert "scenes.jsonl readable" in said(result)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["claims"], ["reproduce", "--help"]])
+def test_a_command_waits_for_no_torch_that_needs_none(words: list[str]) -> None:
+    code = (
+        f"import sys; from mtl.cli import app; app({words!r}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_gives_what_it_names() -> None:
+    assert all(getattr(mtl, name) is not None for name in mtl.__all__) and {*mtl.__all__} <= {*dir(mtl)}
+    assert mtl.method is mtl.methods.method and mtl.problem is mtl.problems.problem
+    with pytest.raises(AttributeError, match=r"module 'mtl' has METHODS, .*, rule, found no 'methd'"):
+        _ = mtl.methd
+
+
+class Fake:
+    """An experiment of `rows` whose deadline leaves `left` of them."""
+
+    def __init__(self, rows: int = 2, left: int = 0, failed: int = 0) -> None:
+        self.rows, self.events = rows, {"left": left, "failed": failed}
+        self.asked: dict[str, Any] | None = None
+
+    def run(self, scale: str, seeds: Any = None, methods: Any = None, *, progress: Any, **how: Any) -> list[Any]:
+        self.asked = {"scale": scale, "seeds": seeds, "methods": methods, **how}
+        for event, count in self.events.items():
+            for i in range(count):
+                progress({"event": event, "cell": "LS", "done": i, "total": self.rows, "error": "no"})
+        if self.events["failed"]:
+            raise RunError("1 of 2 runs failed, the others are in census.jsonl: LS (no)")
+        return [{"status": "ok"}] * self.rows
+
+
+@pytest.fixture
+def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
+    found = {"census": Fake(), "late": Fake(left=1), "bad": Fake(failed=1, left=1)}
+    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found))
+    monkeypatch.setenv("MTL_LEDGER", "")  # which a test may set, and gets back
+    return found
+
+
+def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path) -> None:
+    words = "run census --scale study --seeds 0-2,5 --jobs 2 --device cuda:1 --deadline 60 --together --keep-stale"
+    result = call(*words.split(), "--methods", "LS, FairGrad (alpha=2)", "-p", "tasks=3", "--ledger", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert experiments["census"].asked == {
+        "scale": "study",
+        "seeds": (0, 1, 2, 5),
+        "methods": ["LS", "FairGrad (alpha=2)"],
+        "jobs": 2,
+        "device": "cuda:1",
+        "deadline": 60.0,
+        "together": True,
+        "rerun_stale": False,
+        "tasks": 3,
+    }
+    assert os.environ["MTL_LEDGER"] == str(tmp_path) and "2 rows, 0 without a result, 0 left" in said(result)
+
+
+def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
+    assert call("run", "census").exit_code == 0
+    how = {"jobs": 1, "device": "cpu", "deadline": None, "together": False, "rerun_stale": True}
+    assert experiments["census"].asked == {"scale": "quick", "seeds": None, "methods": None, **how}
+
+
+@pytest.mark.parametrize(("name", "code"), [("census", 0), ("bad", 1), ("late", 3)])
+def test_run_s_exit_code_tells(experiments: dict[str, Fake], name: str, code: int) -> None:
+    assert call("run", name).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["cencus"], "experiment: one of census, late, bad, found 'cencus' (nearest: census)"),
+        (["census", "--seeds", "3-1"], "seeds: like 0-4 or 0,2,5, each range upwards, found '3-1'"),
+        (["census", "--seeds", "x"], "seeds: like 0-4 or 0,2,5, each range upwards, found 'x'"),
+        (["census", "--seeds", ","], "seeds: like 0-4 or 0,2,5, found ','"),
+        (["census", "--deadline", "nan"], "deadline: seconds, at least 0 and finite, found nan"),
+        (["census", "--deadline", "-1"], "deadline: seconds, at least 0 and finite, found -1.0"),
+        (["census", "--device", "gpu9"], "device: cpu, cuda or cuda:N, found 'gpu9'"),
+        (["census", "-p", "tasks"], "-p: expected key=value, found 'tasks'"),
+        (["census", "-p", "jobs=2"], "-p jobs: it has an option of its own, --jobs"),
+    ],
+)
+def test_run_says_what_is_wrong(experiments: dict[str, Fake], words: list[str], sentence: str) -> None:
+    result = call("run", *words)
+    assert result.exit_code == 1 and said(result) == f"mtl: {sentence}"
+    assert experiments["census"].asked is None
+
+
+@pytest.mark.parametrize(
+    ("row", "lacks"),
+    [({}, "problem"), ({"config": {"problem": "census"}}, "scale"), ({"config": CONFIG}, "fingerprint")],
+)
+def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lacks: str) -> None:
+    (root / "data/ledger").mkdir(parents=True)
+    (root / "data/ledger/gap.jsonl").write_text(json.dumps({"key": "a"} | row) + "\n")
+    result = call("row", "a", "--again")
+    sentence = f"mtl: a: only a whole row of a training run can be run again, this one lacks {lacks}"
+    assert result.exit_code == 1 and result.output.splitlines()[-1] == sentence

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from mtl.cli.plan import find, literal, outputs, plan, read_stamp
-from mtl.cli.reproduce import reproduce, set_aside
+from mtl import sources
+from mtl.cli.plan import find, outputs, plan, read_stamp, stamps
+from mtl.cli.reproduce import reproduce as run
+from mtl.cli.reproduce import set_aside
+from mtl.cli.summary import Outcome, summary
 from mtl.errors import DataError, RunError
-from mtl.report.claims import Outcome, claims, claims_table, summary, verdicts
+from mtl.report.claims import claims, claims_table, verdicts
 
 REPORT = """
 import json, os, pathlib
@@ -58,14 +62,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "a root"
     folder.mkdir()
     monkeypatch.setattr("mtl.problems.data.download.status", lambda: [{"name": "census", "found": False}])
-    monkeypatch.setattr("mtl.cli.plan.PACKAGE", tmp_path / "sources")  # that an editor at work cannot change meanwhile
     monkeypatch.setenv("MTL_ROOT", str(folder))
     monkeypatch.delenv("MTL_LEDGER", raising=False)
     return folder
 
 
-def quiet() -> Console:
-    return Console(file=open(os.devnull, "w"), force_terminal=False)  # noqa: PTH123
+def reproduce(parameters: dict[str, Any] | None = None, jobs: int | None = None) -> list[Outcome]:
+    """All notebooks at scale smoke, with nothing said."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        return run(plan("smoke", parameters=parameters), jobs, False, Console(file=nowhere))
 
 
 def test_finds_by_number_and_stem_and_names_the_nearest(root: Path) -> None:
@@ -90,6 +95,7 @@ def test_no_notebooks_at_all(root: Path) -> None:
         ({"seds": [1]}, r"00_start.ipynb has scale, name, seeds, rate; found 'seds' \(nearest: seeds\)"),
         ({"seeds": 3}, r"seeds of 00_start.ipynb is a list like \[0, 1\], found 3"),
         ({"rate": "fast"}, r"rate of 00_start.ipynb is a float like 0.5, found 'fast'"),
+        ({"seeds": None}, r"seeds of 00_start.ipynb is a list like \[0, 1\], found None"),
         ({"rate": True}, r"rate of 00_start.ipynb is a float like 0.5, found True"),
         ({"scale": "quick"}, r"the scale is given by --scale"),
     ],
@@ -141,25 +147,79 @@ def test_inputs_depend_on_sources_parameters_and_what_comes_before(root: Path) -
     assert all(job.inputs != first[job.name] for job in plan("smoke"))
 
 
-def test_inputs_depend_on_whatever_a_notebook_may_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(root, "00_start")
+def test_inputs_depend_on_the_files_and_data_that_a_notebook_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, "00_start", "book = 'wine'", "papers = ['nyuv2.csv', 'claims.yml']")
     found = [plan("smoke")[0].inputs]
-    for name in ("../sources/toy.py", "data/ledger/census.jsonl", "paper/claims.yml", "paper/reported/nyuv2.csv"):
+    for name in ("data/ledger/wine.jsonl", "paper/claims.yml", "paper/reported/nyuv2.csv"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("changed")
         found.append(plan("smoke")[0].inputs)
-    monkeypatch.setattr("mtl.problems.data.download.status", lambda: [{"name": "census", "found": True}])
+    rows = [{"name": "mnist", "found": True}, {"name": "wine", "found": True}]
+    monkeypatch.setattr("mtl.problems.data.download.status", lambda: rows)
     found.append(plan("smoke")[0].inputs)
     assert len(set(found)) == len(found)
-    (root / "../sources/cli").mkdir()
-    (root / "../sources/cli/plan.py").write_text("the runner's own sources change no figure")
+    for name in ("data/ledger/gap.jsonl", "paper/reported/qm9.csv"):
+        (root / name).write_text("of no interest here")
+    monkeypatch.setattr("mtl.problems.data.download.status", lambda: rows[1:])
     assert plan("smoke")[0].inputs == found[-1]
 
 
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that a test may change."""
+    copy = tmp_path / "mtl"
+    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", copy)
+    return copy
+
+
+def test_inputs_depend_on_the_modules_that_a_notebook_goes_through(root: Path, package: Path) -> None:
+    write(root, "00_start", "%time 1\nfrom mtl.report import stats")
+    write(root, "01_other", "from mtl.solvers import kl")
+    write(root, "02_shell", "%%bash\nif true; then echo no Python; fi")
+
+    def changed(name: str) -> list[str]:
+        before = {job.name: job.inputs for job in plan("smoke")}
+        (package / name).write_text((package / name).read_text() + "# changed\n")
+        return [job.name for job in plan("smoke") if job.inputs != before[job.name]]
+
+    assert changed("report/stats.py") == ["00_start", "02_shell"]
+    assert changed("solvers/kl.py") == ["01_other", "02_shell"]
+    assert changed("cli/summary.py") == ["02_shell"], "a cell in another language may need anything"
+
+
+def test_a_new_problem_method_or_experiment_reruns_no_notebook(package: Path) -> None:
+    """Of the repository's own; those whose modules show every method run again for one in METHODS, as they must."""
+    before = {job.name: job.inputs for job in plan("smoke")}
+    register(package, "problems", "PROBLEMS")
+    for room in ("methods", "experiments"):
+        (package / room / "unregistered.py").write_text('"""New."""\n')
+    assert {job.name: job.inputs for job in plan("smoke")} == before
+    register(package, "methods", "METHODS")
+    again = {job.path for job in plan("smoke") if job.inputs != before[job.name]}
+    assert len(again) < len(before)
+    assert all("mtl.methods.unheard" in sources.used_by(code(path)) for path in again)
+
+
+def code(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def register(package: Path, room: str, registry: str) -> None:
+    """A new file in a room, with its line in the registry."""
+    (package / room / "unheard.py").write_text('"""New."""\n\n\nclass Unheard:\n    pass\n')
+    face = package / room / "__init__.py"
+    head, name, tail = face.read_text().partition(f"{registry}: dict")
+    first, brace, rest = tail.partition("= {\n")
+    head = head.replace("\n\nfrom", f"\n\nfrom mtl.{room}.unheard import Unheard\nfrom", 1)
+    face.write_text(head + name + first + brace + '    "unheard": Unheard,\n' + rest)
+
+
 def test_runs_then_only_what_is_missing(root: Path) -> None:
-    write(root, "00_start", REPORT)
-    write(root, "01_next", REPORT, after=("00",))
-    assert [one.status for one in reproduce("smoke", parameters={"seeds": [7]}, console=quiet())] == ["done", "done"]
+    committed = [write(root, "00_start", REPORT), write(root, "01_next", REPORT, after=("00",))]
+    texts = [path.read_bytes() for path in committed]
+    assert [one.status for one in reproduce({"seeds": [7]})] == ["done", "done"]
     assert (root / "figures/start.pdf").read_text() == "start [7] smoke"
     assert (root / "figures/executed/smoke/00_start.ipynb").is_file()
     assert (root / "figures/logs/00_start.log").is_file()
@@ -167,21 +227,22 @@ def test_runs_then_only_what_is_missing(root: Path) -> None:
     assert stamp is not None and set(stamp["outputs"]) == {f"figures/start.{s}" for s in ("pdf", "png", "json")}
     (root / "figures/smoke").mkdir(exist_ok=True)
     (root / "figures/smoke/.part-x.pdf").write_text("left by a killed run")
-    again = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
+    again = reproduce({"seeds": [7]})
     assert [one.status for one in again] == ["unchanged", "unchanged"]
     assert not list(root.rglob("figures/**/.part-*"))
-    assert verdicts()["claim-next"]["verdict"] == "conditional"
+    assert verdicts(stamps())["claim-next"]["verdict"] == "conditional"
     (root / "figures/next.png").write_text("another run's")
-    third = reproduce("smoke", parameters={"seeds": [7]}, console=quiet())
+    third = reproduce({"seeds": [7]})
     assert [one.status for one in third] == ["unchanged", "done"]
     assert (root / "figures/next.png").read_text() == "next [7] smoke"
+    assert [path.read_bytes() for path in committed] == texts, "a run writes copies, never the notebook itself"
 
 
 def test_a_failure_is_named_and_stops_only_what_follows_it(root: Path) -> None:
     write(root, "00_bad", "1 + 1", "raise ValueError('no such column')")
     write(root, "01_next", after=("00",))
     write(root, "02_other", REPORT)
-    outcomes = {one.name: one for one in reproduce("smoke", jobs=2, console=quiet())}
+    outcomes = {one.name: one for one in reproduce(jobs=2)}
     assert {name: one.status for name, one in outcomes.items()} == {
         "00_bad": "FAILED",
         "01_next": "not run",
@@ -197,20 +258,22 @@ def test_a_failure_is_named_and_stops_only_what_follows_it(root: Path) -> None:
 
 def test_a_reported_output_that_is_not_there_is_a_failure(root: Path) -> None:
     write(root, "00_start", REPORT + "\n(def_figures / 'start.png').unlink()")
-    (one,) = reproduce("smoke", console=quiet())
+    (one,) = reproduce()
     assert one.status == "FAILED" and "reported start.png, which is not there" in one.error
 
 
 def test_a_dead_kernel_is_named(root: Path) -> None:
     write(root, "00_start", "import os; os.kill(os.getpid(), 9)")
-    (one,) = reproduce("smoke", console=quiet())
+    (one,) = reproduce()
     assert one.status == "FAILED" and one.error.startswith("cell 3: DeadKernelError")
 
 
 SCRIPT = """
 import sys
+from rich.console import Console
+from mtl.cli.plan import plan
 from mtl.cli.reproduce import reproduce
-sys.exit(0 if all(one.ok for one in reproduce("smoke")) else 1)
+sys.exit(0 if all(one.ok for one in reproduce(plan("smoke"), 1, False, Console())) else 1)
 """
 
 
@@ -231,19 +294,20 @@ def test_nothing_outlives_a_killed_run_and_the_next_one_goes_through(root: Path,
     assert not alive
     assert not list((root / "figures/executed").rglob("[!.]*.ipynb"))
     (root / "second").touch()
-    assert [one.status for one in reproduce("smoke", console=quiet())] == ["done"]
+    assert [one.status for one in reproduce()] == ["done"]
 
 
 def test_two_runs_at_once_are_refused(root: Path) -> None:
     write(root, "00_start")
     (root / "figures/executed").mkdir(parents=True)
     with FileLock(root / "figures/executed/.lock"), pytest.raises(RunError, match="another `mtl reproduce` is at work"):
-        reproduce("smoke", console=quiet())
+        reproduce()
 
 
 def test_jobs_below_one(root: Path) -> None:
+    write(root, "00_start")
     with pytest.raises(ValueError, match="jobs: at least 1, found 0"):
-        reproduce("smoke", jobs=0)
+        reproduce(jobs=0)
 
 
 def test_fresh_keeps_what_it_sets_aside(root: Path) -> None:
@@ -253,9 +317,12 @@ def test_fresh_keeps_what_it_sets_aside(root: Path) -> None:
     checkpoint = root / "data/checkpoints"
     checkpoint.mkdir()
     (checkpoint / "a.pt").write_text("weights")
-    stamp = root / "stamp.json"
+    write(root, "00_start")
+    (job,) = plan("smoke")
+    stamp = job.file("stamp")
+    stamp.parent.mkdir(parents=True)
     stamp.write_text("{}")
-    old = set_aside([stamp])
+    old = set_aside([job])
     assert old is not None and (old / "census.jsonl").read_text() == "{}\n"
     assert (old / "checkpoints/a.pt").read_text() == "weights"
     assert not stamp.exists() and not checkpoint.exists() and not list(local.glob("*.jsonl"))
@@ -266,8 +333,7 @@ def test_outputs_of_a_manifest(root: Path) -> None:
     (root / "paper/generated").mkdir(parents=True)
     (root / "paper/generated/fig_toy.tex").touch()
     lines = [{"kind": "figure", "path": "figures/toy.pdf"}, {"kind": "table", "path": "paper/generated/t.tex"}]
-    names = [path.relative_to(root).as_posix() for path in outputs([*lines, {"kind": "verdict"}])]
-    assert names == [
+    assert outputs([*lines, {"kind": "verdict"}]) == [
         *(f"figures/toy.{suffix}" for suffix in ("json", "pdf", "png")),
         "paper/generated/fig_toy.tex",
         *(f"paper/generated/t.{suffix}" for suffix in ("json", "md", "tex")),
@@ -301,19 +367,8 @@ def test_claims_not_run_have_no_verdict(root: Path) -> None:
     entry = "{id: a, paper: EMTL, section: '1', sentence: s, test: t, figure: f}"
     (root / "paper/claims.yml").write_text(f"- {entry}\n")
     screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    screen.print(claims_table())
+    screen.print(claims_table(stamps()))
     assert "not run" in screen.export_text()
     (root / "paper/claims.yml").write_text("- {id: a}\n")
     with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test, found id"):
         claims()
-
-
-def test_literals() -> None:
-    assert [literal(x) for x in ("1", "[0, 1]", "'a b'", "a b", "false", "None")] == [
-        1,
-        [0, 1],
-        "a b",
-        "a b",
-        False,
-        None,
-    ]

@@ -1,0 +1,92 @@
+"""Words of the command line as values."""
+
+import ast
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+
+def literal(text: str) -> Any:
+    """A Python literal where the text is one, else the text itself.
+
+    >>> literal("[0, 1]"), literal("1e-3"), literal("census"), literal("true"), literal("{[]}")
+    ([0, 1], 0.001, 'census', True, '{[]}')
+    """
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that its documentation names
+        return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    >>> nearest("cencus", ["census", "digits"]), nearest("x", [])
+    (' (nearest: census)', '')
+    """
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def pairs(texts: Iterable[str]) -> dict[str, Any]:
+    """The `-p key=value` of a command.
+
+    >>> pairs(["tasks=3", "name=a=b"])
+    {'tasks': 3, 'name': 'a=b'}
+    """
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not key.isidentifier() or not sign:
+            raise ValueError(f"-p: expected key=value, found {text!r}")
+        found[key] = literal(value)
+    return found
+
+
+def names(text: str) -> list[str]:
+    """
+    >>> names("00, 01,")
+    ['00', '01']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seeds(text: str) -> tuple[int, ...] | None:
+    """None where nothing is given.
+
+    >>> seeds("0-2,5"), seeds("")
+    ((0, 1, 2, 5), None)
+    """
+    numbers: list[int] = []
+    for part in names(text):
+        first, dash, last = part.partition("-")
+        ok = first.isdecimal() and (last.isdecimal() if dash else True)
+        if not ok or (dash and int(last) < int(first)):
+            raise ValueError(f"seeds: like 0-4 or 0,2,5, each range upwards, found {text!r}")
+        numbers += range(int(first), int(last or first) + 1)
+    if text and not numbers:
+        raise ValueError(f"seeds: like 0-4 or 0,2,5, found {text!r}")
+    return tuple(dict.fromkeys(numbers)) or None
+
+
+def deadline(seconds: float | None) -> float | None:
+    """Seconds from now on; ValueError for what is no span of time."""
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"deadline: seconds, at least 0 and finite, found {seconds}")
+    return seconds
+
+
+def device(name: str) -> str:
+    """The name itself where torch could have such a device; whether it is here, a run finds out."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device: cpu, cuda or cuda:N, found {name!r}")
+    return name
+
+
+def cores() -> int:
+    """Cores that this process may use: `--jobs` where it is not given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
