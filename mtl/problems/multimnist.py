@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.errors import DataError
-from mtl.files import atomic
 from mtl.models import MultiTaskModel, lenet, lenet_single_task
 from mtl.problems import metrics
 from mtl.problems.base import Metric, Problem, check_scale, choose
@@ -98,27 +96,21 @@ def overlay(pairs: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def read(folder: Path) -> dict[str, NDArray[np.uint8]]:
     """MNIST as uint8 arrays, parsed once from the CSV files and kept as .npz named by their checksums."""
     paths = [folder / file.name for file in entry("mnist").files]
-    cached = raw.cache_folder() / f"mnist-{raw.fingerprint([], 'v1', *(raw.sha256(p) for p in paths))[:16]}.npz"
-    if cached.exists():
-        try:
-            with np.load(cached, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        except (OSError, ValueError, EOFError, BadZipFile):
-            cached.unlink(missing_ok=True)  # damaged: made again from the raw files
-    arrays: dict[str, NDArray[np.uint8]] = {}
-    for path, file in zip(paths, ("train", "test"), strict=True):
-        arrays[f"{file}_label"], arrays[f"{file}_image"] = _parse(path)
-    with atomic(cached) as part:
-        np.savez(part, allow_pickle=False, **arrays)
-    return arrays
+
+    def parse() -> dict[str, NDArray[np.uint8]]:
+        arrays = {}
+        for path, file in zip(paths, ("train", "test"), strict=True):
+            arrays[f"{file}_label"], arrays[f"{file}_image"] = _parse(path)
+        return arrays
+
+    return raw.cached_arrays(f"mnist-{raw.fingerprint([], 'v1', *(raw.sha256(p) for p in paths))[:16]}", parse)
 
 
 def _parse(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    table = raw.read_integers(path, COLUMNS, "mnist", header=True)
-    labels = table[:, 0]
-    if (bad := np.flatnonzero(labels > 9)).size:
-        raise DataError(
-            f"{path.name} line {int(bad[0]) + 2}: label must be a digit 0 to 9, found {int(labels[bad[0]])}; "
-            f"replace the file by the original (`mtl data get mnist`)"
-        )
-    return labels.copy(), table[:, 1:].reshape(-1, 28, 28).copy()
+    rules = dict.fromkeys(COLUMNS, "a number in [0, 255]") | {"label": "a digit 0 to 9"}
+    advice = "replace the file by the original (`mtl data get mnist`)"
+    file = raw.CsvFile(path, path.name, dict.fromkeys(COLUMNS, pa.uint8()), rules, advice, header=True)
+    table = file.read()
+    labels = table["label"].to_numpy()
+    file.require(labels <= 9, table["label"], "label")
+    return labels, np.stack([table[column].to_numpy() for column in COLUMNS[1:]], 1).reshape(-1, 28, 28)
