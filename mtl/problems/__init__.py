@@ -1,7 +1,6 @@
 """Problems: one file per benchmark; `problem(name, scale, ...)` builds one from the data found."""
 
 from difflib import get_close_matches
-from inspect import signature
 from typing import Any
 
 from mtl.problems.aliexpress import AliExpress
@@ -63,7 +62,7 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     if fallback not in (None, stand_in):
         raise ValueError(f"fallback of {name} must be {stand_in!r} or None, found {fallback!r}")
     kind: Any = PROBLEMS[name]
-    valid = set(signature(kind).parameters) - {"scale", "stands_in_for"}
+    valid = kind.option_names()
     if unknown := sorted(set(options) - valid):
         raise ValueError(f"options of {name} are {', '.join(sorted(valid)) or 'none'}, found {', '.join(unknown)}")
     try:
@@ -72,7 +71,7 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
         if fallback is None:
             raise
         if stand_in == "rooms":
-            kept = {key: value for key, value in options.items() if key in signature(Rooms).parameters}
+            kept = {key: value for key, value in options.items() if key in Rooms.option_names()}
             return Rooms(scale, stands_in_for=name, **kept)
         if stand_in == "aliexpress_like":
             return AliExpressLike(scale, stands_in_for=name)

@@ -1,7 +1,6 @@
 """AliExpress: click (CTR) and click with purchase (CTCVR) in search logs of four countries, EMTL's Table 1."""
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,26 +150,10 @@ class AliExpress(ClickLog):
         if rest and len(rest[0]):
             yield tuple(t.to(device) for t in rest)
 
-    @torch.inference_mode()
-    def evaluate(self, model: MultiTaskModel, split: str, device: torch.device | str = "cpu") -> dict[str, float]:
+    def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
         if split != "train" or not self.streamed:
-            return super().evaluate(model, split, device)
-        parts, targets = [], []
-        training = model.training
-        model.eval()
-        try:
-            for *inputs, target in (map(torch.from_numpy, block) for block in self._blocks(split)):
-                parts.append([output.cpu() for output in model(*(t.to(device) for t in inputs))])
-                targets.append(target)
-        finally:
-            model.train(training)
-        outputs: list[Tensor] = [torch.cat(task) for task in zip(*parts, strict=True)]
-        values = self.scores([output.nan_to_num() for output in outputs], torch.cat(targets))
-        for task, output in zip(self.tasks, outputs, strict=True):
-            if not bool(output.isfinite().all()):
-                values |= {key: value * math.nan for key, value in values.items() if key.startswith(f"{task}/")}
-        values["score"] = torch.stack([values[f"{task}/score"] for task in self.tasks]).mean()
-        return {name: float(value) for name, value in values.items()}
+            return super()._in_order(split, device)
+        return (tuple(torch.from_numpy(array).to(device) for array in block) for block in self._blocks(split))
 
     def describe(self) -> str:
         if not self.streamed:

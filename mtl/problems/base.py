@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +46,6 @@ class Problem:
     models: ClassVar[tuple[str, ...]]
     synthetic: bool = False
     embedded_default: bool = False
-    baseline: Mapping[str, float] | None = None
 
     def __init__(
         self,
@@ -64,6 +64,11 @@ class Problem:
         self.fingerprint = fingerprint
         self.sizes = {split: len(splits[split][0]) for split in SPLITS}
         self._data: dict[torch.device, Mapping[str, Batch]] = {torch.device("cpu"): splits}
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """Names of the options that `problem` takes for it."""
+        return set(signature(cls).parameters) - {"scale", "stands_in_for"}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -111,6 +116,11 @@ class Problem:
         for index in order.split(batch_size):
             yield tuple(t.index_select(0, index) for t in tensors)
 
+    def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
+        """The rows of a split in order, also those of "train": outputs must stay beside their targets."""
+        tensors = self.data(split, device)
+        return (tuple(t[rows] for t in tensors) for rows in _slices(self.sizes[split], 4096))
+
     def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
         """The T losses of a batch."""
         return self.task_losses(model(*batch[:-1]), batch[-1])
@@ -126,15 +136,14 @@ class Problem:
 
         A task whose outputs hold NaN or infinity has NaN in all its metrics, and so has the mean.
         """
-        *inputs, targets = self.data(split, device)
         training = model.training
         model.eval()
         try:
-            # in order, also for "train": outputs must stay beside their targets
-            parts = [model(*(t[rows] for t in inputs)) for rows in _slices(self.sizes[split], 4096)]
+            pairs = [(model(*inputs), targets) for *inputs, targets in self._in_order(split, device)]
         finally:
             model.train(training)
-        outputs = [torch.cat(task) for task in zip(*parts, strict=True)]
+        parts, labels = zip(*pairs, strict=True)
+        outputs, targets = [torch.cat(task) for task in zip(*parts, strict=True)], torch.cat(labels)
         broken = [not bool(output.isfinite().all()) for output in outputs]
         usable = [output.nan_to_num() if bad else output for output, bad in zip(outputs, broken, strict=True)]
         values = self.scores(usable, targets)
