@@ -1,7 +1,7 @@
 """AliExpress: click (CTR) and click with purchase (CTCVR) in search logs of four countries, EMTL's Table 1."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl.errors import DataError
 from mtl.models import PLE, MMoE, MultiTaskModel, dcn, shared_bottom, single_task
 from mtl.problems.aliexpress_files import CATEGORICAL, NUMERICAL, Converted, Encoder, Stats, convert
-from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale, choose
+from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale
 from mtl.problems.data import raw
 
 TASKS = ("ctr", "ctcvr")
@@ -25,7 +25,13 @@ SIZES = {
     "quick": {"embedding": 8, "width": 32, "hidden": 32},
     "paper": {"embedding": 128, "width": 256, "hidden": 128},
 }
-MODELS = {"mmoe": MMoE, "ple": PLE, "shared-bottom": shared_bottom, "dcn": dcn, "single-task": single_task}
+MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    "mmoe": MMoE,
+    "ple": PLE,
+    "shared-bottom": shared_bottom,
+    "dcn": dcn,
+    "single-task": single_task,
+}
 ROW_BYTES = 4 * (len(CATEGORICAL) + len(NUMERICAL) + len(TASKS))
 BUFFER = 8  # row groups (of 131,072 rows) that are shuffled together where data are streamed
 
@@ -34,14 +40,12 @@ class ClickLog(BinaryProblem):
     """CTR and CTCVR from 16 categorical and 63 numerical columns; what the real and the generated log share."""
 
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes = MODELS, SIZES
     vocabulary: Sequence[int]
 
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (embedding, width, hidden, ...) default to the scale's."""
-        build = choose(MODELS, name)
-        options = {**SIZES[self.scale], **sizes}
-        net: MultiTaskModel = build(self.vocabulary, len(NUMERICAL), len(TASKS), seed=seed, **options)
-        return net
+    @property
+    def net_inputs(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return self.vocabulary, len(NUMERICAL), len(TASKS)
 
 
 class AliExpress(ClickLog):

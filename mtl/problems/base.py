@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar
@@ -38,14 +38,18 @@ class Problem:
     """Data in memory, split three ways; subclasses say what the data are, which models fit, which losses.
 
     A batch is a tuple of input tensors followed by the targets (B, T). Validation rows come from the training
-    file, never from the test file. `embedded_default` is true where the data stand in for a data set that was
-    asked for and not found.
+    file, never from the test file. `stands_in_for` names a data set that was asked for and not found;
+    `embedded_default` is true where there is one.
     """
 
     name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]
     synthetic: bool = False
     embedded_default: bool = False
+    stands_in: ClassVar[str] = "these rows stand in for it"  # said of a stand-in
+    builders: ClassVar[Mapping[str, Callable[..., MultiTaskModel]]] = {}  # of models, by name
+    net_sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # by scale
+    net_inputs: tuple[Any, ...] = ()  # what a builder is told first
 
     def __init__(
         self,
@@ -56,10 +60,13 @@ class Problem:
         source: str,
         fingerprint: str,
         options: Mapping[str, Any] | None = None,
+        stands_in_for: str | None = None,
     ) -> None:
+        self.stands_in_for, self.embedded_default = stands_in_for, stands_in_for is not None
         self.scale = check_scale(scale)
         self.tasks = tuple(tasks)
-        self.options = dict(options or {})  # as given to `problem`, for a row's configuration
+        named = {"stands_in_for": stands_in_for} if stands_in_for else {}
+        self.options = {**(options or {}), **named}  # as given to `problem`, for a row's configuration
         self.source = source
         self.fingerprint = fingerprint
         self.sizes = {split: len(splits[split][0]) for split in SPLITS}
@@ -76,8 +83,10 @@ class Problem:
         raise NotImplementedError
 
     def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A freshly initialised model, named in `models`; `sizes` overrides the scale's own."""
-        raise NotImplementedError
+        """A freshly initialised model, named in `models`; `sizes` (width, hidden, ...) overrides the scale's own."""
+        build = choose(self.builders, name)
+        net: MultiTaskModel = build(*self.net_inputs, seed=seed, **{**self.net_sizes[self.scale], **sizes})
+        return net
 
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         """One scalar per task from the model's outputs and the targets (B, T)."""
@@ -157,7 +166,9 @@ class Problem:
         """What was read, how it is split, which tasks; a sentence of its own where the data are a stand-in."""
         counts = ", ".join(f"{n:,} {split}" for split, n in self.sizes.items())
         kind = "synthetic" if self.synthetic else "real"
-        return f"{self.source} ({kind}); scale {self.scale}: {counts} rows; tasks: {', '.join(self.tasks)}."
+        missing = f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, {self.stands_in}. "
+        said = missing if self.embedded_default else ""
+        return f"{said}{self.source} ({kind}); scale {self.scale}: {counts} rows; tasks: {', '.join(self.tasks)}."
 
 
 class BinaryProblem(Problem):

@@ -1,7 +1,7 @@
 """UCI Census-Income (KDD): two or three binary tasks on one table, the benchmark of MMoE and PLE."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.models import PLE, MMoE, MultiTaskModel, shared_bottom, single_task
-from mtl.problems.base import BinaryProblem, check_scale, choose
+from mtl.problems.base import BinaryProblem, check_scale
 from mtl.problems.data import raw
 from mtl.problems.data.download import entry, locate
 
@@ -82,7 +82,12 @@ SIZES = {
     "study": {"embedding": 8, "width": 32, "hidden": 32},
     "paper": {"embedding": 16, "width": 128, "hidden": 64},
 }
-MODELS = {"mmoe": MMoE, "ple": PLE, "shared-bottom": shared_bottom, "single-task": single_task}
+MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    "mmoe": MMoE,
+    "ple": PLE,
+    "shared-bottom": shared_bottom,
+    "single-task": single_task,
+}
 
 
 class Census(BinaryProblem):
@@ -97,6 +102,7 @@ class Census(BinaryProblem):
 
     name: ClassVar[str] = "census"
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes = MODELS, SIZES
 
     def __init__(self, scale: str = "smoke", *, tasks: int = 2, revealing: str = "keep") -> None:
         check_scale(scale, ROWS)
@@ -111,6 +117,7 @@ class Census(BinaryProblem):
         self.fields = [c for c in COLUMNS if c not in (*NUMBERS, *self.removed, "instance_weight", "income")]
         codes = {column: _codes(table[column], rows["train"]) for column in self.fields}
         self.vocabulary = [size for _, size in codes.values()]
+        self.net_inputs = (self.vocabulary, len(NUMBERS), tasks)
         ids = np.stack([code for code, _ in codes.values()], 1)
         numbers = np.stack([table[column].to_numpy() for column in NUMBERS], 1)
         targets = np.stack([_labels(table, TARGETS[task]) for task in names], 1)
@@ -126,13 +133,6 @@ class Census(BinaryProblem):
             fingerprint=raw.fingerprint(used, *self.fields, *NUMBERS, *names),
             options={"tasks": tasks, "revealing": revealing},
         )
-
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (embedding, width, hidden, ...) default to the scale's."""
-        build = choose(MODELS, name)
-        options = {**SIZES[self.scale], **sizes}
-        net: MultiTaskModel = build(self.vocabulary, len(NUMBERS), len(self.tasks), seed=seed, **options)
-        return net
 
     def describe(self) -> str:
         return (

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.models import MultiTaskModel, lenet, lenet_single_task
+from mtl.models import lenet, lenet_single_task
 from mtl.problems import metrics
-from mtl.problems.base import Metric, Problem, check_scale, choose
+from mtl.problems.base import Metric, Problem, check_scale
 from mtl.problems.data import raw
 from mtl.problems.data.download import entry, locate
 
@@ -39,6 +39,7 @@ class MultiMNIST(Problem):
 
     name: ClassVar[str] = "multimnist"
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes, net_inputs = MODELS, SIZES, (2,)
 
     def __init__(self, scale: str = "smoke") -> None:
         check_scale(scale, ROWS)
@@ -63,12 +64,6 @@ class MultiMNIST(Problem):
     def metrics(self) -> tuple[Metric, ...]:
         kinds = (("accuracy", "", True), ("cross-entropy", "nat", False))
         return tuple(Metric(name, task, unit, up) for task in self.tasks for name, unit, up in kinds)
-
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (width, channels, hidden) default to the scale's."""
-        build = choose(MODELS, name)
-        net: MultiTaskModel = build(2, seed=seed, **{**SIZES[self.scale], **sizes})
-        return net
 
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         return tuple(F.cross_entropy(out, label) for out, label in zip(outputs, targets.unbind(1), strict=True))

@@ -92,6 +92,7 @@ class Scenes(Problem):
         chosen: SceneOptions,
         depth_unit: str = "m",
         options: Mapping[str, Any] | None = None,
+        stands_in_for: str | None = None,
     ) -> None:
         tasks = tuple(COLUMNS)[: len(splits["train"]) - 1]
         self.resolution = tuple(splits["train"][0].shape[-2:])
@@ -101,7 +102,9 @@ class Scenes(Problem):
             "images": "+".join(str(len(splits[name][0])) for name in SPLITS),
             **(options or {}),
         }
-        super().__init__(scale, tasks, splits, source=source, fingerprint=fingerprint, options=told)
+        super().__init__(
+            scale, tasks, splits, source=source, fingerprint=fingerprint, options=told, stands_in_for=stands_in_for
+        )
         self.classes = tuple(classes)
         self.sizes_of_net = {name: told[name] for name in ("width", "depth", "official_split")}
         self.augment, self.amp, self.depth_unit = chosen.augment, chosen.amp, depth_unit

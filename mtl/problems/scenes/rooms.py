@@ -107,21 +107,17 @@ class Rooms(Scenes):
 
     name: ClassVar[str] = "rooms"
     synthetic = True
+    stands_in = "procedural rooms stand in"
 
     def __init__(
         self, scale: str = "smoke", *, room_seed: int = 0, stands_in_for: str | None = None, **options: Any
     ) -> None:
         chosen = SceneOptions.at(scale, SETTINGS, options)
         assert chosen.images is not None
-        self.stands_in_for = stands_in_for
-        self.embedded_default = stands_in_for is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         splits, digest = rooms(chosen.images, chosen.resolution, room_seed, device)
         source = f"procedural rooms, seed {room_seed}, exact depth and normals"
-        own = {"room_seed": room_seed} | ({"stands_in_for": stands_in_for} if stands_in_for else {})
-        super().__init__(scale, splits, source, digest, classes=CLASSES, chosen=chosen, options=own)
-
-    def describe(self) -> str:
-        if self.stands_in_for is None:
-            return super().describe()
-        return f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, procedural rooms stand in. {super().describe()}"
+        own = {"room_seed": room_seed}
+        super().__init__(
+            scale, splits, source, digest, classes=CLASSES, chosen=chosen, options=own, stands_in_for=stands_in_for
+        )
