@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.models.base import MultiTaskModel
+from mtl.models.base import Constant, MultiTaskModel
 from mtl.problems import metrics
 
 Batch = tuple[Tensor, ...]
@@ -162,6 +162,19 @@ class Problem:
         # one transfer for all numbers
         return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
+    def constants(self) -> list[Tensor]:
+        """Per task the best output that depends on no input, from the training rows."""
+        raise NotImplementedError
+
+    def blind(self, split: str = "test", device: torch.device | str = "cpu") -> dict[str, float]:
+        """`evaluate` of the best predictor that never sees an input: what a model must beat to have learnt anything.
+
+        >>> from mtl.problems import problem
+        >>> problem("digits").blind()["odd/auc"]
+        0.5
+        """
+        return self.evaluate(Constant(self.constants()), split, device)
+
     def describe(self) -> str:
         """What was read, how it is split, which tasks; a sentence of its own where the data are a stand-in."""
         counts = ", ".join(f"{n:,} {split}" for split, n in self.sizes.items())
@@ -182,6 +195,10 @@ class BinaryProblem(Problem):
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         pairs = zip(outputs, targets.unbind(1), strict=True)
         return tuple(F.binary_cross_entropy_with_logits(logit, label) for logit, label in pairs)
+
+    def constants(self) -> list[Tensor]:
+        ones = torch.stack([targets.sum(0) for *_, targets in self._in_order("train", "cpu")]).sum(0)
+        return list(torch.logit(ones / self.sizes["train"], eps=1e-6).unbind())
 
     def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         values = {}

@@ -68,6 +68,10 @@ class MultiMNIST(Problem):
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         return tuple(F.cross_entropy(out, label) for out, label in zip(outputs, targets.unbind(1), strict=True))
 
+    def constants(self) -> list[Tensor]:
+        labels = self.data("train")[-1]
+        return [(torch.bincount(label, minlength=10) / len(label)).clamp(min=1e-6).log() for label in labels.unbind(1)]
+
     def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         values = {}
         for task, out, label in zip(self.tasks, outputs, targets.unbind(1), strict=True):

@@ -215,6 +215,18 @@ class Scenes(Problem):
         numbers["score"] = sum(numbers[f"{task}/score"] for task in self.tasks) / len(self.tasks)
         return numbers
 
+    def constants(self) -> list[Tensor]:
+        """Per pixel: shares of the classes, mean known depth, mean direction (where none is known: of all pixels)."""
+        _, label, depth, *normal = self.data("train")
+        shares = torch.stack([(label == c).float().mean(0) for c in range(len(self.classes))])
+        known = depth > 0
+        metres, seen = (depth.float() * known).sum(0), known.sum(0)
+        distance = torch.where(seen > 0, metres / seen.clamp(min=1), metres.sum() / seen.sum().clamp(min=1))
+        sums = [n.float().sum(0) for n in normal]
+        nowhere = [F.normalize(s.sum((1, 2), keepdim=True), dim=0) for s in sums]
+        facing = [torch.where(s.norm(dim=0) > 0, F.normalize(s, dim=0), n) for s, n in zip(sums, nowhere, strict=True)]
+        return [shares, distance[None], *facing]
+
     def describe(self) -> str:
         height, width = self.resolution
         return f"{super().describe()} Images of {height} x {width} pixels, {len(self.classes)} classes."
