@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtl.problems.metrics import delta_m, mean_rank
+from mtl.problems.metrics import delta_m
+from mtl.report.stats import mean_rank
 
 FOLDER = Path(__file__).parent.parent / "paper" / "reported"
 NYU = ["miou", "pixacc", "abs", "rel", "mean", "median", "w11", "w22", "w30"]

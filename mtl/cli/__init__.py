@@ -131,12 +131,12 @@ def data_get(names: Annotated[list[str], typer.Argument(help="one or more names 
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"data get: one of {', '.join(known)}, found {unknown[0]!r}")
         for name in names:
-            if known[name]["found"]:
-                typer.echo(f"{name}: found, {known[name]['where']}")
-                continue
-            typer.echo(f"{name}: fetching ({known[name]['route']})")
+            here = known[name]["found"]
+            if not here:
+                typer.echo(f"{name}: fetching ({known[name]['route']})")
             try:
-                typer.echo(f"{name}: now in {get(name)}")
+                path = get(name) if known[name]["route"] != "no download" else None  # what is there is verified too
+                typer.echo(f"{name}: found, {known[name]['where']}" if here else f"{name}: now in {path}")
             except DataError as wrong:  # the others may still be had
                 failed = True
                 typer.echo(f"mtl: {' '.join(str(wrong).split())}", err=True)

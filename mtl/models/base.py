@@ -73,6 +73,28 @@ class Branched(MultiTaskModel):
         return [list(head.parameters()) for head in self.heads]
 
 
+class Constant(MultiTaskModel):
+    """The same outputs for every row, whatever the inputs are: a predictor that never sees one.
+
+    >>> [y.shape for y in Constant([torch.tensor(0.5), torch.zeros(3)])(torch.zeros(7, 2))]
+    [torch.Size([7]), torch.Size([7, 3])]
+    """
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.values = list(values)
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (inputs[0],)
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        (rows,) = features
+        return [value.to(rows.device).expand(len(rows), *value.shape) for value in self.values]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        return [[] for _ in self.values]
+
+
 class SingleTask(MultiTaskModel):
     """One whole net per task and nothing shared: the STL baseline trained in one pass.
 

@@ -1,6 +1,6 @@
 """Models for tables of categorical and numerical fields: single-task, shared bottom, MMoE, PLE, DCN."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -51,7 +51,48 @@ def linears(modules: nn.ModuleList) -> list[nn.Linear]:
     return [layer for layer in modules if isinstance(layer, nn.Linear)]
 
 
-class MMoE(MultiTaskModel):
+class Gated(MultiTaskModel):
+    """What MMoE and PLE share: y_t = tower_t(sum_e softmax(gate)_e expert_e), gates and experts from `mixtures`."""
+
+    build: Callable[..., None]  # (tasks, width, **sizes): the model's own modules, between input and towers
+
+    def __init__(
+        self,
+        vocabulary: Sequence[int],
+        numericals: int,
+        tasks: int,
+        *,
+        embedding: int,
+        width: int,
+        hidden: int,
+        seed: int,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.input = TabularInput(vocabulary, numericals, embedding)
+            self.build(tasks, width, **sizes)
+            self.towers = nn.ModuleList(tower(width, hidden) for _ in range(tasks))
+
+    def mixtures(self, code: tuple[Tensor, ...], shared: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gate logits (B, E) and experts (B, E, H) of each task, from the features."""
+        raise NotImplementedError
+
+    def owned(self) -> tuple[nn.ModuleList, ...]:
+        """Modules, one per task, that belong to a task beside its tower."""
+        raise NotImplementedError
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        *code, shared = features
+        pairs = self.mixtures(tuple(code), shared)
+        return [net(mix(gate, experts)).squeeze(1) for net, (gate, experts) in zip(self.towers, pairs, strict=True)]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        tasks = zip(*self.owned(), self.towers, strict=True)
+        return [[p for part in task for p in part.parameters()] for task in tasks]
+
+
+class MMoE(Gated):
     """Multi-gate mixture of experts (Ma et al. 2018): y_t = tower_t(sum_e softmax(G_t x)_e f_e(x)).
 
     Shared: embeddings and experts. Task t's own: gate t and tower t. `features` returns the code of x and the
@@ -62,40 +103,23 @@ class MMoE(MultiTaskModel):
     [torch.Size([7]), torch.Size([7])]
     """
 
-    def __init__(
-        self,
-        vocabulary: Sequence[int],
-        numericals: int,
-        tasks: int,
-        *,
-        embedding: int,
-        experts: int = 8,
-        width: int,
-        hidden: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        with seeded(seed):
-            self.input = TabularInput(vocabulary, numericals, embedding)
-            self.experts = Experts(self.input.width, experts, width)
-            self.gates = nn.ModuleList(nn.Linear(self.input.width, experts) for _ in range(tasks))
-            self.towers = nn.ModuleList(tower(width, hidden) for _ in range(tasks))
+    def build(self, tasks: int, width: int, experts: int = 8) -> None:
+        self.experts = Experts(self.input.width, experts, width)
+        self.gates = nn.ModuleList(nn.Linear(self.input.width, experts) for _ in range(tasks))
+
+    def owned(self) -> tuple[nn.ModuleList, ...]:
+        return (self.gates,)
 
     def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         code = self.input.encode(*inputs)
         return (*code, self.experts(partial(self.input.linear, code)))
 
-    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        *code, experts = features
-        gates = [self.input.linear(tuple(code), gate) for gate in linears(self.gates)]
-        return [net(mix(gate, experts)).squeeze(1) for gate, net in zip(gates, self.towers, strict=True)]
-
-    def head_parameters(self) -> list[list[nn.Parameter]]:
-        pairs = zip(self.gates, self.towers, strict=True)
-        return [[*gate.parameters(), *net.parameters()] for gate, net in pairs]
+    def mixtures(self, code: tuple[Tensor, ...], shared: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        gates = [self.input.linear(code, gate) for gate in linears(self.gates)]
+        return ((gate, shared) for gate in gates)
 
 
-class PLE(MultiTaskModel):
+class PLE(Gated):
     """Progressive layered extraction (Tang et al. 2020): own experts per task beside the shared ones.
 
     At each level task t mixes its own and the shared experts; below the last level a further gate mixes all
@@ -108,64 +132,44 @@ class PLE(MultiTaskModel):
     [torch.Size([7]), torch.Size([7])]
     """
 
-    def __init__(
-        self,
-        vocabulary: Sequence[int],
-        numericals: int,
-        tasks: int,
-        *,
-        embedding: int,
-        shared_experts: int = 4,
-        task_experts: int = 4,
-        levels: int = 1,
-        width: int,
-        hidden: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
+    def build(self, tasks: int, width: int, shared_experts: int = 4, task_experts: int = 4, levels: int = 1) -> None:
         if levels < 1:
             raise ValueError(f"levels must be at least 1, found {levels}")
-        own, common = task_experts, shared_experts
-        with seeded(seed):
-            self.input = TabularInput(vocabulary, numericals, embedding)
-            widths = [self.input.width] + [width] * (levels - 1)
-            self.shared = nn.ModuleList(Experts(w, common, width) for w in widths)
-            self.own = nn.ModuleList(nn.ModuleList(Experts(w, own, width) for _ in range(tasks)) for w in widths)
-            self.gates = nn.ModuleList(nn.ModuleList(nn.Linear(w, own + common) for _ in range(tasks)) for w in widths)
-            self.up = nn.ModuleList(nn.Linear(w, tasks * own + common) for w in widths[:-1])
-            self.towers = nn.ModuleList(tower(width, hidden) for _ in range(tasks))
+        own, both, every = task_experts, task_experts + shared_experts, tasks * task_experts + shared_experts
+        widths = [self.input.width] + [width] * (levels - 1)
+        self.shared = nn.ModuleList(Experts(w, shared_experts, width) for w in widths)
+        self.own = nn.ModuleList(nn.ModuleList(Experts(w, own, width) for _ in range(tasks)) for w in widths)
+        self.gates = nn.ModuleList(nn.ModuleList(nn.Linear(w, both) for _ in range(tasks)) for w in widths)
+        self.up = nn.ModuleList(nn.Linear(w, every) for w in widths[:-1])
+
+    def owned(self) -> tuple[nn.ModuleList, ...]:
+        return inner(self.own, -1), inner(self.gates, -1)
 
     def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         code = self.input.encode(*inputs)
         common: Read = partial(self.input.linear, code)
         reads, streams = [common] * len(self.towers), list(code)
         for level, up in enumerate(linears(self.up)):
-            own, shared = self._experts(level, reads), self.shared[level](common)
-            gates = [read(gate) for gate, read in zip(self._gates(level), reads, strict=True)]
-            streams = [mix(g, torch.cat([e, shared], 1)) for g, e in zip(gates, own, strict=True)]
-            common = partial(apply, mix(common(up), torch.cat([*own, shared], 1)))
+            experts, shared = self._experts(level, reads), self.shared[level](common)
+            streams = [mix(gate, pool) for gate, pool in self._pools(level, reads, experts, shared)]
+            common = partial(apply, mix(common(up), torch.cat([*experts, shared], 1)))
             reads = [partial(apply, h) for h in streams]
         return (*streams, self.shared[-1](common))
 
-    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        *streams, shared = features
-        reads: list[Read] = [partial(apply, h) for h in streams]
+    def mixtures(self, code: tuple[Tensor, ...], shared: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        reads: list[Read] = [partial(apply, h) for h in code]
         if not len(self.up):  # at one level all tasks read x itself
-            reads = [partial(self.input.linear, tuple(streams))] * len(self.towers)
-        own = self._experts(-1, reads)
-        gates = [read(gate) for gate, read in zip(self._gates(-1), reads, strict=True)]
-        mixed = [mix(g, torch.cat([e, shared], 1)) for g, e in zip(gates, own, strict=True)]
-        return [net(h).squeeze(1) for net, h in zip(self.towers, mixed, strict=True)]
-
-    def head_parameters(self) -> list[list[nn.Parameter]]:
-        parts = zip(inner(self.own, -1), self._gates(-1), self.towers, strict=True)
-        return [[p for part in task for p in part.parameters()] for task in parts]
+            reads = [partial(self.input.linear, code)] * len(self.towers)
+        return self._pools(-1, reads, self._experts(-1, reads), shared)
 
     def _experts(self, level: int, reads: Sequence[Read]) -> list[Tensor]:
         return [experts(read) for experts, read in zip(inner(self.own, level), reads, strict=True)]
 
-    def _gates(self, level: int) -> list[nn.Linear]:
-        return linears(inner(self.gates, level))
+    def _pools(
+        self, level: int, reads: Sequence[Read], experts: Sequence[Tensor], shared: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        gates = [read(gate) for gate, read in zip(linears(inner(self.gates, level)), reads, strict=True)]
+        return ((gate, torch.cat([own, shared], 1)) for gate, own in zip(gates, experts, strict=True))
 
 
 class Bottom(nn.Module):
@@ -180,41 +184,26 @@ class Bottom(nn.Module):
         return F.relu(self.input.linear(self.input.encode(ids, numbers), self.layer))
 
 
-def shared_bottom(
-    vocabulary: Sequence[int],
-    numericals: int,
-    tasks: int,
-    *,
-    embedding: int,
-    experts: int = 8,
-    width: int,
-    hidden: int,
-    seed: int,
+def _bottom_net(
+    vocabulary: Sequence[int], numericals: int, tasks: int, embedding: int, width: int, hidden: int, experts: int = 8
 ) -> Branched:
-    """Hard sharing with the first layer as wide as MMoE's experts together, one tower per task."""
+    trunk = Bottom(vocabulary, numericals, embedding, experts * width)
+    return Branched(trunk, [tower(experts * width, hidden) for _ in range(tasks)])
+
+
+def shared_bottom(vocabulary: Sequence[int], numericals: int, tasks: int, *, seed: int, **sizes: int) -> Branched:
+    """Hard sharing with the first layer as wide as MMoE's experts together, one tower per task.
+
+    Sizes: embedding, width, hidden, experts (8).
+    """
     with seeded(seed):
-        trunk = Bottom(vocabulary, numericals, embedding, experts * width)
-        return Branched(trunk, [tower(experts * width, hidden) for _ in range(tasks)])
+        return _bottom_net(vocabulary, numericals, tasks, **sizes)
 
 
-def single_task(
-    vocabulary: Sequence[int],
-    numericals: int,
-    tasks: int,
-    *,
-    embedding: int,
-    experts: int = 8,
-    width: int,
-    hidden: int,
-    seed: int,
-) -> SingleTask:
+def single_task(vocabulary: Sequence[int], numericals: int, tasks: int, *, seed: int, **sizes: int) -> SingleTask:
     """STL: one net of the shared-bottom shape per task, each with its own embeddings."""
-    nets = []
     with seeded(seed):
-        for _ in range(tasks):
-            trunk = Bottom(vocabulary, numericals, embedding, experts * width)
-            nets.append(Branched(trunk, [tower(experts * width, hidden)]))
-    return SingleTask(nets)
+        return SingleTask([_bottom_net(vocabulary, numericals, 1, **sizes) for _ in range(tasks)])
 
 
 class CrossAndDeep(nn.Module):

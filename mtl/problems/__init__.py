@@ -1,7 +1,6 @@
 """Problems: one file per benchmark; `problem(name, scale, ...)` builds one from the data found."""
 
 from difflib import get_close_matches
-from inspect import signature
 from typing import Any
 
 from mtl.problems.aliexpress import AliExpress
@@ -28,8 +27,8 @@ PROBLEMS: dict[str, type[Problem]] = {
     "rooms": Rooms,
 }
 # what takes the place of a data set that is not found, if the caller agrees; digits for all others
-STAND_INS = {"nyuv2": "rooms", "cityscapes": "rooms", "rooms": "rooms"}
-STAND_INS |= {"aliexpress": "aliexpress_like", "aliexpress_like": "aliexpress_like"}
+STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "rooms"), Rooms)
+STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
 
 __all__ = [
     "PROBLEMS",
@@ -58,11 +57,11 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
         near = get_close_matches(name, PROBLEMS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
-    stand_in = STAND_INS.get(name, "digits")
-    if fallback not in (None, stand_in):
-        raise ValueError(f"fallback of {name} must be {stand_in!r} or None, found {fallback!r}")
+    stand_in: Any = STAND_INS.get(name, Digits)
+    if fallback not in (None, stand_in.name):
+        raise ValueError(f"fallback of {name} must be {stand_in.name!r} or None, found {fallback!r}")
     kind: Any = PROBLEMS[name]
-    valid = set(signature(kind).parameters) - {"scale", "stands_in_for"}
+    valid = kind.option_names()
     if unknown := sorted(set(options) - valid):
         raise ValueError(f"options of {name} are {', '.join(sorted(valid)) or 'none'}, found {', '.join(unknown)}")
     try:
@@ -70,12 +69,6 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     except MissingDataError:
         if fallback is None:
             raise
-        if stand_in == "rooms":
-            kept = {key: value for key, value in options.items() if key in signature(Rooms).parameters}
-            return Rooms(scale, stands_in_for=name, **kept)
-        if stand_in == "aliexpress_like":
-            return AliExpressLike(scale, stands_in_for=name)
-        if name == "census_scaled":
-            return ScaledDigits(scale, stands_in_for=name, **options)
-        return Digits(scale, tasks=options.get("tasks", 2), stands_in_for=name)
+        kept = {key: value for key, value in {"tasks": 2, **options}.items() if key in stand_in.option_names()}
+        built = stand_in(scale, stands_in_for=name, **kept)
     return built

@@ -1,8 +1,7 @@
 """AliExpress: click (CTR) and click with purchase (CTCVR) in search logs of four countries, EMTL's Table 1."""
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from mtl.errors import DataError
 from mtl.models import PLE, MMoE, MultiTaskModel, dcn, shared_bottom, single_task
 from mtl.problems.aliexpress_files import CATEGORICAL, NUMERICAL, Converted, Encoder, Stats, convert
-from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale, choose
+from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale
 from mtl.problems.data import raw
 
 TASKS = ("ctr", "ctcvr")
@@ -26,7 +25,13 @@ SIZES = {
     "quick": {"embedding": 8, "width": 32, "hidden": 32},
     "paper": {"embedding": 128, "width": 256, "hidden": 128},
 }
-MODELS = {"mmoe": MMoE, "ple": PLE, "shared-bottom": shared_bottom, "dcn": dcn, "single-task": single_task}
+MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    "mmoe": MMoE,
+    "ple": PLE,
+    "shared-bottom": shared_bottom,
+    "dcn": dcn,
+    "single-task": single_task,
+}
 ROW_BYTES = 4 * (len(CATEGORICAL) + len(NUMERICAL) + len(TASKS))
 BUFFER = 8  # row groups (of 131,072 rows) that are shuffled together where data are streamed
 
@@ -35,14 +40,12 @@ class ClickLog(BinaryProblem):
     """CTR and CTCVR from 16 categorical and 63 numerical columns; what the real and the generated log share."""
 
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes = MODELS, SIZES
     vocabulary: Sequence[int]
 
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (embedding, width, hidden, ...) default to the scale's."""
-        build = choose(MODELS, name)
-        options = {**SIZES[self.scale], **sizes}
-        net: MultiTaskModel = build(self.vocabulary, len(NUMERICAL), len(TASKS), seed=seed, **options)
-        return net
+    @property
+    def net_inputs(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return self.vocabulary, len(NUMERICAL), len(TASKS)
 
 
 class AliExpress(ClickLog):
@@ -151,26 +154,10 @@ class AliExpress(ClickLog):
         if rest and len(rest[0]):
             yield tuple(t.to(device) for t in rest)
 
-    @torch.inference_mode()
-    def evaluate(self, model: MultiTaskModel, split: str, device: torch.device | str = "cpu") -> dict[str, float]:
+    def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
         if split != "train" or not self.streamed:
-            return super().evaluate(model, split, device)
-        parts, targets = [], []
-        training = model.training
-        model.eval()
-        try:
-            for *inputs, target in (map(torch.from_numpy, block) for block in self._blocks(split)):
-                parts.append([output.cpu() for output in model(*(t.to(device) for t in inputs))])
-                targets.append(target)
-        finally:
-            model.train(training)
-        outputs: list[Tensor] = [torch.cat(task) for task in zip(*parts, strict=True)]
-        values = self.scores([output.nan_to_num() for output in outputs], torch.cat(targets))
-        for task, output in zip(self.tasks, outputs, strict=True):
-            if not bool(output.isfinite().all()):
-                values |= {key: value * math.nan for key, value in values.items() if key.startswith(f"{task}/")}
-        values["score"] = torch.stack([values[f"{task}/score"] for task in self.tasks]).mean()
-        return {name: float(value) for name, value in values.items()}
+            return super()._in_order(split, device)
+        return (tuple(torch.from_numpy(array).to(device) for array in block) for block in self._blocks(split))
 
     def describe(self) -> str:
         if not self.streamed:

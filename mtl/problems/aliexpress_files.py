@@ -1,22 +1,17 @@
 """AliExpress search logs: the official CSVs, checked and turned into Parquet as a stream, with what training needs."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtl.errors import DataError
-from mtl.files import atomic
 from mtl.problems.data import raw
 
 CATEGORICAL = tuple(f"categorical_{i}" for i in range(1, 17))
@@ -25,6 +20,9 @@ LABELS = ("click", "conversion")
 COLUMNS = ("search_id", *CATEGORICAL, *NUMERICAL, *LABELS)
 KINDS = {"search_id": pa.int64()} | dict.fromkeys(CATEGORICAL, pa.int32()) | dict.fromkeys(NUMERICAL, pa.float32())
 KINDS |= dict.fromkeys(LABELS, pa.uint8())
+RULES = {"search_id": "a whole number of 64 bits"} | dict.fromkeys(CATEGORICAL, "a whole number of 32 bits")
+RULES |= dict.fromkeys(NUMERICAL, "a finite number") | dict.fromkeys(LABELS, "0 or 1")
+RULES |= {"conversion without click": "0"}
 BLOCK = 1 << 24  # bytes of CSV at a time
 GROUP = 1 << 17  # rows of a Parquet row group, the unit of streaming
 VERSION = "v1"  # of the Parquet files: another one makes them all again
@@ -133,142 +131,50 @@ def convert(path: Path, *, split: bool) -> Converted:
     """
     about = path.stat()
     facts = (VERSION, path.parent.name, path.name, str(about.st_size), str(about.st_mtime_ns), str(split))
-    cached = raw.cache_folder() / f"aliexpress-{raw.fingerprint([], *facts)[:16]}.parquet"
-    if cached.exists():
-        try:
-            return _read(cached)
-        except (pa.ArrowException, OSError, KeyError):
-            cached.unlink(missing_ok=True)
-    _check_head(path)
+    name = f"aliexpress-{raw.fingerprint([], *facts)[:16]}.parquet"
+    cached = raw.cached(name, lambda part: _write(path, part, split))
+    found = json.loads(pq.read_metadata(cached).metadata[b"mtl"])
+    return Converted(cached, found["rows"], found["held"], found["sha256"], Stats.read(found["stats"]))
+
+
+def _write(path: Path, part: Path, split: bool) -> None:
     schema = pa.schema([(name, KINDS[name]) for name in COLUMNS[1:]] + [("held", pa.bool_())])
-    rows, held, stats = 0, 0, Stats()
-    with (
-        atomic(cached) as part,
-        closing(_Hashing(path)) as stream,
-        pq.ParquetWriter(part, schema, compression="zstd") as writer,
-    ):
-        waiting: list[pa.Table] = []
-        for batch in _batches(stream, path):
+    file = _file(path)
+    rows, held, stats, waiting = 0, 0, Stats(), schema.empty_table()
+    with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for line, batch in file.batches(BLOCK):
             mark = held_out(batch["search_id"].to_numpy()) if split else np.zeros(batch.num_rows, bool)
             ids, numbers = (np.stack([batch[c].to_numpy() for c in names], 1) for names in (CATEGORICAL, NUMERICAL))
-            click, bought = (batch[name].to_numpy() for name in LABELS)
-            if not np.isfinite(numbers).all() or (click > 1).any() or (bought > click).any():
-                raise _fault(path, rows)
+            for name, column in zip(NUMERICAL, numbers.T, strict=True):
+                file.require(np.isfinite(column), batch[name], name, line)
+            for name in LABELS:
+                file.require(batch[name].to_numpy() <= 1, batch[name], name, line)
+            fine = batch["conversion"].to_numpy() <= batch["click"].to_numpy()
+            file.require(fine, batch["conversion"], "conversion without click", line)
             stats = stats.merge(Stats.of(ids[~mark], numbers[~mark]))
             rows, held = rows + batch.num_rows, held + int(mark.sum())
-            table = pa.Table.from_batches([batch]).drop_columns("search_id").append_column("held", pa.array(mark))
-            waiting.append(table.select(schema.names))
-            if sum(t.num_rows for t in waiting) >= GROUP:
-                whole = pa.concat_tables(waiting)
-                full = whole.num_rows // GROUP * GROUP
-                writer.write_table(whole.slice(0, full), row_group_size=GROUP)
-                # a slice keeps the whole alive: copy what is left over
-                waiting = [whole.slice(full).take(pa.array(np.arange(whole.num_rows - full)))]
-        if not rows:
-            raise DataError(f"{_name(path)}: must hold rows below its header, found none; download it again")
-        if rest := sum(t.num_rows for t in waiting):
-            writer.write_table(pa.concat_tables(waiting), row_group_size=rest)
-        facts_found = {"rows": rows, "held": held, "sha256": stream.digest.hexdigest(), "stats": stats.plain()}
-        writer.add_key_value_metadata({"mtl": json.dumps(facts_found)})
-    return _read(cached)
+            table = pa.Table.from_batches([batch]).append_column("held", pa.array(mark)).select(schema.names)
+            waiting = pa.concat_tables([waiting, table])
+            while waiting.num_rows >= GROUP:
+                writer.write_table(waiting.slice(0, GROUP), GROUP)
+                waiting = waiting.slice(GROUP)
+        if waiting.num_rows:
+            writer.write_table(waiting, GROUP)
+        facts = {"rows": rows, "held": held, "sha256": raw.sha256(path), "stats": stats.plain()}
+        writer.add_key_value_metadata({"mtl": json.dumps(facts)})
 
 
-def _read(cached: Path) -> Converted:
-    facts = json.loads(pq.read_metadata(cached).metadata[b"mtl"])
-    return Converted(cached, facts["rows"], facts["held"], facts["sha256"], Stats.read(facts["stats"]))
-
-
-class _Hashing:
-    """A file for pyarrow to read from, hashed on the way: one pass over a file of many gigabytes is enough."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.digest, self.closed = path.open("rb"), hashlib.sha256(), False
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.digest.update(data)
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.file.close()
-        self.closed = True
-
-
-def _batches(stream: _Hashing, path: Path) -> Iterator[pa.RecordBatch]:
-    seen = 0
-    try:
-        reader = pacsv.open_csv(
-            stream,
-            pacsv.ReadOptions(use_threads=False, block_size=BLOCK),
-            pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False),
-            pacsv.ConvertOptions(column_types=KINDS, null_values=[], strings_can_be_null=False),
-        )
-        for batch in reader:
-            yield batch
-            seen += batch.num_rows
-    except pa.ArrowInvalid as error:
-        raise _fault(path, seen, str(error)) from error
-
-
-def _check_head(path: Path) -> None:
-    """The first bytes are no archive's, and the header names each column once."""
-    with path.open("rb") as file:
-        line = file.readline(1 << 16)
-    for magic, what in ARCHIVES.items():
-        if line.startswith(magic):
-            raise DataError(
-                f"{_name(path)}: must be plain CSV text, found a {what} archive; unpack it under the same name"
-            )
-    if not line.strip():
-        raise DataError(f"{_name(path)}: must begin with a header of {len(COLUMNS)} columns, found an empty file"
-                        if not line else f"{_name(path)} line 1: must be a header, found an empty line")  # fmt: skip
+def _file(path: Path) -> raw.CsvFile:
+    """The CSV with its columns in its own order; DataError for an archive or a header that does not name each once."""
+    with path.open("rb") as stream:
+        line = stream.readline(1 << 16)
     names = line.decode("utf-8-sig", "replace").rstrip("\r\n").split(",")
-    rule = f"{_name(path)} line 1: must name the {len(COLUMNS)} columns search_id, ..., click, conversion once each"
+    file = raw.CsvFile(path, f"{path.parent.name}/{path.name}", {}, RULES, "download the file again", header=True)
+    if packed := next((what for magic, what in ARCHIVES.items() if line.startswith(magic)), None):
+        raise file.fault(None, f"must be plain CSV text, found a {packed} archive (unpack it under the same name)")
+    rule = f"must name the {len(COLUMNS)} columns search_id, ..., click, conversion once each"
     if missing := [name for name in COLUMNS if name not in names]:
-        raise DataError(f"{rule}, found no {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}")
+        raise file.fault(1, f"{rule}, found no {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}")
     if extra := [name for i, name in enumerate(names) if name not in COLUMNS or name in names[:i]]:
-        raise DataError(f"{rule}, found {extra[0][:40]!r} besides")
-
-
-WHOLE, NUMBER = re.compile(r"\s*[-+]?\d+\s*"), re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
-
-
-def _fault(path: Path, good: int, otherwise: str = "values out of range") -> DataError:
-    """The first fault below `good` rows that are known to be right, in words."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
-        names = next(file).rstrip("\r\n").split(",")
-        for number, line in enumerate(file, 2):
-            if number < good + 2:
-                continue
-            cells = line.rstrip("\r\n").split(",")
-            where = f"{_name(path)} line {number}"
-            if len(cells) != len(names):
-                return DataError(
-                    f"{where}: must have {len(names)} columns, found {len(cells)}; download the file again"
-                )
-            row = dict(zip(names, cells, strict=True))
-            for name, cell in row.items():
-                if rule := _broken(name, cell):
-                    return DataError(f"{where}: {name} must be {rule}, found {cell[:40]!r}; download the file again")
-            if int(row["conversion"]) > int(row["click"]):
-                return DataError(f"{where}: conversion must come with a click, found click 0 and conversion 1")
-    return DataError(f"{_name(path)}: must be a table of numbers, found: {otherwise.splitlines()[0]}")
-
-
-def _broken(name: str, cell: str) -> str | None:
-    """The rule that a cell breaks."""
-    if name in LABELS:
-        return None if cell.strip() in ("0", "1") else "0 or 1"
-    if name in NUMERICAL:
-        good = NUMBER.fullmatch(cell) and abs(float(cell)) < 3.4e38
-        return None if good else "a finite number"
-    limit = 2**63 if name == "search_id" else 2**31
-    good = WHOLE.fullmatch(cell) and -limit <= int(cell) < limit
-    return None if good else f"a whole number of {limit.bit_length()} bits"
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+        raise file.fault(1, f"{rule}, found {extra[0][:40]!r} besides")
+    return replace(file, kinds={name: KINDS[name] for name in names})

@@ -105,10 +105,10 @@ class AliExpressLike(ClickLog):
     """
 
     name: ClassVar[str] = "aliexpress_like"
+    synthetic = True
+    stands_in = "generated rows stand in for it"
 
     def __init__(self, scale: str = "smoke", *, stands_in_for: str | None = None) -> None:
-        self.synthetic, self.stands_in_for = True, stands_in_for
-        self.embedded_default = stands_in_for is not None
         sizes = dict(zip(SPLITS, ROWS[check_scale(scale, ROWS)], strict=True))
         logs = {split: generate(n, 10 + i) for i, (split, n) in enumerate(sizes.items())}
         mean, spread = logs["train"].numbers.mean(0), logs["train"].numbers.std(0)
@@ -129,11 +129,9 @@ class AliExpressLike(ClickLog):
             source="generated click log in the shape of AliExpress",
             # of the recipe, not of the bytes: exp and log may differ in the last digit from machine to machine
             fingerprint=raw.fingerprint([log.labels for log in logs.values()], "like-v1", *map(str, VOCABULARY)),
-            options={"stands_in_for": stands_in_for} if stands_in_for else {},
+            stands_in_for=stands_in_for,
         )
 
     def describe(self) -> str:
         best = ", ".join(f"{task} {value:.4f}" for task, value in self.best.items())
-        said = f"{super().describe()} Best AUC that any model can reach on the test rows: {best}."
-        missing = f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, generated rows stand in for it. "
-        return missing + said if self.stands_in_for else said
+        return f"{super().describe()} Best AUC that any model can reach on the test rows: {best}."

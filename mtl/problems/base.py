@@ -2,15 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.models.base import MultiTaskModel
+from mtl.models.base import Constant, MultiTaskModel
 from mtl.problems import metrics
 from mtl.scales import SCALES
 
@@ -37,15 +38,18 @@ class Problem:
     """Data in memory, split three ways; subclasses say what the data are, which models fit, which losses.
 
     A batch is a tuple of input tensors followed by the targets (B, T). Validation rows come from the training
-    file, never from the test file. `embedded_default` is true where the data stand in for a data set that was
-    asked for and not found.
+    file, never from the test file. `stands_in_for` names a data set that was asked for and not found;
+    `embedded_default` is true where there is one.
     """
 
     name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]
     synthetic: bool = False
     embedded_default: bool = False
-    baseline: Mapping[str, float] | None = None
+    stands_in: ClassVar[str] = "these rows stand in for it"  # said of a stand-in
+    builders: ClassVar[Mapping[str, Callable[..., MultiTaskModel]]] = {}  # of models, by name
+    net_sizes: ClassVar[Mapping[str, Mapping[str, int]]] = {}  # by scale
+    net_inputs: tuple[Any, ...] = ()  # what a builder is told first
 
     def __init__(
         self,
@@ -56,14 +60,22 @@ class Problem:
         source: str,
         fingerprint: str,
         options: Mapping[str, Any] | None = None,
+        stands_in_for: str | None = None,
     ) -> None:
+        self.stands_in_for, self.embedded_default = stands_in_for, stands_in_for is not None
         self.scale = check_scale(scale)
         self.tasks = tuple(tasks)
-        self.options = dict(options or {})  # as given to `problem`, for a row's configuration
+        named = {"stands_in_for": stands_in_for} if stands_in_for else {}
+        self.options = {**(options or {}), **named}  # as given to `problem`, for a row's configuration
         self.source = source
         self.fingerprint = fingerprint
         self.sizes = {split: len(splits[split][0]) for split in SPLITS}
         self._data: dict[torch.device, Mapping[str, Batch]] = {torch.device("cpu"): splits}
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """Names of the options that `problem` takes for it."""
+        return set(signature(cls).parameters) - {"scale", "stands_in_for"}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -71,8 +83,10 @@ class Problem:
         raise NotImplementedError
 
     def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A freshly initialised model, named in `models`; `sizes` overrides the scale's own."""
-        raise NotImplementedError
+        """A freshly initialised model, named in `models`; `sizes` (width, hidden, ...) overrides the scale's own."""
+        build = choose(self.builders, name)
+        net: MultiTaskModel = build(*self.net_inputs, seed=seed, **{**self.net_sizes[self.scale], **sizes})
+        return net
 
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         """One scalar per task from the model's outputs and the targets (B, T)."""
@@ -111,6 +125,11 @@ class Problem:
         for index in order.split(batch_size):
             yield tuple(t.index_select(0, index) for t in tensors)
 
+    def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
+        """The rows of a split in order, also those of "train": outputs must stay beside their targets."""
+        tensors = self.data(split, device)
+        return (tuple(t[rows] for t in tensors) for rows in _slices(self.sizes[split], 4096))
+
     def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
         """The T losses of a batch."""
         return self.task_losses(model(*batch[:-1]), batch[-1])
@@ -126,15 +145,14 @@ class Problem:
 
         A task whose outputs hold NaN or infinity has NaN in all its metrics, and so has the mean.
         """
-        *inputs, targets = self.data(split, device)
         training = model.training
         model.eval()
         try:
-            # in order, also for "train": outputs must stay beside their targets
-            parts = [model(*(t[rows] for t in inputs)) for rows in _slices(self.sizes[split], 4096)]
+            pairs = [(model(*inputs), targets) for *inputs, targets in self._in_order(split, device)]
         finally:
             model.train(training)
-        outputs = [torch.cat(task) for task in zip(*parts, strict=True)]
+        parts, labels = zip(*pairs, strict=True)
+        outputs, targets = [torch.cat(task) for task in zip(*parts, strict=True)], torch.cat(labels)
         broken = [not bool(output.isfinite().all()) for output in outputs]
         usable = [output.nan_to_num() if bad else output for output, bad in zip(outputs, broken, strict=True)]
         values = self.scores(usable, targets)
@@ -144,11 +162,26 @@ class Problem:
         # one transfer for all numbers
         return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
+    def constants(self) -> list[Tensor]:
+        """Per task the best output that depends on no input, from the training rows."""
+        raise NotImplementedError
+
+    def blind(self, split: str = "test", device: torch.device | str = "cpu") -> dict[str, float]:
+        """`evaluate` of the best predictor that never sees an input: what a model must beat to have learnt anything.
+
+        >>> from mtl.problems import problem
+        >>> problem("digits").blind()["odd/auc"]
+        0.5
+        """
+        return self.evaluate(Constant(self.constants()), split, device)
+
     def describe(self) -> str:
         """What was read, how it is split, which tasks; a sentence of its own where the data are a stand-in."""
         counts = ", ".join(f"{n:,} {split}" for split, n in self.sizes.items())
         kind = "synthetic" if self.synthetic else "real"
-        return f"{self.source} ({kind}); scale {self.scale}: {counts} rows; tasks: {', '.join(self.tasks)}."
+        missing = f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, {self.stands_in}. "
+        said = missing if self.embedded_default else ""
+        return f"{said}{self.source} ({kind}); scale {self.scale}: {counts} rows; tasks: {', '.join(self.tasks)}."
 
 
 class BinaryProblem(Problem):
@@ -162,6 +195,10 @@ class BinaryProblem(Problem):
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         pairs = zip(outputs, targets.unbind(1), strict=True)
         return tuple(F.binary_cross_entropy_with_logits(logit, label) for logit, label in pairs)
+
+    def constants(self) -> list[Tensor]:
+        ones = torch.stack([targets.sum(0) for *_, targets in self._in_order("train", "cpu")]).sum(0)
+        return list(torch.logit(ones / self.sizes["train"], eps=1e-6).unbind())
 
     def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         values = {}

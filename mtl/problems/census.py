@@ -1,19 +1,20 @@
 """UCI Census-Income (KDD): two or three binary tasks on one table, the benchmark of MMoE and PLE."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.files import atomic
 from mtl.models import PLE, MMoE, MultiTaskModel, shared_bottom, single_task
-from mtl.problems.base import BinaryProblem, check_scale, choose
+from mtl.problems.base import BinaryProblem, check_scale
 from mtl.problems.data import raw
 from mtl.problems.data.download import entry, locate
 
@@ -81,7 +82,12 @@ SIZES = {
     "study": {"embedding": 8, "width": 32, "hidden": 32},
     "paper": {"embedding": 16, "width": 128, "hidden": 64},
 }
-MODELS = {"mmoe": MMoE, "ple": PLE, "shared-bottom": shared_bottom, "single-task": single_task}
+MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    "mmoe": MMoE,
+    "ple": PLE,
+    "shared-bottom": shared_bottom,
+    "single-task": single_task,
+}
 
 
 class Census(BinaryProblem):
@@ -96,6 +102,7 @@ class Census(BinaryProblem):
 
     name: ClassVar[str] = "census"
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes = MODELS, SIZES
 
     def __init__(self, scale: str = "smoke", *, tasks: int = 2, revealing: str = "keep") -> None:
         check_scale(scale, ROWS)
@@ -110,6 +117,7 @@ class Census(BinaryProblem):
         self.fields = [c for c in COLUMNS if c not in (*NUMBERS, *self.removed, "instance_weight", "income")]
         codes = {column: _codes(table[column], rows["train"]) for column in self.fields}
         self.vocabulary = [size for _, size in codes.values()]
+        self.net_inputs = (self.vocabulary, len(NUMBERS), tasks)
         ids = np.stack([code for code, _ in codes.values()], 1)
         numbers = np.stack([table[column].to_numpy() for column in NUMBERS], 1)
         targets = np.stack([_labels(table, TARGETS[task]) for task in names], 1)
@@ -126,13 +134,6 @@ class Census(BinaryProblem):
             options={"tasks": tasks, "revealing": revealing},
         )
 
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (embedding, width, hidden, ...) default to the scale's."""
-        build = choose(MODELS, name)
-        options = {**SIZES[self.scale], **sizes}
-        net: MultiTaskModel = build(self.vocabulary, len(NUMBERS), len(self.tasks), seed=seed, **options)
-        return net
-
     def describe(self) -> str:
         return (
             f"{super().describe()} Features: {len(self.fields)} categorical, {len(NUMBERS)} numerical; "
@@ -143,26 +144,22 @@ class Census(BinaryProblem):
 def read(folder: Path) -> tuple[pa.Table, int, bool]:
     """Both files as one table, training rows first, their number, and whether the checksums are the pinned ones.
 
-    Parsed once and kept as Parquet under a name made of the files' checksums. A cache file that cannot be read
-    is made again from the raw files. Raises DataError for a damaged file, a wrong column count or a bad cell.
+    Parsed once and kept as Parquet under a name made of the files' checksums (`raw.cached`). Raises DataError for a
+    damaged file, a wrong column count or a bad cell.
     """
     files = entry(Census.name).files
     paths = [folder / file.name for file in files]
     sums = tuple(raw.sha256(path) for path in paths)
-    pinned = sums == tuple(file.sha256 for file in files)
-    cached = raw.cache_folder() / f"census-{raw.fingerprint([], 'v1', *sums)[:16]}.parquet"
-    if cached.exists():
-        try:
-            table = pq.read_table(cached, use_threads=False)
-            return table, int(table.schema.metadata[b"train"]), pinned
-        except (pa.ArrowException, OSError, KeyError):
-            cached.unlink(missing_ok=True)
-    parts = [_parse(path) for path in paths]
-    table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-    table = table.replace_schema_metadata({b"train": str(parts[0].num_rows).encode()})
-    with atomic(cached) as part:
-        pq.write_table(table, part, compression="zstd")
-    return table, parts[0].num_rows, pinned
+
+    def parse(part: Path) -> None:
+        parts = [_parse(path) for path in paths]
+        table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+        pq.write_table(table.replace_schema_metadata({b"train": str(parts[0].num_rows)}), part, compression="zstd")
+
+    table = pq.read_table(
+        raw.cached(f"census-{raw.fingerprint([], 'v1', *sums)[:16]}.parquet", parse), use_threads=False
+    )
+    return table, int(table.schema.metadata[b"train"]), sums == tuple(file.sha256 for file in files)
 
 
 def split_rows(n_train: int, n: int, wanted: Sequence[int | None]) -> dict[str, NDArray[np.int64]]:
@@ -174,17 +171,26 @@ def split_rows(n_train: int, n: int, wanted: Sequence[int | None]) -> dict[str, 
 
 
 def _parse(path: Path) -> pa.Table:
-    cells = raw.read_csv(path, COLUMNS, Census.name)
-    for target in TARGETS.values():
-        raw.members(cells, target.column, target.allowed, path)
+    ranges = {**NUMBERS, "instance_weight": (0, 1e6)}  # the weight is checked, not kept: it is no feature
+    allowed = {target.column: target.allowed for target in TARGETS.values()}
+    rules = {column: f"a number in [{low:g}, {high:g}]" for column, (low, high) in ranges.items()}
+    rules |= {column: f"one of {', '.join(map(repr, words))}" for column, words in allowed.items()}
+    kinds = {column: pa.float64() if column in ranges else pa.string() for column in COLUMNS}
+    advice = f"correct the line or replace the file by the original (`mtl data get {Census.name}`)"
+    file = raw.CsvFile(path, path.name, kinds, defaultdict(lambda: "text", rules), advice)
     table = {}
-    for column in COLUMNS:
-        if column in NUMBERS:
-            table[column] = pa.array(raw.numbers(cells, column, *NUMBERS[column], path).astype(np.float32))
-        elif column == "instance_weight":
-            raw.numbers(cells, column, 0, 1e6, path)  # checked, not kept: it is no feature
+    for column, cells in zip(COLUMNS, file.read().itercolumns(), strict=True):
+        if column in ranges:
+            low, high = ranges[column]
+            file.require(pc.and_(pc.greater_equal(cells, low), pc.less_equal(cells, high)), cells, column)
         else:
-            table[column] = cells[column].dictionary_encode()
+            cells = pc.utf8_trim_whitespace(cells)
+            if column in allowed:
+                file.require(pc.is_in(cells, value_set=pa.array(allowed[column])), cells, column)
+        if column in NUMBERS:
+            table[column] = cells.cast(pa.float32())
+        elif column != "instance_weight":
+            table[column] = cells.dictionary_encode()
     return pa.table(table)
 
 

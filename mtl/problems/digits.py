@@ -1,13 +1,12 @@
 """Handwritten digits that come with scikit-learn: binary questions about one image; needs no download."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from mtl.models import MultiTaskModel
 from mtl.models.small import mlp, mlp_single_task
-from mtl.problems.base import BinaryProblem, check_scale, choose
+from mtl.problems.base import BinaryProblem, check_scale
 from mtl.problems.data import raw
 
 # each question with the digits whose answer is yes
@@ -41,6 +40,8 @@ class Digits(BinaryProblem):
 
     name: ClassVar[str] = "digits"
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes = MODELS, SIZES
+    stands_in = "these digits stand in for it"
 
     def __init__(self, scale: str = "smoke", *, tasks: int = 3, stands_in_for: str | None = None) -> None:
         from sklearn.datasets import load_digits  # a second to import, which only this problem should pay
@@ -48,8 +49,6 @@ class Digits(BinaryProblem):
         check_scale(scale, ROWS)
         if not 2 <= tasks <= len(QUESTIONS):
             raise ValueError(f"tasks must be 2 to {len(QUESTIONS)}, found {tasks!r}")
-        self.stands_in_for = stands_in_for
-        self.embedded_default = stands_in_for is not None
         names = tuple(QUESTIONS)[:tasks]
         bunch = load_digits()
         pixels = bunch.data.astype(np.float32) / 16
@@ -60,19 +59,13 @@ class Digits(BinaryProblem):
         splits = {split: tuple(torch.from_numpy(a[index]) for a in (pixels, labels)) for split, index in rows.items()}
         used = [a[index] for index in rows.values() for a in (pixels, labels)]
         source = f"UCI Optical Recognition of Handwritten Digits as bundled with scikit-learn, {len(pixels):,} images"
-        options = {"tasks": tasks} | ({"stands_in_for": stands_in_for} if stands_in_for else {})
-        digest = raw.fingerprint(used, *names)
-        super().__init__(scale, names, splits, source=source, fingerprint=digest, options=options)
-
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (width, hidden) default to the scale's."""
-        build = choose(MODELS, name)
-        net: MultiTaskModel = build(64, len(self.tasks), seed=seed, **{**SIZES[self.scale], **sizes})
-        return net
-
-    def describe(self) -> str:
-        if self.stands_in_for is None:
-            return super().describe()
-        return (
-            f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, these digits stand in for it. {super().describe()}"
+        self.net_inputs = (pixels.shape[1], tasks)
+        super().__init__(
+            scale,
+            names,
+            splits,
+            source=source,
+            fingerprint=raw.fingerprint(used, *names),
+            options={"tasks": tasks},
+            stands_in_for=stands_in_for,
         )

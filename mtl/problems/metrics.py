@@ -1,4 +1,4 @@
-"""What a trained model is judged by: AUC, log-loss, accuracy, errors; delta-m and mean rank over methods."""
+"""What a trained model is judged by: AUC, log-loss, accuracy; delta-m over methods."""
 
 from collections.abc import Sequence
 
@@ -66,15 +66,6 @@ def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
     return (guess == labels.to(guess.dtype)).double().mean()
 
 
-def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """mean |output - target|, scalar float64.
-
-    >>> mean_absolute_error(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])).item()
-    1.5
-    """
-    return (_finite(outputs.detach(), "outputs").double() - targets.double()).abs().mean()
-
-
 def delta_m(
     values: ArrayLike, baseline: ArrayLike, higher_is_better: Sequence[bool], tasks: Sequence[str] | None = None
 ) -> NDArray[np.float64]:
@@ -108,29 +99,3 @@ def delta_m(
     names = list(dict.fromkeys(tasks))
     groups = [drop[..., [i for i, task in enumerate(tasks) if task == name]].mean(-1) for name in names]
     return np.asarray(np.mean(groups, axis=0))
-
-
-def mean_rank(values: ArrayLike, higher_is_better: Sequence[bool]) -> NDArray[np.float64]:
-    """Mean rank of each of M methods over K metrics, 1 = best, ties sharing their mean rank.
-
-    The ranks of a column add up to M (M + 1) / 2, so the result averages (M + 1) / 2: checked here, since
-    published tables are known to break it when rows were left out after ranking.
-    Shapes: values (M, K) -> (M,). Raises ValueError for NaN (a missing cell has no rank).
-
-    >>> mean_rank([[0.9, 1.0], [0.8, 2.0], [0.9, 3.0]], [True, False])
-    array([1.25, 2.5 , 2.25])
-    """
-    table = np.asarray(values, float)
-    better = np.asarray(higher_is_better, bool)
-    if table.ndim != 2 or better.shape != table.shape[1:]:
-        raise ValueError(f"values must be (M, K) with K directions, found {table.shape} and {better.shape}")
-    if np.isnan(table).any():
-        raise ValueError(f"values: a missing cell has no rank, found {int(np.isnan(table).sum())} NaN")
-    cost = np.where(better, -table, table)
-    below = (cost[None] < cost[:, None]).sum(1)
-    equal = (cost[None] == cost[:, None]).sum(1)
-    ranks = (below + (equal + 1) / 2).mean(1)
-    expected = (len(table) + 1) / 2
-    if not np.isclose(ranks.mean(), expected):
-        raise ArithmeticError(f"mean ranks must average {expected}, found {ranks.mean()}")
-    return np.asarray(ranks)

@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-from zipfile import BadZipFile
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.errors import DataError
-from mtl.files import atomic
-from mtl.models import MultiTaskModel, lenet, lenet_single_task
+from mtl.models import lenet, lenet_single_task
 from mtl.problems import metrics
-from mtl.problems.base import Metric, Problem, check_scale, choose
+from mtl.problems.base import Metric, Problem, check_scale
 from mtl.problems.data import raw
 from mtl.problems.data.download import entry, locate
 
@@ -41,6 +39,7 @@ class MultiMNIST(Problem):
 
     name: ClassVar[str] = "multimnist"
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    builders, net_sizes, net_inputs = MODELS, SIZES, (2,)
 
     def __init__(self, scale: str = "smoke") -> None:
         check_scale(scale, ROWS)
@@ -66,14 +65,12 @@ class MultiMNIST(Problem):
         kinds = (("accuracy", "", True), ("cross-entropy", "nat", False))
         return tuple(Metric(name, task, unit, up) for task in self.tasks for name, unit, up in kinds)
 
-    def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """A model named in `models`; sizes (width, channels, hidden) default to the scale's."""
-        build = choose(MODELS, name)
-        net: MultiTaskModel = build(2, seed=seed, **{**SIZES[self.scale], **sizes})
-        return net
-
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         return tuple(F.cross_entropy(out, label) for out, label in zip(outputs, targets.unbind(1), strict=True))
+
+    def constants(self) -> list[Tensor]:
+        labels = self.data("train")[-1]
+        return [(torch.bincount(label, minlength=10) / len(label)).clamp(min=1e-6).log() for label in labels.unbind(1)]
 
     def scores(self, outputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         values = {}
@@ -98,27 +95,21 @@ def overlay(pairs: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def read(folder: Path) -> dict[str, NDArray[np.uint8]]:
     """MNIST as uint8 arrays, parsed once from the CSV files and kept as .npz named by their checksums."""
     paths = [folder / file.name for file in entry("mnist").files]
-    cached = raw.cache_folder() / f"mnist-{raw.fingerprint([], 'v1', *(raw.sha256(p) for p in paths))[:16]}.npz"
-    if cached.exists():
-        try:
-            with np.load(cached, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        except (OSError, ValueError, EOFError, BadZipFile):
-            cached.unlink(missing_ok=True)  # damaged: made again from the raw files
-    arrays: dict[str, NDArray[np.uint8]] = {}
-    for path, file in zip(paths, ("train", "test"), strict=True):
-        arrays[f"{file}_label"], arrays[f"{file}_image"] = _parse(path)
-    with atomic(cached) as part:
-        np.savez(part, allow_pickle=False, **arrays)
-    return arrays
+
+    def parse() -> dict[str, NDArray[np.uint8]]:
+        arrays = {}
+        for path, file in zip(paths, ("train", "test"), strict=True):
+            arrays[f"{file}_label"], arrays[f"{file}_image"] = _parse(path)
+        return arrays
+
+    return raw.cached_arrays(f"mnist-{raw.fingerprint([], 'v1', *(raw.sha256(p) for p in paths))[:16]}", parse)
 
 
 def _parse(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    table = raw.read_integers(path, COLUMNS, "mnist", header=True)
-    labels = table[:, 0]
-    if (bad := np.flatnonzero(labels > 9)).size:
-        raise DataError(
-            f"{path.name} line {int(bad[0]) + 2}: label must be a digit 0 to 9, found {int(labels[bad[0]])}; "
-            f"replace the file by the original (`mtl data get mnist`)"
-        )
-    return labels.copy(), table[:, 1:].reshape(-1, 28, 28).copy()
+    rules = dict.fromkeys(COLUMNS, "a number in [0, 255]") | {"label": "a digit 0 to 9"}
+    advice = "replace the file by the original (`mtl data get mnist`)"
+    file = raw.CsvFile(path, path.name, dict.fromkeys(COLUMNS, pa.uint8()), rules, advice, header=True)
+    table = file.read()
+    labels = table["label"].to_numpy()
+    file.require(labels <= 9, table["label"], "label")
+    return labels, np.stack([table[column].to_numpy() for column in COLUMNS[1:]], 1).reshape(-1, 28, 28)

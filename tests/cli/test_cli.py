@@ -55,9 +55,10 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_data_get_fetches_only_what_is_not_there(fetched: list[str]) -> None:
+def test_data_get_says_what_is_there_and_what_it_fetched(fetched: list[str]) -> None:
     result = call("data", "get", "here", "new")
-    assert result.exit_code == 0 and fetched == ["new"]
+    assert result.exit_code == 0 and fetched == ["here", "new"], "what is there is verified too"
+    assert "here: fetching" not in said(result)
     assert "here: found, data/raw/here" in said(result) and "new: now in data/raw/new" in said(result)
 
 

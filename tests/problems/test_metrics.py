@@ -80,22 +80,3 @@ def test_delta_m_is_zero_at_the_baseline_batched_and_careful():
         metrics.delta_m([1.0, 2.0], [1.0, 0.0], [True, True])
     with pytest.raises(ValueError, match=r"one task per metric \(9\), found 2"):
         metrics.delta_m(STL, STL, UP, ["a", "b"])
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
-def test_mean_rank_averages_half_of_m_plus_one_and_the_best_everywhere_is_first(m, k, seed):
-    rng = np.random.default_rng(seed)
-    table, up = rng.integers(0, 4, (m, k)).astype(float), rng.random(k) < 0.5
-    ranks = metrics.mean_rank(table, up.tolist())
-    assert ranks.mean() == pytest.approx((m + 1) / 2)
-    best = np.where(up, 9.0, -9.0)
-    assert metrics.mean_rank(np.vstack([table, best]), up.tolist())[-1] == 1
-
-
-def test_mean_rank_has_no_rank_for_a_missing_cell():
-    with pytest.raises(ValueError, match="a missing cell has no rank, found 1 NaN"):
-        metrics.mean_rank([[1.0, float("nan")]], [True, True])
-
-
-def test_mean_absolute_error():
-    assert metrics.mean_absolute_error(torch.tensor([1.0, -1.0]), torch.tensor([1.5, 1.0])).item() == 1.25

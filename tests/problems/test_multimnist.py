@@ -7,6 +7,7 @@ import torch
 from mtl.errors import DataError
 from mtl.problems import MissingDataError, multimnist, problem
 from mtl.problems.data import raw
+from tests.problems.damage import kept, spoil
 
 TRAIN, TEST = "mnist_train.csv", "mnist_test.csv"
 
@@ -60,12 +61,14 @@ def test_training_validation_and_test_share_no_digit(folder):
     assert not corners["train"] & corners["validation"] and not corners["test"] & corners["train"]
 
 
-def test_the_cache_gives_the_same_and_a_damaged_one_is_made_again(folder):
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_the_cache_gives_the_same_and_a_damaged_one_is_made_again(damage, folder):
     first = problem("multimnist", "paper").fingerprint
-    (cached,) = (folder.parent.parent / "cache").iterdir()
-    assert problem("multimnist", "paper").fingerprint == first
-    cached.write_bytes(cached.read_bytes()[:5000])
-    assert problem("multimnist", "paper").fingerprint == first
+    (cached,) = kept(folder.parent.parent / "cache")
+    whole, stamp = cached.read_bytes(), cached.stat().st_mtime_ns
+    assert problem("multimnist", "paper").fingerprint == first and cached.stat().st_mtime_ns == stamp
+    spoil(cached, damage)
+    assert problem("multimnist", "paper").fingerprint == first and cached.read_bytes() == whole
 
 
 def test_losses_metrics_and_models(folder):

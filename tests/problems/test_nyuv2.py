@@ -15,6 +15,7 @@ from mtl.problems.scenes.files import split_rows
 from mtl.problems.scenes.nyuv2 import NYUv2
 from mtl.problems.scenes.nyuv2_files import CLASSES, MAT, Packed
 from tests.miniature import folders, packed, rendered
+from tests.problems.damage import kept, spoil
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def small(**options):
 
 
 def cached():
-    return sorted(p.name for p in raw.cache_folder().glob("*")) if raw.cache_folder().exists() else []
+    return [path.name for path in kept(raw.cache_folder())]
 
 
 def test_official_split_holds_out_blocks_of_training_images():
@@ -99,9 +100,11 @@ def test_whole_set_is_cached_once_and_a_damaged_cache_is_made_again(data, whole,
     monkeypatch.undo()
     monkeypatch.setenv("MTL_DATA", str(data.parent))
     monkeypatch.setenv("MTL_CACHE", str(path.parent))
-    path.write_bytes(path.read_bytes()[:5000])
-    assert all(torch.equal(a, b) for a, b in zip(small().data("test"), first.data("test"), strict=True))
-    assert path.stat().st_size > 5000
+    content = path.read_bytes()
+    for damage in ("cut", "flipped"):
+        spoil(path, damage)
+        assert all(torch.equal(a, b) for a, b in zip(small().data("test"), first.data("test"), strict=True))
+        assert path.read_bytes() == content
 
 
 def test_folders_keep_the_normals_that_are_given(data):

@@ -1,22 +1,20 @@
 """Finding raw files, reading them strictly, splitting them the same way everywhere, caching what was read."""
 
-import gzip
 import hashlib
-import io
 import os
-import zlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from mtl.errors import DataError
-from mtl.files import root
+from mtl.files import atomic, root
 
 
 class MissingDataError(DataError):
@@ -68,6 +66,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """A file that `make(path)` computes once under the cache folder; its sha256 lies beside it, checked at each use.
+
+    A file that is not what was written (one flipped bit is enough) is made again; one that fails leaves nothing.
+    """
+    path, note = cache_folder() / name, cache_folder() / f"{name}.sha256"
+    if path.is_file() and note.is_file() and note.read_text() == sha256(path):
+        return path
+    with atomic(path) as part:
+        make(part)
+        digest = sha256(part)
+    with atomic(note) as part:
+        part.write_text(digest)
+    return path
+
+
+def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The same for arrays by name, kept as `name`.npz."""
+    path = cached(f"{name}.npz", lambda part: np.savez(part, allow_pickle=False, **make()))
+    with np.load(path, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
 def fingerprint(arrays: Iterable[NDArray[Any]], *words: str) -> str:
     """sha256 over arrays (little-endian bytes, dtype and shape) and words; the same on every machine.
 
@@ -94,99 +115,69 @@ def permutation(n: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable").astype(np.int64)
 
 
-def read_bytes(path: Path, name: str) -> bytes:
-    """Content of a plain or .gz file; a truncated or damaged archive raises DataError."""
-    raw = path.read_bytes()
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path.name}: must be a whole gzip file, found {len(raw)} bytes that end early or are damaged ({error}); "
-            f"delete it and run `mtl data get {name}`"
-        ) from error
+@dataclass(frozen=True)
+class CsvFile:
+    """A CSV file with a kind and, for messages, a rule in words per column (in the file's order); read strictly.
 
-
-def read_csv(path: Path, columns: Sequence[str], name: str, header: bool = False) -> pa.Table:
-    """A strict CSV reader: every line has exactly `columns`, every cell is a trimmed string.
-
-    Raises DataError naming file, line, rule and what was found.
+    Every line has all columns, quotes mean nothing, no cell is missing. Whatever is wrong raises DataError naming file,
+    line, rule and what was found.
     """
-    text = _checked(path, columns, name, header)
-    table = _arrow(text, columns, header, pa.string())
-    return pa.table({column: pc.utf8_trim_whitespace(table[column]) for column in columns})
 
+    path: Path
+    where: str
+    kinds: Mapping[str, pa.DataType]
+    rules: Mapping[str, str]
+    advice: str
+    header: bool = False
 
-def read_integers(path: Path, columns: Sequence[str], name: str, header: bool = False) -> NDArray[np.uint8]:
-    """A strict CSV reader for tables of integers 0 to 255: (rows, columns) uint8; errors as in `read_csv`."""
-    text = _checked(path, columns, name, header)
-    try:
-        table = _arrow(text, columns, header, pa.uint8())
-    except pa.ArrowInvalid:
-        cells = _arrow(text, columns, header, pa.string())
-        for column in columns:
-            numbers(cells, column, 0, 255, path, header)
-        raise
-    return np.stack([table[column].to_numpy() for column in columns], 1)
+    def batches(self, block: int = 1 << 24) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Line of the first row, and rows: about `block` bytes of the (unpacked) file at a time."""
+        names, line = list(self.kinds), 1 + self.header
+        lines: list[pacsv.InvalidRow] = []
 
+        def refuse(row: pacsv.InvalidRow) -> str:
+            lines.append(row)
+            return "error"
 
-def _checked(path: Path, columns: Sequence[str], name: str, header: bool) -> bytes:
-    """Content of a CSV file of which each line has been seen to have the right number of columns."""
-    text = read_bytes(path, name)
-    lines = text.rstrip(b"\r\n").split(b"\n") if text.strip() else []
-    if len(lines) <= header:
-        raise DataError(f"{path.name}: must hold rows of {len(columns)} columns, found none; see `mtl data get {name}`")
-    # quotes are not interpreted: none of the files read here has any
-    for number, line in enumerate(lines, 1):
-        if line.count(b",") + 1 != len(columns):
-            raise DataError(
-                f"{path.name} line {number}: must have {len(columns)} columns, found {line.count(b',') + 1}; "
-                f"replace the file by the original (`mtl data get {name}`)"
+        try:
+            reader = pacsv.open_csv(
+                self.path,
+                pacsv.ReadOptions(column_names=names, skip_rows=int(self.header), use_threads=False, block_size=block),
+                pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse),
+                pacsv.ConvertOptions(column_types=self.kinds, null_values=[], strings_can_be_null=False),
             )
-    return text
+            for batch in reader:
+                yield line, batch
+                line += batch.num_rows
+        except pa.ArrowInvalid as error:
+            if lines:
+                columns = f"must have {lines[0].expected_columns} columns, found {lines[0].actual_columns}"
+                raise self.fault(lines[0].number, columns) from error
+            if cell := re.fullmatch(r"In CSV column #(\d+): Row #(\d+): (.*?)(?:invalid value ' *(.*)')?", str(error)):
+                column = names[int(cell[1])]
+                rule = f"{column} must be {self.rules[column]}, found {cell[3] if cell[4] is None else repr(cell[4])}"
+                raise self.fault(int(cell[2]), rule) from error
+            if not str(error).startswith(("Empty CSV", "Could not skip")):
+                raise self.fault(None, f"must be a table of {len(names)} columns, found: {error}") from error
+        except OSError as error:
+            found = f"found {self.path.stat().st_size} bytes that end early or are damaged ({error})"
+            raise self.fault(None, f"must be a whole gzip file, {found}") from error
+        if line == 1 + self.header:
+            raise self.fault(None, f"must hold rows of {len(names)} columns, found none")
 
+    def read(self) -> pa.Table:
+        """All rows."""
+        return pa.Table.from_batches([batch for _, batch in self.batches()])
 
-def _arrow(text: bytes, columns: Sequence[str], header: bool, kind: Any) -> pa.Table:
-    return pacsv.read_csv(
-        io.BytesIO(text),
-        pacsv.ReadOptions(column_names=list(columns), skip_rows=int(header), use_threads=False, block_size=1 << 24),
-        pacsv.ParseOptions(quote_char=False),
-        pacsv.ConvertOptions(column_types=dict.fromkeys(columns, kind), strings_can_be_null=False, null_values=[]),
-    )
+    def require(self, good: Any, cells: Any, column: str, line: int | None = None) -> None:
+        """Raise DataError for the first cell of a column, whose first is at `line`, that is not `good` (N,)."""
+        good = np.asarray(good)
+        if not good.all():
+            row = int(np.flatnonzero(~good)[0])
+            found, at = cells[row].as_py(), row + (1 + self.header if line is None else line)
+            shown = f"{found:g}" if isinstance(found, float) else repr(found)
+            raise self.fault(at, f"{column} must be {self.rules[column]}, found {shown}")
 
-
-def numbers(table: pa.Table, column: str, low: float, high: float, path: Path, header: bool = False) -> NDArray[Any]:
-    """A column of `read_csv` as float64; text, or a value outside [low, high], raises DataError with its line."""
-    cells = table[column]
-    try:
-        values = pc.cast(cells, pa.float64()).to_numpy()
-        bad = np.flatnonzero(~((values >= low) & (values <= high)))
-    except pa.ArrowInvalid:
-        bad = np.flatnonzero([not _is_number(cell) for cell in cells.to_pylist()])
-    if bad.size:
-        raise _cell_error(path, int(bad[0]), column, f"a number in [{low:g}, {high:g}]", cells, header)
-    return np.asarray(values)
-
-
-def members(table: pa.Table, column: str, allowed: Sequence[str], path: Path, header: bool = False) -> None:
-    """Check that a column holds nothing but `allowed`; the first other value raises DataError with its line."""
-    inside = pc.is_in(table[column], value_set=pa.array(allowed)).to_numpy(zero_copy_only=False)
-    if not inside.all():
-        rule = "one of " + ", ".join(repr(value) for value in allowed)
-        raise _cell_error(path, int(np.flatnonzero(~inside)[0]), column, rule, table[column], header)
-
-
-def _cell_error(path: Path, row: int, column: str, rule: str, cells: Any, header: bool) -> DataError:
-    return DataError(
-        f"{path.name} line {row + 1 + header}: {column} must be {rule}, found {cells[row].as_py()!r}; "
-        f"correct the line or replace the file by the original"
-    )
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    def fault(self, line: int | None, said: str) -> DataError:
+        """What to raise where `said` is wrong."""
+        return DataError(f"{self.where}{'' if line is None else f' line {line}'}: {said}; {self.advice}")

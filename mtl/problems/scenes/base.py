@@ -1,7 +1,8 @@
 """Dense scene understanding: what NYUv2, the procedural rooms and Cityscapes have in common."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from mtl.models.base import MultiTaskModel
 from mtl.models.dense import MODELS, dense_model
-from mtl.problems.base import SPLITS, Batch, Metric, Problem
+from mtl.problems.base import SPLITS, Batch, Metric, Problem, check_scale
 from mtl.problems.scenes import metrics as md
 
 SCALES = ((1, 1), (5, 6), (2, 3))  # side of the crop over side of the image: zoom 1, 1.2, 1.5
@@ -25,35 +26,44 @@ COLUMNS = {
 }
 
 
-class Setting(NamedTuple):
-    """What a scale fixes: resolution, images to train on, validate, test (None: all), width and depth of the net."""
+@dataclass(frozen=True)
+class SceneOptions:
+    """What all scene problems can be told; a table of them says what each scale does unless told otherwise.
+
+    `images` are those to train on, validate, test (None: all there are); width and depth are the network's.
+    """
 
     resolution: tuple[int, int]
     images: tuple[int, int, int] | None
     width: int
     depth: int
+    augment: bool = True
+    amp: bool = False
+    channels_last: bool = True
+    official_split: bool = False
 
+    @classmethod
+    def at(cls, scale: str, settings: Mapping[str, "SceneOptions"], given: Mapping[str, Any]) -> "SceneOptions":
+        """Those of a scale with what is given (and not None) in their place; sizes also as "144x192", "120+40+120".
 
-def size_of(wanted: str | Sequence[int] | None, setting: Setting) -> tuple[int, int]:
-    """Resolution as (height, width), from "144x192", (144, 192), or the scale.
-
-    >>> size_of("144x192", Setting((96, 128), None, 8, 5))
-    (144, 192)
-    """
-    parts = wanted.split("x") if isinstance(wanted, str) else wanted or setting.resolution
-    if len(parts) != 2 or not all(str(p).isdigit() and int(p) >= 32 for p in parts):
-        raise ValueError(f"resolution must be like '144x192', each at least 32, found {wanted!r}")
-    return int(parts[0]), int(parts[1])
-
-
-def counts_of(wanted: str | Sequence[int] | None, setting: Setting) -> tuple[int, int, int] | None:
-    """Images to train on, validate and test, from "120+40+120", (120, 40, 120), or the scale; None: all there are."""
-    if wanted is None:
-        return setting.images
-    parts = wanted.split("+") if isinstance(wanted, str) else wanted
-    if len(parts) != 3 or not all(str(p).isdigit() and int(p) >= 1 for p in parts):
-        raise ValueError(f"images must be like '120+40+120' (train, validation, test), found {wanted!r}")
-    return int(parts[0]), int(parts[1]), int(parts[2])
+        >>> table = {"smoke": SceneOptions((96, 128), None, 8, 5)}
+        >>> SceneOptions.at("smoke", table, {"resolution": "144x192"}).resolution
+        (144, 192)
+        """
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name, sign, example, least in (
+            ("resolution", "x", "'144x192', each at least 32", 32),
+            ("images", "+", "'120+40+120' (train, validation, test)", 1),
+        ):
+            if name in chosen:
+                wanted = chosen[name]
+                parts = wanted.split(sign) if isinstance(wanted, str) else wanted
+                if len(parts) != example.count(sign) + 1 or not all(
+                    str(p).isdigit() and int(p) >= least for p in parts
+                ):
+                    raise ValueError(f"{name} must be like {example}, found {wanted!r}")
+                chosen[name] = tuple(map(int, parts))
+        return replace(settings[check_scale(scale, settings)], **chosen)
 
 
 class Scenes(Problem):
@@ -75,40 +85,35 @@ class Scenes(Problem):
         self,
         scale: str,
         splits: Mapping[str, Batch],
-        *,
-        classes: Sequence[str],
         source: str,
         fingerprint: str,
-        width: int,
-        depth: int,
-        augment: bool = True,
-        amp: bool = False,
-        channels_last: bool = True,
-        official_split: bool = False,
+        *,
+        classes: Sequence[str],
+        chosen: SceneOptions,
         depth_unit: str = "m",
         options: Mapping[str, Any] | None = None,
+        stands_in_for: str | None = None,
     ) -> None:
         tasks = tuple(COLUMNS)[: len(splits["train"]) - 1]
-        size = "x".join(map(str, splits["train"][0].shape[-2:]))
-        images = "+".join(str(len(splits[name][0])) for name in SPLITS)
-        options = {
-            "resolution": size,
-            "images": images,
-            "width": width,
-            "depth": depth,
-            "augment": augment,
-            "amp": amp,
-            "channels_last": channels_last,
-            "official_split": official_split,
+        self.resolution = tuple(splits["train"][0].shape[-2:])
+        told = {
+            **asdict(chosen),
+            "resolution": "x".join(map(str, self.resolution)),
+            "images": "+".join(str(len(splits[name][0])) for name in SPLITS),
             **(options or {}),
         }
-        super().__init__(scale, tasks, splits, source=source, fingerprint=fingerprint, options=options)
+        super().__init__(
+            scale, tasks, splits, source=source, fingerprint=fingerprint, options=told, stands_in_for=stands_in_for
+        )
         self.classes = tuple(classes)
-        self.sizes_of_net = {"width": width, "depth": depth, "official_split": official_split}
-        self.augment, self.amp, self.depth_unit = augment, amp, depth_unit
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.resolution = tuple(splits["train"][0].shape[-2:])
+        self.sizes_of_net = {name: told[name] for name in ("width", "depth", "official_split")}
+        self.augment, self.amp, self.depth_unit = chosen.augment, chosen.amp, depth_unit
+        self.layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
         self.constant_error = _constant_errors({name: batch[2] for name, batch in splits.items()})
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        return super().option_names() - {"options"} | {field.name for field in fields(SceneOptions)}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -209,6 +214,18 @@ class Scenes(Problem):
             numbers["normals/score"] = numbers["normals/w30"] / 100
         numbers["score"] = sum(numbers[f"{task}/score"] for task in self.tasks) / len(self.tasks)
         return numbers
+
+    def constants(self) -> list[Tensor]:
+        """Per pixel: shares of the classes, mean known depth, mean direction (where none is known: of all pixels)."""
+        _, label, depth, *normal = self.data("train")
+        shares = torch.stack([(label == c).float().mean(0) for c in range(len(self.classes))])
+        known = depth > 0
+        metres, seen = (depth.float() * known).sum(0), known.sum(0)
+        distance = torch.where(seen > 0, metres / seen.clamp(min=1), metres.sum() / seen.sum().clamp(min=1))
+        sums = [n.float().sum(0) for n in normal]
+        nowhere = [F.normalize(s.sum((1, 2), keepdim=True), dim=0) for s in sums]
+        facing = [torch.where(s.norm(dim=0) > 0, F.normalize(s, dim=0), n) for s, n in zip(sums, nowhere, strict=True)]
+        return [shares, distance[None], *facing]
 
     def describe(self) -> str:
         height, width = self.resolution

@@ -1,20 +1,18 @@
 """Cityscapes, preprocessed for two tasks: semantic segmentation (7 classes) and disparity, at 128 x 256."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from mtl.problems.base import check_scale
 from mtl.problems.data import raw
-from mtl.problems.scenes.base import Scenes, Setting, counts_of, size_of
-from mtl.problems.scenes.files import RECIPE, Folders, load, split_rows
+from mtl.problems.scenes.base import SceneOptions, Scenes
+from mtl.problems.scenes.files import Folders, prepare
 
 CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 KINDS = ("image", "label_7", "depth")
 SETTINGS = {
-    "smoke": Setting((64, 128), (8, 4, 4), 4, 3),
-    "quick": Setting((64, 128), (120, 40, 120), 8, 5),
-    "paper": Setting((128, 256), None, 64, 5),
+    "smoke": SceneOptions((64, 128), (8, 4, 4), 4, 3),
+    "quick": SceneOptions((64, 128), (120, 40, 120), 8, 5),
+    "paper": SceneOptions((128, 256), None, 64, 5),
 }
 
 
@@ -36,39 +34,11 @@ class Cityscapes(Scenes):
 
     name: ClassVar[str] = "cityscapes"
 
-    def __init__(
-        self,
-        scale: str = "smoke",
-        *,
-        resolution: str | Sequence[int] | None = None,
-        images: str | Sequence[int] | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        partial: bool = False,
-        augment: bool = True,
-        amp: bool = False,
-        channels_last: bool = True,
-        official_split: bool = False,
-    ) -> None:
-        setting = SETTINGS[check_scale(scale, SETTINGS)]
-        size, wanted = size_of(resolution, setting), counts_of(images, setting)
+    def __init__(self, scale: str = "smoke", *, partial: bool = False, **options: Any) -> None:
+        chosen = SceneOptions.at(scale, SETTINGS, options)
         source = Files(_folder(), KINDS, "Cityscapes as preprocessed folders (.npy)")
-        source.complete(partial)
-        rows = split_rows(source.counts["train"], source.counts["test"], wanted)
-        super().__init__(
-            scale,
-            load(source, size, rows),
-            classes=CLASSES,
-            source=f"{source.words}, {source.counts['train']} + {source.counts['test']} images",
-            fingerprint=raw.fingerprint(list(rows.values()), source.digest, RECIPE, str(size)),
-            width=width or setting.width,
-            depth=depth or setting.depth,
-            augment=augment,
-            amp=amp,
-            channels_last=channels_last,
-            official_split=official_split,
-            depth_unit="",
-        )
+        ready = prepare(source, chosen.resolution, chosen.images, partial)
+        super().__init__(scale, *ready, classes=CLASSES, chosen=chosen, depth_unit="")
 
 
 def _folder() -> Path:

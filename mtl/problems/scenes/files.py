@@ -1,7 +1,6 @@
 """Image data sets on disk, read strictly, brought to one resolution, cached whole or not at all."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl.errors import DataError
-from mtl.files import atomic
 from mtl.problems.base import SPLITS
 from mtl.problems.data import raw
 from mtl.problems.scenes.geometry import normals_from_depth
@@ -148,40 +146,39 @@ def split_rows(n_train: int, n_test: int, wanted: Sequence[int] | None) -> dict[
     return chosen
 
 
+def prepare(
+    source: Source, size: Sequence[int], wanted: Sequence[int] | None, partial: bool
+) -> tuple[dict[str, tuple[Tensor, ...]], str, str]:
+    """Splits, words and fingerprint of a source at one resolution; DataError unless it is whole, or `partial`."""
+    source.complete(partial)
+    rows = split_rows(source.counts["train"], source.counts["test"], wanted)
+    digest = raw.fingerprint(list(rows.values()), source.digest, RECIPE, str(tuple(size)))
+    words = f"{source.words}, {source.counts['train']} + {source.counts['test']} images"
+    return load(source, size, rows), words, digest
+
+
 def load(source: Source, size: Sequence[int], rows: Mapping[str, NDArray[np.int64]]) -> dict[str, tuple[Tensor, ...]]:
     """The splits that `rows` name, as tensors in the dtypes of `Scenes`, at one resolution.
 
     Asked for at least half of the images, it keeps the whole set under data/cache, written at once when all
-    is decoded; a cache that cannot be read is made again. Fewer are decoded directly.
+    is decoded (`raw.cached`). Fewer are decoded directly.
     """
     total = sum(source.counts.values())
-    needed = np.unique(np.concatenate(list(rows.values())))
-    name = hashlib.sha256(f"{source.digest} {RECIPE} {tuple(size)}".encode()).hexdigest()[:16]
-    path = raw.cache_folder() / f"scenes-{size[0]}x{size[1]}-{name}.npz"
-    whole = 2 * len(needed) >= total
-    arrays = _cached(path) if whole else None
-    if arrays is None:
-        wanted = np.arange(total) if whole else needed
-        arrays = {}
-        for start in range(0, len(wanted), 32):
-            index = wanted[start : start + 32]
+
+    def decode(wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for index in np.split(wanted, range(32, len(wanted), 32)):
             for part, values in canonical([source.sample(int(i)) for i in index], size, source).items():
                 arrays.setdefault(part, np.zeros((total, *values.shape[1:]), values.dtype))[index] = values
-        if whole:
-            with atomic(path) as unfinished, unfinished.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)
+        return arrays
+
+    needed = np.unique(np.concatenate(list(rows.values())))
+    if 2 * len(needed) < total:
+        arrays = decode(needed)
+    else:
+        name = hashlib.sha256(f"{source.digest} {RECIPE} {tuple(size)}".encode()).hexdigest()[:16]
+        arrays = raw.cached_arrays(f"scenes-{size[0]}x{size[1]}-{name}", lambda: decode(np.arange(total)))
     return {split: tuple(torch.from_numpy(a[index]) for a in arrays.values()) for split, index in rows.items()}
-
-
-def _cached(path: Path) -> dict[str, NDArray[Any]] | None:
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {part: kept[part] for part in PARTS if part in kept.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError):
-        path.unlink(missing_ok=True)
-        return None
 
 
 def canonical(samples: Sequence[Sample], size: Sequence[int], source: Source) -> dict[str, NDArray[Any]]:

@@ -4,15 +4,15 @@ Synthetic, and meant to look it: a stand-in where NYUv2 is not at hand, and a pl
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl.problems.base import SPLITS, Batch, check_scale
+from mtl.problems.base import SPLITS, Batch
 from mtl.problems.data import raw
-from mtl.problems.scenes.base import Scenes, Setting, counts_of, size_of
+from mtl.problems.scenes.base import SceneOptions, Scenes
 from mtl.problems.scenes.geometry import hit, rays, slabs, turned
 from mtl.problems.scenes.nyuv2_files import CLASSES
 from mtl.problems.scenes.room_plans import Plan
@@ -20,9 +20,9 @@ from mtl.problems.scenes.room_plans import Plan
 FOCAL = 0.83  # pixels per pixel of width, about that of NYUv2
 RECIPE = "1"
 SETTINGS = {
-    "smoke": Setting((96, 128), (8, 4, 4), 4, 3),
-    "quick": Setting((96, 128), (120, 40, 120), 8, 5),
-    "paper": Setting((144, 192), (2000, 200, 600), 64, 5),
+    "smoke": SceneOptions((96, 128), (8, 4, 4), 4, 3),
+    "quick": SceneOptions((96, 128), (120, 40, 120), 8, 5),
+    "paper": SceneOptions((144, 192), (2000, 200, 600), 64, 5),
 }
 
 
@@ -107,44 +107,17 @@ class Rooms(Scenes):
 
     name: ClassVar[str] = "rooms"
     synthetic = True
+    stands_in = "procedural rooms stand in"
 
     def __init__(
-        self,
-        scale: str = "smoke",
-        *,
-        resolution: str | Sequence[int] | None = None,
-        images: str | Sequence[int] | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        room_seed: int = 0,
-        stands_in_for: str | None = None,
-        augment: bool = True,
-        amp: bool = False,
-        channels_last: bool = True,
-        official_split: bool = False,
+        self, scale: str = "smoke", *, room_seed: int = 0, stands_in_for: str | None = None, **options: Any
     ) -> None:
-        setting = SETTINGS[check_scale(scale, SETTINGS)]
-        size, counts = size_of(resolution, setting), counts_of(images, setting)
-        assert counts is not None
-        self.stands_in_for = stands_in_for
-        self.embedded_default = stands_in_for is not None
-        splits, digest = rooms(counts, size, room_seed, "cuda" if torch.cuda.is_available() else "cpu")
+        chosen = SceneOptions.at(scale, SETTINGS, options)
+        assert chosen.images is not None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        splits, digest = rooms(chosen.images, chosen.resolution, room_seed, device)
+        source = f"procedural rooms, seed {room_seed}, exact depth and normals"
+        own = {"room_seed": room_seed}
         super().__init__(
-            scale,
-            splits,
-            classes=CLASSES,
-            source=f"procedural rooms, seed {room_seed}, exact depth and normals",
-            fingerprint=digest,
-            width=width or setting.width,
-            depth=depth or setting.depth,
-            augment=augment,
-            amp=amp,
-            channels_last=channels_last,
-            official_split=official_split,
-            options={"room_seed": room_seed} | ({"stands_in_for": stands_in_for} if stands_in_for else {}),
+            scale, splits, source, digest, classes=CLASSES, chosen=chosen, options=own, stands_in_for=stands_in_for
         )
-
-    def describe(self) -> str:
-        if self.stands_in_for is None:
-            return super().describe()
-        return f"EMBEDDED DEFAULT: {self.stands_in_for} was not found, procedural rooms stand in. {super().describe()}"
