@@ -24,7 +24,6 @@ Answer = dict[str, Tensor]
 SKIPPED = {
     "MoDo": "not one of our methods: it needs three batches a step",
     "ExcessMTL": "not one of our methods; the recorded code keeps its weights in float32",
-    "ConFIG": "not one of our methods; its direction is that of IMTL-G",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 
@@ -337,6 +336,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Case], Answer | list[Answer]]] = {
     ("Aligned-MTL", "LibMTL"): once("aligned", heads="raw"),
     ("Aligned-MTL", "SamsungLabs-MTL"): once("aligned", heads="raw"),
     ("Aligned-MTL", "torchjd"): once("aligned", lambda T, h: 1 / T, scale=lambda h: h["scale_mode"]),
+    ("ConFIG", "torchjd"): once("config"),
     ("UPGrad", "torchjd"): upgrad,
     ("UPGrad", "LibMTL"): upgrad,
     ("DualProj", "torchjd"): once("dualproj", reg=lambda h: h["reg_eps"]),

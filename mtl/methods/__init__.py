@@ -14,7 +14,7 @@ from mtl.methods.base import Method
 from mtl.methods.cones import Aligned, DualProj, SDMGrad, UPGrad
 from mtl.methods.elementwise import DBMTL, AdaTask, GradDrop, MoCo
 from mtl.methods.emtl import EMTL, FairLoss
-from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, FairGrad, Nash
+from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
 from mtl.methods.losses import DWA, GLS, LS, RLW, SI, STCH, STL, Scalarization
 from mtl.methods.surgery import GradVac, PCGrad
@@ -43,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "cagrad": CAGrad,
     "imtl-g": IMTLG,
     "imtl": IMTL,
+    "config": ConFIG,
     "nash": Nash,
     "fairgrad": FairGrad,
     "aligned": Aligned,
