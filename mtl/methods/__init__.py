@@ -12,7 +12,7 @@ from torch import Tensor
 from mtl.errors import NonFiniteError
 from mtl.methods.base import Method
 from mtl.methods.cones import Aligned, DualProj, SDMGrad, UPGrad
-from mtl.methods.elementwise import DBMTL, AdaTask, GradDrop, MoCo
+from mtl.methods.elementwise import DBMTL, AdaTask, ExcessMTL, GradDrop, MoCo
 from mtl.methods.emtl import EMTL, FairLoss
 from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
@@ -53,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
     "graddrop": GradDrop,
     "adatask": AdaTask,
     "moco": MoCo,
+    "excessmtl": ExcessMTL,
     "emtl": EMTL,
     "fair-loss": FairLoss,
     "stl": STL,

@@ -1,6 +1,7 @@
 """Methods that other libraries brought first: their numbers, and what each formula promises.
 
-Recorded from TorchJD (github.com/SimplexLab/TorchJD at 862baeda, in float64) on `gradients(k)`.
+Recorded in float64 on `gradients(k)` from TorchJD (github.com/SimplexLab/TorchJD at 862baeda) and LibMTL
+(github.com/median-research-group/LibMTL at 43368048).
 """
 
 import math
@@ -87,3 +88,73 @@ def test_config_takes_many_problems_and_float32_at_once() -> None:
     twins = torch.stack([G[0, 0], G[0, 0], G[0, 1]]).float()  # in float32 K is singular only up to its rounding
     d = aggregate("config", grads=twins.double(), losses=L[0]).direction
     assert torch.allclose((method("config", 3).weights(L[0].float(), twins @ twins.T) @ twins).double(), d, rtol=1e-4)
+
+
+# ---- ExcessMTL ---------------------------------------------------------------------------------------------
+
+
+def test_excessmtl_gives_libmtl_s_numbers() -> None:
+    """Its ExcessMTL, robust_step_size 0.5, with weights that sum to 3; the authors' code is the same."""
+    recorded = [
+        [1.0, 1.0, 1.0],
+        [1.05862715537906, 0.9940101958817045, 0.9473626487392353],
+        [0.9847273766483035, 0.9839884061138964, 1.0312842172378],
+        [0.9636897052810581, 0.9879582936700338, 1.0483520010489085],
+    ]
+    m = method("excessmtl", 3, eta=0.5)
+    for k, w in enumerate(recorded):
+        d = m.combine([gradients(k)], torch.ones(3).double())[0]
+        h = m.head_weights(torch.ones(3).double(), torch.ones(3).double())
+        assert close(3 * h, w)
+        assert close(3 * d, (tensor(w) @ gradients(k)).tolist())
+    official = aggregate("excessmtl", grads=gradients(0), losses=torch.ones(3).double(), official=True)
+    assert close(official.direction, gradients(0).sum(0).tolist())
+
+
+def test_excessmtl_keeps_to_the_simplex_and_does_not_see_order_or_scale() -> None:
+    plain, turned, scaled = (method("excessmtl", 3, eta=2.0) for _ in range(3))
+    order, rows = [2, 0, 1], tensor([[1e4], [1.0], [30.0]])
+    ones = torch.ones(3, dtype=torch.float64)
+    for k in range(50):
+        G = 100 * gradients(k)  # large against the 1e-7 under the root
+        for m, x in ((plain, G), (turned, G[order]), (scaled, rows * G)):
+            m.combine([x], ones)
+        w, same, other = (m.head_weights(ones, ones) for m in (plain, turned, scaled))
+        assert float(w.sum()) == pytest.approx(1)
+        assert float(w.min()) > 0
+        assert torch.allclose(same, w[order])
+        assert torch.allclose(other, w)
+    assert float((w - 1 / 3).abs().max()) > 0.1
+
+
+def test_excessmtl_follows_the_task_that_is_far_from_its_end_and_lets_none_go_for_good() -> None:
+    m, ones = method("excessmtl", 2, eta=1.0), torch.ones(2, dtype=torch.float64)
+
+    def step(first: float, second: float) -> float:
+        m.combine([tensor([[first], [second]])], ones)
+        return float(m.log_w[1] - m.log_w[0])
+
+    assert step(1.0, 1.0) == 0
+    assert step(0.0, 1.0) > 0
+    at_rest = method("excessmtl", 2, eta=1.0)  # its first gradient that is not zero counts as its start
+    for g in ([0.0, 1.0], [0.0, 1.0], [3.0, 1.0], [3.0, 1.0]):
+        at_rest.combine([tensor([[x] for x in g])], ones)
+        assert at_rest.log_w.isfinite().all()
+    assert float(at_rest.initial[0]) == pytest.approx(3, rel=1e-6)
+    m.log_w = tensor([-1e4, 0.0])
+    assert step(1e3, 0.0) > 1e3  # nothing underflows on the way
+    assert m.log_w.isfinite().all()
+
+
+def test_excessmtl_takes_parameters_of_any_shape_and_keeps_their_dtype() -> None:
+    one, many, rough = (method("excessmtl", 3, eta=0.5) for _ in range(3))
+    for k in range(4):
+        G, ones = gradients(k), torch.ones(3, dtype=torch.float64)
+        d = one.combine([G], ones)[0]
+        parts = many.combine([G[:, 0], G[:, 1:].view(3, 3, 1)], ones)
+        assert torch.allclose(torch.cat([p.flatten() for p in parts]), d, rtol=1e-12)
+        low = rough.combine([G.float()], ones.float())[0]
+        assert low.dtype == torch.float32
+        assert torch.allclose(low.double(), d, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="eta: must be finite and >= 0, found -1"):
+        method("excessmtl", 3, eta=-1)
