@@ -13,7 +13,7 @@ from mtl.errors import NonFiniteError
 from mtl.methods.base import Method
 from mtl.methods.cones import Aligned, DualProj, SDMGrad, UPGrad
 from mtl.methods.elementwise import DBMTL, AdaTask, ExcessMTL, GradDrop, MoCo
-from mtl.methods.emtl import EMTL, FairLoss
+from mtl.methods.emtl import CRMOGM, EMTL, FairLoss
 from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
 from mtl.methods.losses import DWA, GLS, LS, RLW, SI, STCH, STL, Scalarization
@@ -56,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "excessmtl": ExcessMTL,
     "emtl": EMTL,
     "fair-loss": FairLoss,
+    "cr-mogm": CRMOGM,
     "stl": STL,
 }
 

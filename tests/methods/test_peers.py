@@ -5,6 +5,7 @@ Recorded in float64 on `gradients(k)` from TorchJD (github.com/SimplexLab/TorchJ
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl.methods import aggregate, method
+from mtl.methods import METHODS, Method, aggregate, method
 from tests.golden_cases import DATA, Case, problem, tensor
-from tests.methods.test_methods import data, direction
+
+HYPER: dict[str, dict[str, Any]] = {"emtl": {"rho": 0.1}, "bandit": {"rho": 0.1}}
+
+
+def data(T: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """T gradients over eight numbers, and losses."""
+    generator = torch.Generator().manual_seed(seed)
+    G = torch.randn(T, 8, generator=generator, dtype=torch.float64)
+    return G, 0.2 + torch.rand(T, generator=generator, dtype=torch.float64)
+
+
+def direction(m: Method, G: Tensor, L: Tensor) -> Tensor:
+    return m.combine([G], L)[0] if m.needs == "gradients" else m.weights(L, G @ G.T) @ G
 
 
 def gradients(k: int) -> Tensor:
@@ -158,3 +171,79 @@ def test_excessmtl_takes_parameters_of_any_shape_and_keeps_their_dtype() -> None
         assert torch.allclose(low.double(), d, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="eta: must be finite and >= 0, found -1"):
         method("excessmtl", 3, eta=-1)
+
+
+# ---- CR-MOGM -----------------------------------------------------------------------------------------------
+
+WEIGHTED = [n for n in METHODS if n not in ("cr-mogm", "mgda-ub") and METHODS[n].needs in ("losses", "gram")]
+
+
+def wrapped(name: str, **hyper: Any) -> Method:
+    return method("cr-mogm", 3, base=name, base_hyper=HYPER.get(name, {}), **hyper)
+
+
+def test_cr_mogm_gives_torchjd_s_numbers() -> None:
+    """Its CRMOGMWeighting around IMTLGWeighting, alpha 0.75."""
+    recorded = [
+        [0.21708507934604937, 0.2659622045893135, 0.516952716064637],
+        [0.22417339362031793, 0.2605189709783674, 0.5153076354013146],
+        [0.22839603804520514, 0.26156310803952226, 0.5100408539152725],
+    ]
+    m = wrapped("imtl-g", alpha=0.75)
+    for k, w in enumerate(recorded):
+        assert close(m.weights(torch.ones(3).double(), gradients(k) @ gradients(k).T), w)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_cr_mogm_averages_the_weights_of_any_method(name: str) -> None:
+    """alpha = 0 is the method, 1 its first weights; in between their average. Heads, state and learning go along."""
+    own = method(name, 3, **HYPER.get(name, {}))
+    same, first, mean = wrapped(name, alpha=0.0), wrapped(name, alpha=1.0), wrapped(name)
+    seen: list[Tensor] = []
+    for k in range(6):
+        G, L = data(3, seed=k)
+        K = G @ G.T
+        v = own.weights(L, K).detach()
+        seen.append(v)
+        average = 0.9**k * seen[0] + sum((0.1 * 0.9 ** (k - i) * seen[i] for i in range(1, k + 1)), 0 * v)
+        for m, w in ((same, v), (first, seen[0]), (mean, average)):
+            assert torch.allclose(m.weights(L, K), w, rtol=1e-12)
+            assert torch.allclose(m.head_weights(L, w), own.head_weights(L, w))
+        for m in (own, same, first, mean):
+            with torch.no_grad():
+                for p in m.parameters():
+                    p -= 0.1 * p.grad
+            if m.wants_after_step:
+                m.after_step(0.9 * L)
+            if k % 2:
+                m.end_epoch()
+        if k == 3:
+            resumed = wrapped(name)
+            resumed.load_state_dict(mean.state_dict())
+            with torch.no_grad():
+                for p, q in zip(resumed.parameters(), mean.parameters(), strict=True):
+                    p.copy_(q)
+            mean = resumed
+
+
+def test_cr_mogm_stays_on_the_simplex_and_takes_many_problems_at_once() -> None:
+    many, alone = method("cr-mogm", 3), [method("cr-mogm", 3) for _ in range(4)]
+    for k in range(3):
+        batch = [data(3, seed=10 * k + i) for i in range(4)]
+        G, L = (torch.stack(x) for x in zip(*batch, strict=True))
+        w = many.weights(L, G @ G.mT)
+        assert torch.allclose(w.sum(-1), torch.ones(4, dtype=torch.float64)) and float(w.min()) >= 0
+        assert torch.allclose(w, torch.stack([m.weights(x, g @ g.T) for m, x, g in zip(alone, L, G, strict=True)]))
+    assert method("cr-mogm", 3).weights(L[0].float(), (G[0] @ G[0].T).float()).dtype == torch.float32
+
+
+def test_cr_mogm_says_what_it_cannot_wrap() -> None:
+    for name in ("graddrop", "moco", "excessmtl"):
+        with pytest.raises(ValueError, match=f"base: must be a method with one weight per task, found '{name}'"):
+            method("cr-mogm", 2, base=name)
+    with pytest.raises(ValueError, match="base: must be a method with one weight per task"):
+        method("cr-mogm", 2, base="graddrop", base_hyper={"on": "features"})
+    with pytest.raises(ValueError, match=r"alpha: must be in \[0, 1\], found 1.5"):
+        method("cr-mogm", 2, alpha=1.5)
+    assert method("cr-mogm", 2, base="mgda-ub").needs == "features"
+    assert method("cr-mogm", 2, base="si").positive_losses

@@ -65,6 +65,7 @@ ABSENT = {
     "mgda-ub": "the landscape has no shared representation; with the plane itself for one it is MGDA",
     "config": "for two tasks its direction is that of IMTL-G",
     "excessmtl": "it is younger than the figure's methods",
+    "cr-mogm": "it averages another method's weights, and the landscape has no noise to average out",
 }
 POSITIVE = ("si", "dwa", "gradnorm", "gls", "famo", "db-mtl", "fair-loss")  # logarithms or ratios of losses
 RATES, COMBINES = ("weighted", "raw"), ("literal", "frozen_norm", "product")
