@@ -16,7 +16,7 @@ from mtl.methods.elementwise import DBMTL, AdaTask, ExcessMTL, GradDrop, MoCo
 from mtl.methods.emtl import CRMOGM, EMTL, FairLoss
 from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
-from mtl.methods.losses import DWA, GLS, LS, RLW, SI, STCH, STL, Scalarization
+from mtl.methods.losses import DWA, GLS, LS, PBI, RLW, SI, STCH, STL, Scalarization
 from mtl.methods.surgery import GradVac, PCGrad
 from mtl.solvers import Certificate
 
@@ -32,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "gradnorm": GradNorm,
     "gls": GLS,
     "stch": STCH,
+    "pbi": PBI,
     "famo": FAMO,
     "db-mtl": DBMTL,
     "imtl-l": IMTLL,

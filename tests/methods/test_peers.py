@@ -247,3 +247,67 @@ def test_cr_mogm_says_what_it_cannot_wrap() -> None:
         method("cr-mogm", 2, alpha=1.5)
     assert method("cr-mogm", 2, base="mgda-ub").needs == "features"
     assert method("cr-mogm", 2, base="si").positive_losses
+
+
+# ---- PBI ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theta", "recorded"),
+    [
+        (0.0, [0.2672612419124244, 0.5345224838248488, 0.8017837257372732]),
+        (5.0, [1.1239452840394417, 4.496686178662303, -2.1252200848633693]),
+    ],
+)
+def test_pbi_gives_torchjd_s_gradient(theta: float, recorded: list[float]) -> None:
+    """Its scalarizer's gradient; 1e-12 under its root moves the thirteenth digit."""
+    m = method("pbi", 3, theta=theta, lam=[1.0, 2.0, 3.0], z=[0.1, -0.5, 0.2])
+    assert close(m.weights(tensor([0.9, 2.0, 0.4])), recorded, 1e-11)
+
+
+@given(seed=st.integers(0, 10**6), T=st.integers(2, 6), theta=st.floats(0, 10))
+@settings(max_examples=40, deadline=None)
+def test_pbi_is_the_gradient_of_its_objective(seed: int, T: int, theta: float) -> None:
+    _, L = data(T, seed=seed)
+    _, lam = data(T, seed=seed + 1)
+    u, leaf = lam / lam.norm(), (L - 0.1).clone().requires_grad_()
+    along = leaf @ u
+    (along + theta * (leaf - along * u).norm()).backward()
+    m = method("pbi", T, theta=theta, lam=lam.tolist(), z=[0.1] * T)
+    w = m.weights(L)
+    assert torch.allclose(w, leaf.grad, rtol=1e-9, atol=1e-9)
+    assert float(w @ u) == pytest.approx(1)
+    order = torch.randperm(T, generator=torch.Generator().manual_seed(seed))
+    turned = method("pbi", T, theta=theta, lam=lam[order].tolist(), z=[0.1] * T)
+    assert torch.allclose(turned.weights(L[order]), w[order])
+    scaled = method("pbi", T, theta=theta, lam=(3 * lam).tolist(), z=[0.7] * T)
+    assert torch.allclose(scaled.weights(7 * L), w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pbi_has_no_slope_across_where_only_rounding_lies_across(dtype: torch.dtype) -> None:
+    lam = [0.1 * (t + 1) for t in range(7)]
+    u = tensor(lam) / tensor(lam).norm()
+    m = method("pbi", 7, lam=lam)
+    for scale in torch.linspace(0.01, 100, 200, dtype=dtype):
+        assert torch.allclose(m.weights(scale * torch.tensor(lam, dtype=dtype)).double(), u, atol=1e-6)
+    off = torch.tensor(lam, dtype=dtype) * (1 + 1e-4 * torch.arange(7, dtype=dtype))
+    assert float((m.weights(off).double() - u).norm()) == pytest.approx(5, rel=1e-5)
+    assert m.weights(off).dtype == dtype
+    assert float(method("pbi", 1).weights(torch.ones(1, dtype=dtype))) == 1
+
+
+def test_pbi_takes_many_problems_at_once_and_checks_what_it_is_given() -> None:
+    L = torch.stack([data(3, seed=k)[1] for k in range(4)])
+    m = method("pbi", 3)
+    assert torch.allclose(m.weights(L), torch.stack([method("pbi", 3).weights(x) for x in L]))
+    for hyper, message in (
+        ({"theta": -1.0}, "theta: must be finite and >= 0, found -1.0"),
+        ({"lam": [1.0]}, "lam: must have one number for each of 3 tasks, found 1"),
+        ({"lam": [1.0, -1.0, 0.0]}, r"lam\[1\]: must be finite and >= 0, found -1.0"),
+        ({"lam": [0.0, 0.0, 0.0]}, "lam: must have a number > 0, found zeros"),
+        ({"z": [0.0]}, "z: must have one number for each of 3 tasks, found 1"),
+        ({"z": [0.0, math.nan, 0.0]}, "z: must be finite, found"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method("pbi", 3, **hyper)
