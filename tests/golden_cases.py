@@ -22,7 +22,7 @@ Case = dict[str, Any]
 Answer = dict[str, Tensor]
 
 SKIPPED = {
-    "MoDo": "not one of our methods: it needs three batches a step",
+    "MoDo": "left out: its weights need gradients of two batches, and the direction a third",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 

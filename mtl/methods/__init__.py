@@ -60,6 +60,12 @@ METHODS: dict[str, type[Method]] = {
     "cr-mogm": CRMOGM,
     "stl": STL,
 }
+LEFT_OUT = {
+    "modo": "its weights follow the products of gradients of two batches at the same parameters, and a step is given "
+    "one batch; 'moco' and 'sdmgrad' are its kin on one",
+    "dibs-mtl": "the text of its paper, arXiv 2509.23948, was not at hand to take the formula from",
+}
+"""Known methods that this package does not have, and why."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ def method(name: str, n_tasks: int, **hyper: Any) -> Method:
     >>> method("fairgrad", n_tasks=3, alpha=2.0).alpha
     2.0
     """
+    if name not in METHODS and name in LEFT_OUT:
+        raise ValueError(f"method: {name!r} is left out: {LEFT_OUT[name]}")
     if name not in METHODS:
         raise _unknown("method", name, METHODS)
     kind: Any = METHODS[name]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl.methods import METHODS, Method, aggregate, method
+from mtl.methods import LEFT_OUT, METHODS, Method, aggregate, method
 from tests.golden_cases import DATA, Case, problem, tensor
 
 HYPER: dict[str, dict[str, Any]] = {"emtl": {"rho": 0.1}, "bandit": {"rho": 0.1}}
@@ -311,3 +311,18 @@ def test_pbi_takes_many_problems_at_once_and_checks_what_it_is_given() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             method("pbi", 3, **hyper)
+
+
+# ---- what is left out --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "why"), [("modo", "two batches at the same parameters"), ("dibs-mtl", "2509.23948")])
+def test_what_is_left_out_is_refused_with_its_reason(name: str, why: str) -> None:
+    for call in (
+        lambda: method(name, 2),
+        lambda: aggregate(name, grads=torch.eye(2), losses=torch.ones(2)),
+        lambda: method("cr-mogm", 2, base=name),
+    ):
+        with pytest.raises(ValueError, match=f"^method: '{name}' is left out: .*{why}"):
+            call()
+    assert not set(LEFT_OUT) & set(METHODS)
