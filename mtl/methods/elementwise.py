@@ -289,9 +289,7 @@ class ExcessMTL(Buffers):
         initial = on(self.initial, losses)
         self.initial = torch.where(initial == 0, excess, initial)
         ratio = torch.where(excess == 0, 0.0, excess / self.initial)
-        self.log_w = on(self.log_w, losses)
-        if self.steps > 1:
-            self.log_w = torch.log_softmax(self.log_w + self.eta * ratio, -1)
+        self.log_w = torch.log_softmax(on(self.log_w, losses) + self.eta * ratio, -1)
         w = self.log_w.exp()
         return [torch.tensordot(w.to(g.dtype), g, 1) for g in grads]
 
