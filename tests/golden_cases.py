@@ -22,9 +22,7 @@ Case = dict[str, Any]
 Answer = dict[str, Tensor]
 
 SKIPPED = {
-    "MoDo": "not one of our methods: it needs three batches a step",
-    "ExcessMTL": "not one of our methods; the recorded code keeps its weights in float32",
-    "ConFIG": "not one of our methods; its direction is that of IMTL-G",
+    "MoDo": "left out: its weights need gradients of two batches, and the direction a third",
     "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
 }
 
@@ -264,6 +262,19 @@ def adatask(case: Case) -> list[Answer]:
     return out
 
 
+def excess(case: Case) -> list[Answer]:
+    """TorchJD moves the weights at the first step too, by what ours are divided by, and adds 1e-7 to it afterwards."""
+    data, eta = steps(case), case["hyperparameters"]["robust_step_size"]
+    m, out = method("excessmtl", len(data[0][1]), eta=eta), []
+    for k, (G, L) in enumerate(data):
+        d = m.combine([G], L)[0]
+        if k == 0:
+            m.log_w, m.initial = (eta * m.initial).log_softmax(-1), m.initial + 1e-7
+            d = m.log_w.exp() @ G
+        out.append({"direction": d, "weights": m.log_w.exp()})
+    return out
+
+
 def emtl(case: Case) -> list[Answer]:
     data, h = steps(case), case["hyperparameters"]
     rate = "weighted" if h["payoff"].startswith("w") else "raw"
@@ -337,6 +348,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Case], Answer | list[Answer]]] = {
     ("Aligned-MTL", "LibMTL"): once("aligned", heads="raw"),
     ("Aligned-MTL", "SamsungLabs-MTL"): once("aligned", heads="raw"),
     ("Aligned-MTL", "torchjd"): once("aligned", lambda T, h: 1 / T, scale=lambda h: h["scale_mode"]),
+    ("ConFIG", "torchjd"): once("config"),
     ("UPGrad", "torchjd"): upgrad,
     ("UPGrad", "LibMTL"): upgrad,
     ("DualProj", "torchjd"): once("dualproj", reg=lambda h: h["reg_eps"]),
@@ -376,6 +388,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Case], Answer | list[Answer]]] = {
             "form": "libmtl",
         },
     ),
+    ("ExcessMTL", "torchjd"): excess,
     ("EMTL", "reconstruction (emtl.md, ours)"): emtl,
 }
 

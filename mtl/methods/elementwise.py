@@ -248,3 +248,53 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
     """Lengths (T,) of T vectors in parts (T, *shape)."""
     parts = [torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1) for x in tensors]
     return torch.stack(parts).square().sum(0).sqrt()
+
+
+class ExcessMTL(Buffers):
+    """ExcessMTL (He et al., ICML 2024, eq. 9): weights follow the excess risks, estimated from the gradients.
+
+    e_t = sum g_t^2 / sqrt(s_t + 1e-7) by coordinate, s_t the sum of the squares of task t so far (eq. 6 and 7); then
+    w_t ~ w_t exp(eta e_t/e_t(0)), sum w = 1, in logarithms, so that no weight is lost for good. e(0) is the estimate of
+    the first step, which leaves w = 1/T (the authors' code; the paper's appendix takes the mean of three epochs), or of
+    a task's first gradient that is not zero. eta = 0.01 is their code's, whose weights sum to T (official=True). One
+    buffer of the size of all task gradients. Heads: w.
+
+    >>> m = ExcessMTL(2, eta=1.0)
+    >>> steps = [torch.tensor([[1.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])]
+    >>> [[round(x, 4) for x in m.combine([g], torch.ones(2))[0].tolist()] for g in steps]
+    [[0.5, 2.0], [0.6562, 0.3438]]
+    """
+
+    label: ClassVar[str] = "ExcessMTL"
+    family: ClassVar[str] = "elementwise"
+    kept = ("squares",)
+    state = ("steps", "log_w", "initial")
+
+    def __init__(self, n_tasks: int, eta: float = 0.01) -> None:
+        super().__init__(n_tasks)
+        self.eta = positive("eta", eta, zero=True)
+        self.log_w = torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64).log()
+        self.initial = torch.zeros(n_tasks, dtype=torch.float64)
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        self.check(losses)
+        self.take(grads)
+        excess = torch.zeros(self.n_tasks, dtype=torch.float64, device=losses.device)
+        for whole in zip(self.buffers["squares"], grads, strict=True):
+            for s, g in pieces(*whole):
+                square = g * g
+                s += square
+                part = square / (s + 1e-7).sqrt_()
+                excess += part.reshape(self.n_tasks, -1).sum(-1, dtype=torch.float64)
+        initial = on(self.initial, losses)
+        self.initial = torch.where(initial == 0, excess, initial)
+        ratio = torch.where(excess == 0, 0.0, excess / self.initial)
+        self.log_w = torch.log_softmax(on(self.log_w, losses) + self.eta * ratio, -1)
+        w = self.log_w.exp()
+        return [torch.tensordot(w.to(g.dtype), g, 1) for g in grads]
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return on(self.log_w, weights).exp().to(weights.dtype)
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.n_tasks

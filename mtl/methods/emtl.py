@@ -1,9 +1,9 @@
-"""EMTL (Yuan & Zhang, arXiv 2306.09373), and the alpha-fair loss transform of any method."""
+"""EMTL (Yuan & Zhang, arXiv 2306.09373), the alpha-fair loss transform and the averaged weights of any method."""
 
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -172,3 +172,68 @@ class FairLoss(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)
+
+
+class CRMOGM(Method):
+    """CR-MOGM (Zhou et al., NeurIPS 2022): the weights of any method, averaged exponentially over the steps.
+
+    w_k = alpha w_(k-1) + (1 - alpha) v_k, v_k the weights of `base` (MGDA) with hyperparameters `base_hyper`. The
+    average starts at v_1: the first step is the base's own, as in TorchJD, from which alpha = 0.9 is too. The paper
+    lets alpha grow towards 1 while the learning rate falls: set `alpha` between steps. Heads: as the base moves them,
+    with w in place of v. A base that combines or masks gradients itself has no weights, and is refused.
+
+    >>> m = CRMOGM(2, alpha=0.75)
+    >>> [m.weights(torch.ones(2), torch.diag(torch.tensor(k))).tolist() for k in ([1.0, 3.0], [3.0, 1.0])]
+    [[0.75, 0.25], [0.625, 0.375]]
+    """
+
+    label: ClassVar[str] = "CR-MOGM"
+    family: ClassVar[str] = "gram"
+
+    def __init__(
+        self, n_tasks: int, base: str | Method = "mgda", alpha: float = 0.9, base_hyper: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(n_tasks)
+        self.base = _inner(base, n_tasks, base_hyper)
+        if self.base.needs == "gradients" or self.base.masks:
+            raise ValueError(f"base: must be a method with one weight per task, found {base!r}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
+        self.alpha = float(alpha)
+        self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
+        self.wants_after_step, self.learning_rate = self.base.wants_after_step, self.base.learning_rate
+        self.w, self.started = torch.zeros(n_tasks, dtype=torch.float64), False
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        self.check(losses, gram)
+        new = self.base.weights(losses, gram).detach().double()
+        self.w = self.alpha * on(self.w, new) + (1 - self.alpha) * new if self.started else new
+        self.started, self.certificate = True, self.base.certificate
+        return self.w.to(losses.dtype)
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return self.base.head_weights(losses, weights)
+
+    def after_step(self, losses: Tensor) -> None:
+        self.base.after_step(losses)
+
+    def end_epoch(self) -> None:
+        self.base.end_epoch()
+
+    def parameters(self) -> list[Tensor]:
+        return self.base.parameters()
+
+    def official_factor(self, direction: Tensor) -> float | Tensor:
+        return self.base.official_factor(direction)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"w": self.w.clone(), "started": self.started, "base": self.base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if set(state) != {"w", "started", "base"}:
+            raise ValueError(f"state: CRMOGM keeps ['base', 'started', 'w'], found {sorted(state)}")
+        if state["w"].shape != self.w.shape:
+            found = tuple(state["w"].shape)
+            raise ValueError(f"state['w']: must be a tensor of shape ({self.n_tasks},), found {found}")
+        self.base.load_state_dict(state["base"])
+        self.w, self.started = state["w"].detach().clone(), state["started"]

@@ -1,13 +1,15 @@
 """Gradient balancing: weights from the Gram matrix K = G G^T of the task gradients."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl.methods.base import Heads, Method, Needs, chosen, norms, on, positive
 from mtl.methods.learned import Learned
-from mtl.solvers import alpha_fair, cagrad_step, equal_angles, min_norm
+from mtl.solvers import alpha_fair, cagrad_step, equal_angles, inverse_root, min_norm
+from mtl.solvers.common import mv
 
 
 class GramMethod(Method):
@@ -193,3 +195,36 @@ class Nash(GramMethod):
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
         return clip(direction)
+
+
+class ConFIG(GramMethod):
+    """ConFIG (Liu, Chu, Thuerey, ICLR 2025, eq. 2): one angle to all gradients, as long as their projections together.
+
+    d = (sum_t <g_t, v>) v with v = U^+ 1 / |U^+ 1|, rows of U the unit gradients: w_t = c z_t/|g_t| with z = R^+ 1,
+    R = U U' their cosines, c so that |d| = sum_t <g_t, v>. IMTL-G's direction at another length where R is regular;
+    where it is not, the least squares that the pseudoinverse stands for: rank as in `mtl.solvers.inverse_root`, and
+    d = 0 where the unit gradients sum to zero. Zero gradients get weight 0; w may be negative. Heads: raw.
+
+    >>> ConFIG(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 9.0]))).tolist()
+    [2.0, 0.6666666865348816]
+    """
+
+    label: ClassVar[str] = "ConFIG"
+    family: ClassVar[str] = "gram"
+    heads: Heads = "raw"
+
+    def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        sizes = norms(K.double())
+        per = 1 / sizes.masked_fill(sizes == 0, torch.inf)
+        R = K.double() * per.unsqueeze(-1) * per.unsqueeze(-2)
+        root, proof = inverse_root(R.to(K.dtype))  # its square is R^+ up to a factor, which c takes out
+        B = root.double()
+        half = B.sum(-1)
+        z = mv(B, half)
+        reached = mv(R, z)
+        # squared length of 1 within the range of R, relative to the rank
+        share = (half * mv(R, half)).sum(-1) / ((B @ R) * B).sum((-1, -2)).clamp_min(torch.finfo(B.dtype).tiny)
+        none = share <= 4 * self.n_tasks * torch.finfo(K.dtype).eps
+        self.certificate = replace(proof, stationary=proof.stationary | none, converged=proof.converged | none)
+        c = ((sizes * reached).sum(-1) / (z * reached).sum(-1)).unsqueeze(-1)
+        return torch.where(none.unsqueeze(-1), 0.0, c * z * per)

@@ -63,6 +63,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 ABSENT = {
     "stl": "one model per task has no common point; its ends are the two ends of the front",
     "mgda-ub": "the landscape has no shared representation; with the plane itself for one it is MGDA",
+    "pbi": "it is younger than the figure's methods",
+    "config": "for two tasks its direction is that of IMTL-G",
+    "excessmtl": "it is younger than the figure's methods",
+    "cr-mogm": "it averages another method's weights, and the landscape has no noise to average out",
 }
 POSITIVE = ("si", "dwa", "gradnorm", "gls", "famo", "db-mtl", "fair-loss")  # logarithms or ratios of losses
 RATES, COMBINES = ("weighted", "raw"), ("literal", "frozen_norm", "product")
