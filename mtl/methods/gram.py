@@ -48,6 +48,8 @@ class MGDA(GramMethod):
     [0.75, 0.25]
     """
 
+    label, family, marker = "MGDA", "min-norm", "^"
+
     def __init__(
         self, n_tasks: int, norm: Literal["none", "l2", "loss", "loss+"] = "none", heads: Heads | None = None
     ) -> None:
@@ -72,6 +74,7 @@ class MGDAUB(MGDA):
     is another problem.)
     """
 
+    label, family, marker = "MGDA-UB", "min-norm", "v"
     needs = "features"
 
 
@@ -85,6 +88,7 @@ class CAGrad(GramMethod):
     [0.75, 0.75]
     """
 
+    label, family, marker = "CAGrad", "conflicts", "D"
     heads: Heads = "raw"
 
     def __init__(self, n_tasks: int, c: float = 0.4, heads: Heads | None = None) -> None:
@@ -109,6 +113,7 @@ class IMTLG(GramMethod):
     [0.75, 0.25]
     """
 
+    label, family, marker = "IMTL-G", "impartial", "D"
     heads: Heads = "raw"
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
@@ -125,6 +130,7 @@ class IMTL(Learned):
     [0.75, 0.25]
     """
 
+    label, family, marker = "IMTL", "impartial", "o"
     needs = "gram"
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -151,6 +157,7 @@ class FairGrad(GramMethod):
     [1.0, 0.25]
     """
 
+    label, family, marker = "FairGrad", "fairness", "s"
     heads: Heads = "raw"
 
     def __init__(self, n_tasks: int, alpha: float = 2.0, heads: Heads | None = None) -> None:
@@ -176,6 +183,7 @@ class Nash(GramMethod):
     [1.0, 0.25]
     """
 
+    label, family, marker = "Nash-MTL", "geometry", "D"
     state = ("kept", "steps")
 
     def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:

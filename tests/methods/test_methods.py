@@ -16,7 +16,7 @@ import mtl
 from mtl.errors import NonFiniteError
 from mtl.gradients import backward
 from mtl.methods import METHODS, Method, aggregate, method
-from mtl.methods.surgery import vaccinate
+from mtl.methods.cones import vaccinate
 
 SMALL_RHO: dict[str, Any] = {"rho": 0.1}
 HYPER: dict[str, dict[str, Any]] = {"emtl": SMALL_RHO, "bandit": SMALL_RHO, "fair-loss": {"base": "mgda", "alpha": 0.5}}
