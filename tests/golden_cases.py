@@ -24,7 +24,7 @@ SKIPPED = {
     "MoDo": "not one of our methods: it needs three batches a step",
     "ExcessMTL": "not one of our methods; the recorded code keeps its weights in float32",
     "ConFIG": "not one of our methods; its direction is that of IMTL-G",
-    "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
+    "RLW/facts": "facts about a distribution, tested in tests/methods/test_losses.py with a Kolmogorov-Smirnov test",
 }
 
 
