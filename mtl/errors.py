@@ -13,9 +13,5 @@ class NonPositiveError(ValueError):
     """A loss is zero or negative where the method takes its logarithm; says which task."""
 
 
-class SolverError(ArithmeticError):
-    """A solver met a problem that it has no answer to, and says why."""
-
-
 class RunError(RuntimeError):
     """A training run or a notebook ended without a result; says which and where its log lies."""

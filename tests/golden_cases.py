@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mtl.gradients import backward
 from mtl.methods import Method, aggregate, method
-from mtl.methods.cones import sdm_descent
-from mtl.methods.surgery import project_conflicts, vaccinate
+from mtl.methods.cones import project_conflicts, sdm_descent, vaccinate
 from mtl.solvers import cagrad_dual
 
 with gzip.open(Path(__file__).parent / "golden" / "golden.json.gz", "rt") as file:
@@ -23,7 +22,7 @@ Answer = dict[str, Tensor]
 
 SKIPPED = {
     "MoDo": "left out: its weights need gradients of two batches, and the direction a third",
-    "RLW/facts": "facts about a distribution, tested in test_methods.py with a Kolmogorov-Smirnov test",
+    "RLW/facts": "facts about a distribution, tested in tests/methods/test_losses.py with a Kolmogorov-Smirnov test",
 }
 
 

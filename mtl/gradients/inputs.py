@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,6 +11,21 @@ from torch.autograd.graph import GradientEdge
 from mtl.methods.base import Method
 
 Output = Tensor | GradientEdge
+Grads = Sequence[Tensor | None]
+_kept: WeakKeyDictionary[Method, dict[str, Tensor]] = WeakKeyDictionary()
+
+
+def workspace(method: Method | None, use: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A buffer by method and use, kept between steps on the CPU, where fresh pages cost as much as filling them.
+
+    It lives through the step anyway, so that the peak is the same; it is freed with the method.
+    """
+    if method is None or like.device.type != "cpu":
+        return like.new_empty(shape)
+    mine = _kept.setdefault(method, {})
+    if (buffer := mine.get(use)) is None or buffer.shape != shape or buffer.dtype != like.dtype:
+        buffer = mine[use] = like.new_empty(shape)
+    return buffer
 
 
 @dataclass(frozen=True)

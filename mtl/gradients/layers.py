@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from mtl.gradients.inputs import Inputs
-from mtl.gradients.workspace import Workspace
+from mtl.gradients.inputs import Grads, Inputs, workspace
 from mtl.methods.base import Method
 
 LAYERS = {"AddmmBackward0": (2, "_saved_mat1"), "MmBackward0": (1, "_saved_self")}  # where W^T goes in; what is A
@@ -42,13 +41,10 @@ class Layer:
     inputs: Tensor
     seeds: Tensor
 
-    def store(self, t: int, grads: Sequence[Tensor | None]) -> None:
+    def store(self, t: int, grads: Grads) -> None:
         """D_t from the gradients at the layer's uses, None where the task does not pass."""
         for rows, g in zip(self.seeds[t].split(self.sizes), grads, strict=True):
-            if g is None:
-                rows.zero_()
-            else:
-                rows.copy_(g)
+            rows.zero_() if g is None else rows.copy_(g)
 
     def gram(self) -> tuple[Tensor, Tensor]:
         """This layer's part of K, and its diagonal (T,) as it would be if no two examples' gradients cancelled."""
@@ -138,7 +134,7 @@ def find(given: Inputs, owner: Method | None) -> list[Layer]:
             continue
         edges = [GradientEdge(node, 0) for node in nodes]
         shape = (len(given.outputs), sum(sizes), W.shape[0])
-        seeds = Workspace.take(owner, f"layer {i}", shape, W)
+        seeds = workspace(owner, f"layer {i}", shape, W)
         found.append(Layer(i, _bias(W.shape[0], nodes, uses, places), edges, sizes, torch.cat(A), seeds))
     return found
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtl.gradients.inputs import Inputs
+from mtl.gradients.inputs import Grads, Inputs, workspace
 from mtl.gradients.layers import Rays, arriving
 from mtl.gradients.tasks import TaskGradients
-from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
 
 # "auto" is the loop: it takes no more memory than the T gradients, and vectorising was never faster where measured.
@@ -20,7 +19,6 @@ from mtl.methods.base import Method
 # measured on a GPU, where launches may turn it. On the CPU "auto" also keeps wide linear layers as factors.
 Vjp = Literal["auto", "loop", "batched"]
 AT_ONCE = 8  # tasks in one vectorised backward: its temporaries stay in the cache, and memory does not grow with T
-Grads = Sequence[Tensor | None]
 
 
 @dataclass
@@ -80,7 +78,9 @@ def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_gra
             rows = [seed[t : t + AT_ONCE] for seed in seeds]
             keep = retain_graph or t + AT_ONCE < n
             options: dict[str, bool] = {"retain_graph": keep, "allow_unused": True, "is_grads_batched": True}
-            into.store_some(t, torch.autograd.grad(outputs, given.shared, rows, **options))
+            grads = torch.autograd.grad(outputs, given.shared, rows, **options)
+            for k in range(t, min(t + AT_ONCE, n)):
+                into.store(k, [None if g is None else g[k - t] for g in grads])
     except RuntimeError as error:
         raise RuntimeError(
             'vjp: "batched" must have a graph that torch can vectorise (not a compiled model or a sparse embedding), '
@@ -115,7 +115,7 @@ def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = No
             heads.around.append(grads[cut : cut + len(given.shared)])
             heads.own.append(grads[cut + len(given.shared) :])
     for i, z in enumerate(given.features):
-        stack = Workspace.take(owner, f"feature {i}", (len(parts), *z.shape), z)
+        stack = workspace(owner, f"feature {i}", (len(parts), *z.shape), z)
         for row, part in zip(stack, parts, strict=True):
             row.zero_() if part[i] is None else row.copy_(part[i])
         heads.features.append(stack)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtl.gradients.inputs import Grads, workspace
 from mtl.gradients.layers import Layer
-from mtl.gradients.workspace import Workspace
 from mtl.methods.base import Method
 
 TRUST = 1.0  # K from factors may lose half of the digits, times this
@@ -42,7 +42,7 @@ def _layout(p: Tensor) -> tuple[int, ...]:
 
 
 class TaskGradients:
-    """g_t of T tasks over the shared parameters, filled task by task (`store`) or several at once (`store_some`).
+    """g_t of T tasks over the shared parameters, filled task by task (`store`).
 
     A parameter that no task reaches takes no space and gets no update. Sparse gradients (nn.Embedding(sparse=True))
     take only the rows that some task touched. The parameters of `layers` are kept as factors.
@@ -72,11 +72,11 @@ class TaskGradients:
             columns.append(Column(i, start, p.shape, _layout(p)))
             start += p.numel()
         owner = self._owner if not self.blocks else None
-        matrix = Workspace.take(owner, "gradients", (self.n_tasks, start), self.shared[indices[0]])
+        matrix = workspace(owner, "gradients", (self.n_tasks, start), self.shared[indices[0]])
         self.blocks.append((matrix, columns))
         self.views |= {c.index: c.of(matrix) for c in columns}
 
-    def store(self, t: int, grads: Sequence[Tensor | None]) -> None:
+    def store(self, t: int, grads: Grads) -> None:
         """Row t: one gradient per shared parameter, None where it is not reached; a second call adds."""
         dense = {i: g for i, g in enumerate(grads) if g is not None and not g.is_sparse}
         for i, g in enumerate(grads):
@@ -94,24 +94,12 @@ class TaskGradients:
                 self.views[i][t] += dense[i]
             self._filled[i].add(t)
 
-    def store_factors(self, t: int, seeds: Sequence[Tensor | None]) -> None:
+    def store_factors(self, t: int, seeds: Grads) -> None:
         """Gradients of task t at the uses of all layers, None where it does not pass."""
         self.touched[t] |= any(g is not None for g in seeds)
         start = 0
         for layer in self.layers:
             layer.store(t, seeds[start : (start := start + len(layer.edges))])
-
-    def store_some(self, start: int, grads: Sequence[Tensor | None]) -> None:
-        """Rows from `start` on: one (rows, *shape) gradient per shared parameter, None where none is reached."""
-        if new := [i for i, g in enumerate(grads) if (g is not None or self._all_dense) and i not in self.views]:
-            self._allocate(new)
-        for i, g in enumerate(grads):
-            if g is not None:
-                rows = range(start, start + len(g))
-                self.views[i][start : start + len(g)] = g
-                self._filled.setdefault(i, set()).update(rows)
-                for t in rows:
-                    self.touched[t] = True
 
     def finish(self, union: Callable[[Tensor], Tensor] = torch.unique) -> None:
         """Zero what was never written, and gather the touched rows of sparse gradients into blocks of their own."""
@@ -138,7 +126,8 @@ class TaskGradients:
         Factors lose digits where the examples' gradients cancel in a task's sum: K_tt out of terms that add up to
         kappa K_tt. Beyond kappa = TRUST / sqrt(eps) the gradients are formed after all.
         """
-        K = sum((product(block, dtype) for block, _ in self.blocks), self._zeros(dtype))
+        zeros = torch.zeros(self.n_tasks, self.n_tasks, dtype=dtype, device=self.shared[0].device)
+        K = sum((product(block, dtype) for block, _ in self.blocks), zeros)
         if not self.layers:
             return K
         parts, sizes = zip(*(layer.gram() for layer in self.layers), strict=True)
@@ -154,9 +143,6 @@ class TaskGradients:
             formed = {i: g for layer in self.layers for i, g in layer.gradients(layer.seeds[t]).items()}
             self.store(t, [formed.get(i) for i in range(len(self.shared))])
         self.layers = []
-
-    def _zeros(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(self.n_tasks, self.n_tasks, dtype=dtype, device=self.shared[0].device)
 
     def update(self, weights: Tensor) -> list[Tensor | None]:
         """sum_t w_t g_t per shared parameter; None where no task reaches it."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mtl.gradients import paths
-from mtl.gradients.inputs import Inputs
+from mtl.gradients.inputs import Grads, Inputs
 from mtl.gradients.layers import find, rays
 from mtl.gradients.parallel import Ranks
-from mtl.gradients.paths import Grads, Heads, Vjp
+from mtl.gradients.paths import Heads, Vjp
 from mtl.gradients.step import Pending, Report, Step
 from mtl.gradients.tasks import TaskGradients, product
 from mtl.methods.base import Method
@@ -60,17 +60,8 @@ class Update:
         for block, _ in tasks.blocks:
             self.ranks.mean_(block)
         gram = self._unscaled(tasks.gram(self.dtype))
-        if not self._report(gram):
-            weights, own, overflow = *self._equal(), True
-            update = tasks.update(weights)
-        elif whole:
-            weights, overflow = None, False
-            update = self._combined(tasks)
-            own = self.method.head_weights(self.values, torch.ones_like(self.values))
-        else:
-            weights, own = self._weights(gram if self.method.needs != "losses" else None)
-            overflow = False
-            update = tasks.update(weights)
+        weights, own, overflow = self._decided(gram)
+        update = self._combined(tasks) if whole and not overflow else tasks.update(weights)
         for p, g in zip(given.shared, update, strict=True):
             p.grad = g
         self._heads(heads, own)
@@ -88,14 +79,7 @@ class Update:
             gram = sum((product(block, self.dtype) for block in blocks[1:]), product(blocks[0], self.dtype))
         # the features of the joint batch are those of all ranks side by side: partial Gram matrices add up
         gram = self._unscaled(self.ranks.mean_(gram) / self.ranks.size)
-        overflow = not self._report(gram)
-        if overflow:
-            weights, own = self._equal()
-        elif masks:
-            weights = torch.ones_like(self.values)
-            own = self.method.head_weights(self.values, weights)
-        else:
-            weights, own = self._weights(gram)
+        weights, own, overflow = self._decided(gram)
         if masks and not overflow:
             seeds = [self._masked(z, g) for z, g in zip(given.features, heads.features, strict=True)]
         elif outer:
@@ -116,7 +100,16 @@ class Update:
             self._add(given.shared, grads, weights[t])
         self._reduce(given.shared)
         self._heads(heads, own)
-        return self._step(None if masks else weights, gram, overflow)
+        return self._step(weights, gram, overflow)
+
+    def _decided(self, gram: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """w and h; on an overflow, where the method is not asked, and for one that combines or masks, w stands in."""
+        ones = torch.ones_like(self.values)
+        if not self._report(gram):
+            return ones / self.n, ones, True
+        if self.method.masks or self.method.needs == "gradients":
+            return ones, self.method.head_weights(self.values, ones), False
+        return *self._weights(gram if self.method.needs != "losses" else None), False
 
     def _masked(self, z: Tensor, grads: Tensor) -> Tensor:
         """sum_t m_t dL_t/dZ, m from the sums over the joint batch."""
@@ -168,17 +161,13 @@ class Update:
                 p.grad *= self.scale
         return weights, own if own is weights else own.detach()
 
-    def _equal(self) -> tuple[Tensor, Tensor]:
-        ones = torch.ones_like(self.values)
-        return ones / self.n, ones
-
     def _unscaled(self, gram: Tensor) -> Tensor:
         return gram if self.scale is None else gram / self.scale.to(gram.dtype) ** 2
 
     def _report(self, gram: Tensor | None = None) -> bool:
         """Check losses and K (its diagonal bounds the rest); False if only the scaled gradients overflowed."""
         method = self.method
-        positive = frozenset(["losses"] if getattr(method, "positive_losses", False) else [])
+        positive = frozenset(["losses"] if method.positive_losses else [])
         rows = {"losses": self.values} | ({} if gram is None else {NORMS: gram.diagonal()})
         report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
         self.report = report
@@ -234,5 +223,7 @@ class Update:
         for p, g in zip(parameters, flat.update(torch.ones(1, device=self.values.device)), strict=True):
             p.grad = g
 
-    def _step(self, weights: Tensor | None, gram: Tensor | None, overflow: bool = False) -> Step:
-        return Step(self.values, weights, gram, self.method.certificate, overflow, self.method)
+    def _step(self, weights: Tensor, gram: Tensor | None, overflow: bool = False) -> Step:
+        method = self.method
+        told = None if method.masks or method.needs == "gradients" else weights
+        return Step(self.values, told, gram, method.certificate, overflow, method)

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from mtl.errors import NonFiniteError
 from mtl.methods.base import Method
-from mtl.methods.cones import Aligned, DualProj, SDMGrad, UPGrad
+from mtl.methods.cones import Aligned, DualProj, GradVac, PCGrad, SDMGrad, UPGrad
 from mtl.methods.elementwise import DBMTL, AdaTask, ExcessMTL, GradDrop, MoCo
 from mtl.methods.emtl import CRMOGM, EMTL, FairLoss
 from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad, Nash
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
 from mtl.methods.losses import DWA, GLS, LS, PBI, RLW, SI, STCH, STL, Scalarization
-from mtl.methods.surgery import GradVac, PCGrad
 from mtl.solvers import Certificate
 
-__all__ = ["METHODS", "Aggregate", "Method", "aggregate", "method"]
+__all__ = ["METHODS", "Aggregate", "Method", "aggregate", "look_of", "method"]
 
 METHODS: dict[str, type[Method]] = {
     "ls": LS,
@@ -84,26 +83,45 @@ def _unknown(kind: str, found: str, valid: Iterable[str]) -> ValueError:
     return ValueError(f"{kind}: must be one of {', '.join(valid) or '(none)'}, found {found!r}{hint}")
 
 
-def method(name: str, n_tasks: int, **hyper: Any) -> Method:
-    """A fresh method by name, with the paper's hyperparameters.
+def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Method:
+    """A fresh method by name, with the paper's hyperparameters; one that draws does so by `seed`.
 
     Raises:
         ValueError: unknown name or hyperparameter (the valid ones are listed), or a value out of range.
 
-    >>> method("fairgrad", n_tasks=3, alpha=2.0).alpha
-    2.0
+    >>> method("fairgrad", n_tasks=3, seed=1, alpha=1.0)
+    FairGrad(3, alpha=1.0, heads=None)
     """
     if name not in METHODS and name in LEFT_OUT:
         raise ValueError(f"method: {name!r} is left out: {LEFT_OUT[name]}")
     if name not in METHODS:
         raise _unknown("method", name, METHODS)
     kind: Any = METHODS[name]
-    valid = [key for key in inspect.signature(kind).parameters if key != "n_tasks"]
+    valid = list(inspect.signature(kind.__init__).parameters)[2:]  # after self and n_tasks
     for key in hyper:
         if key not in valid:
             raise _unknown(f"hyperparameter of {name}", key, valid)
+    if seed is not None and "seed" in valid:
+        hyper["seed"] = seed
     made: Method = kind(n_tasks, **hyper)
     return made
+
+
+def look_of(name: str) -> tuple[str, str, str]:
+    """Label, plot family and marker of a method, attributes of its class.
+
+    Raises:
+        ValueError: unknown name, or a class that has no look.
+
+    >>> look_of("nash")
+    ('Nash-MTL', 'geometry', 'D')
+    """
+    if name not in METHODS:
+        raise ValueError(f"method: no look is fixed for {name!r}; known are {', '.join(METHODS)}")
+    kind = METHODS[name]
+    if missing := [key for key in ("label", "family", "marker") if not hasattr(kind, key)]:
+        raise ValueError(f"method: {kind.__name__} must have a label, a family and a marker, found no {missing[0]}")
+    return kind.label, kind.family, kind.marker
 
 
 def _check(name: str, grads: Tensor, losses: Tensor) -> None:

@@ -1,7 +1,8 @@
 """The contract of a multi-task method: from losses and Gram matrix to one weight per task."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -25,20 +26,43 @@ class Method:
     device: values are checked by `mtl.backward` and `mtl.aggregate`, shapes here.
     """
 
+    label: ClassVar[str]
+    """Its name in tables and figures."""
+    family: ClassVar[str]
+    """Methods that share a colour in figures (`mtl.report.style.FAMILIES`); `marker` tells them apart."""
+    marker: ClassVar[str]
     needs: Needs = "losses"
     heads: Heads = "weighted"
     certificate: Certificate | None = None
     positive_losses: bool = False
     """The method takes logarithms or powers of the losses."""
     state: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None."""
+    """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None, lists, methods."""
     official_hyper: ClassVar[dict[str, Any]] = {}
     """Hyperparameters with which the authors' code departs from their paper; `aggregate(official=True)` sets them."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        made = super().__new__(cls)
+        made._arguments = (_plain(given), _plain(named))
+        return made
+
+    _arguments: tuple[list[Any], dict[str, Any]]
 
     def __init__(self, n_tasks: int) -> None:
         if n_tasks < 1:
             raise ValueError(f"n_tasks: must be at least 1, found {n_tasks}")
         self.n_tasks = n_tasks
+
+    def settings(self) -> dict[str, Any]:
+        """The hyperparameters that it was made with, defaults included, as JSON holds them."""
+        given, named = self._arguments
+        bound = inspect.signature(type(self).__init__).bind(self, *given, **named)
+        bound.apply_defaults()
+        return {k: _plain(v) for k, v in list(bound.arguments.items())[1:] if k != "n_tasks"}
+
+    def __repr__(self) -> str:
+        rest = (f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({', '.join([str(self.n_tasks), *rest])})"
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here.
@@ -111,15 +135,31 @@ class Method:
                 raise ValueError(f"gram: must have shape {(*losses.shape, T)}, found {tuple(gram.shape)}")
 
 
+def _plain(value: Any) -> Any:
+    """What JSON holds of a value; a method is told by its class and settings."""
+    if isinstance(value, Method):
+        return {"method": type(value).__name__, **value.settings()}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):  # tensors, NumPy's arrays and numbers
+        return value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
 def _saved(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
+    if isinstance(value, Method):
+        return value.state_dict()
     if isinstance(value, list):
         return [_saved(v) for v in value]
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _loaded(name: str, present: Any, value: Any) -> Any:
+    if isinstance(present, Method):
+        present.load_state_dict(value)
+        return present
     if isinstance(present, torch.Generator):
         present.set_state(value)
         return present

@@ -36,8 +36,10 @@ class GradDrop(Method):
     4.0
     """
 
+    label, family, marker = "GradDrop", "conflicts", "v"
     needs: Needs = "gradients"
     heads: Heads = "raw"
+    state = ("generator",)
 
     def __init__(
         self,
@@ -53,8 +55,7 @@ class GradDrop(Method):
         self.masks = chosen("on", on, ("parameters", "features")) == "features"
         self.needs = "features" if self.masks else "gradients"
         self.leak, self.seed = torch.tensor(leaks, dtype=torch.float64), seed
-        self.generator: torch.Generator | None = None
-        self.resumed: Tensor | None = None
+        self.generator: torch.Generator | Tensor | None = None  # None until the device is known; resumed: its state
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
@@ -66,10 +67,10 @@ class GradDrop(Method):
 
     def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
         g = grads
-        if self.generator is None:
-            self.generator = torch.Generator(g.device).manual_seed(self.seed)
-            if self.resumed is not None:
-                self.generator.set_state(self.resumed)
+        if not isinstance(self.generator, torch.Generator):
+            resumed, self.generator = self.generator, torch.Generator(g.device).manual_seed(self.seed)
+            if resumed is not None:
+                self.generator.set_state(resumed)
         purity = 0.5 * (1 + g.sum(0) / g.abs().sum(0))
         u = torch.rand(g.shape[1:], generator=self.generator, dtype=g.dtype, device=g.device)
         kept = ((g > 0) & (purity > u)) | ((g < 0) & (purity < u))
@@ -77,48 +78,32 @@ class GradDrop(Method):
         leak = per_task(self.leak, g)
         return leak + (1 - leak) * kept
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.resumed if self.generator is None else self.generator.get_state()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"generator"}:
-            raise ValueError(f"state: GradDrop keeps ['generator'], found {sorted(state)}")
-        self.generator, self.resumed = None, state["generator"]
+        self.generator = None
+        super().load_state_dict(state)
 
 
 class Buffers(Method):
     """A method that keeps one tensor per shared parameter and name; shapes are learned at the first step."""
 
     needs = "gradients"
-    kept: tuple[str, ...] = ()
-    state: ClassVar[tuple[str, ...]] = ("steps",)
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, n_tasks: int) -> None:
         super().__init__(n_tasks)
         self.steps = 0
-        self.buffers: dict[str, list[Tensor]] = {}
+        for name in self.kept:
+            setattr(self, name, [])
 
     def take(self, grads: Sequence[Tensor]) -> None:
         """One step more; buffers start at zero."""
         self.steps += 1
-        if not self.buffers:
-            self.buffers = {name: [torch.zeros_like(g) for g in grads] for name in self.kept}
-        old = [b.shape for b in self.buffers[self.kept[0]]]
-        if old != [g.shape for g in grads]:
-            name = type(self).__name__
-            raise ValueError(f"grads: {name} began with shapes {[tuple(s) for s in old]}, found others")
-        for name, buffers in self.buffers.items():  # a resumed run may have loaded them on another device
-            self.buffers[name] = [b.to(g) for b, g in zip(buffers, grads, strict=True)]
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {k: [b.clone() for b in v] for k, v in self.buffers.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        rest = set(state) - set(self.state)
-        if not set(self.state) <= set(state) or rest not in (set(), set(self.kept)):
-            raise ValueError(f"state: {type(self).__name__} keeps {[*self.state, *self.kept]}, found {sorted(state)}")
-        super().load_state_dict({k: state[k] for k in self.state})
-        self.buffers = {k: [b.clone() for b in state[k]] for k in self.kept if k in state}
+        for name in self.kept:
+            buffers: list[Tensor] = getattr(self, name) or [torch.zeros_like(g) for g in grads]
+            if (old := [b.shape for b in buffers]) != [g.shape for g in grads]:
+                began = [tuple(s) for s in old]
+                raise ValueError(f"grads: {type(self).__name__} began with shapes {began}, found others")
+            setattr(self, name, [b.to(g) for b, g in zip(buffers, grads, strict=True)])  # resumed on another device
 
 
 class AdaTask(Buffers):
@@ -132,9 +117,13 @@ class AdaTask(Buffers):
     [2.0, -2.0]
     """
 
+    label, family, marker = "AdaTask", "geometry", "v"
     heads: Heads = "raw"
     replaces_adam = True
     kept = ("first", "second")
+    state = ("steps", *kept)
+    first: list[Tensor]
+    second: list[Tensor]
 
     def __init__(self, n_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__(n_tasks)
@@ -147,7 +136,7 @@ class AdaTask(Buffers):
         self.check(losses)
         self.take(grads)
         update = [torch.empty_like(g[0]) for g in grads]
-        for whole in zip(self.buffers["first"], self.buffers["second"], grads, update, strict=True):
+        for whole in zip(self.first, self.second, grads, update, strict=True):
             for m, v, g, d in pieces(*whole[:3], whole[3][None]):
                 m.lerp_(g, 1 - self.beta1)
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
@@ -167,8 +156,11 @@ class DBMTL(Buffers):
     [3.0, 3.0]
     """
 
+    label, family, marker = "DB-MTL", "levels", "P"
     positive_losses = True
     kept = ("mean",)
+    state = ("steps", *kept)
+    mean: list[Tensor]
 
     def __init__(self, n_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> None:
         super().__init__(n_tasks)
@@ -180,13 +172,12 @@ class DBMTL(Buffers):
         self.check(losses)
         self.take(grads)
         rate = self.beta / self.steps**self.sigma
-        for whole in zip(self.buffers["mean"], grads, strict=True):
+        for whole in zip(self.mean, grads, strict=True):
             for b, g in pieces(*whole):
                 b.lerp_(g / (per_task(losses, g) + 1e-8), 1 - rate)
-        buffers = self.buffers["mean"]
-        norms = _norms(buffers)
+        norms = _norms(self.mean)
         lift = norms.max() / (norms + 1e-8)
-        return [torch.tensordot(lift.to(b.dtype), b, 1) for b in buffers]
+        return [torch.tensordot(lift.to(b.dtype), b, 1) for b in self.mean]
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return (1 / (losses + 1e-8)).to(weights.dtype)
@@ -205,9 +196,11 @@ class MoCo(Buffers):
     [0.3125, 0.34375]
     """
 
+    label, family, marker = "MoCo", "min-norm", "P"
     heads: Heads = "raw"
     kept = ("mean",)
-    state = ("steps", "w")
+    state = ("steps", "w", *kept)
+    mean: list[Tensor]
 
     def __init__(
         self,
@@ -232,16 +225,15 @@ class MoCo(Buffers):
         lift = torch.ones_like(losses)
         if self.form == "libmtl":
             lift = losses / (_norms(grads).to(losses) + 1e-8)
-        means = self.buffers["mean"]
-        for y, g in zip(means, grads, strict=True):
+        for y, g in zip(self.mean, grads, strict=True):
             for mean, part in pieces(y, g):
                 mean.lerp_(per_task(lift, part) * part, self.beta * ease)
         w = on(self.w, losses)
-        wide = (part.reshape(self.n_tasks, -1).double() for y in means for (part,) in pieces(y))
+        wide = (part.reshape(self.n_tasks, -1).double() for y in self.mean for (part,) in pieces(y))
         K = sum((part @ part.mT for part in wide), w.new_zeros(self.n_tasks, self.n_tasks))
         w = w - self.gamma * ease * (K @ w + self.rho * w)
         self.w = project_simplex(w) if self.form == "paper" else w.softmax(-1)
-        return [torch.tensordot(self.w.to(y.dtype), y, 1) for y in means]
+        return [torch.tensordot(self.w.to(y.dtype), y, 1) for y in self.mean]
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -265,8 +257,7 @@ class ExcessMTL(Buffers):
     [[0.5, 2.0], [0.6562, 0.3438]]
     """
 
-    label: ClassVar[str] = "ExcessMTL"
-    family: ClassVar[str] = "elementwise"
+    label, family, marker = "ExcessMTL", "simple", "X"
     kept = ("squares",)
     state = ("steps", "log_w", "initial")
 

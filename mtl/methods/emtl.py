@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ class EMTL(Method):
     0
     """
 
+    label, family, marker = "EMTL", "rates", "o"
     needs: Needs = "gram"
+    state = ("log_p", "base")
     player: Certificate | None = None
 
     def __init__(
@@ -93,18 +95,6 @@ class EMTL(Method):
     def parameters(self) -> list[Tensor]:
         return self.base.parameters()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"log_p": self.log_p.clone(), "base": self.base.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"log_p", "base"}:
-            raise ValueError(f"state: EMTL keeps ['base', 'log_p'], found {sorted(state)}")
-        if state["log_p"].shape != self.log_p.shape:
-            found = tuple(state["log_p"].shape)
-            raise ValueError(f"state['log_p']: must be a tensor of shape ({self.n_tasks},), found {found}")
-        self.base.load_state_dict(state["base"])
-        self.log_p = state["log_p"].detach().clone()
-
 
 class FairLoss(Method):
     """Alpha-fair loss transform of any method (Ban & Ji, ICML 2024, section 4): L -> L^(1-alpha)/(1-alpha), log L at 1.
@@ -116,6 +106,7 @@ class FairLoss(Method):
     [0.25, 2.0]
     """
 
+    label, family, marker = "Fair loss", "fairness", "o"
     positive_losses = True
 
     def __init__(
@@ -187,8 +178,7 @@ class CRMOGM(Method):
     [[0.75, 0.25], [0.625, 0.375]]
     """
 
-    label: ClassVar[str] = "CR-MOGM"
-    family: ClassVar[str] = "gram"
+    label, family, marker = "CR-MOGM", "min-norm", "X"
 
     def __init__(
         self, n_tasks: int, base: str | Method = "mgda", alpha: float = 0.9, base_hyper: dict[str, Any] | None = None

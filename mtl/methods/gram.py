@@ -1,7 +1,7 @@
 """Gradient balancing: weights from the Gram matrix K = G G^T of the task gradients."""
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class MGDA(GramMethod):
     [0.75, 0.25]
     """
 
+    label, family, marker = "MGDA", "min-norm", "^"
+
     def __init__(
         self, n_tasks: int, norm: Literal["none", "l2", "loss", "loss+"] = "none", heads: Heads | None = None
     ) -> None:
@@ -74,6 +76,7 @@ class MGDAUB(MGDA):
     is another problem.)
     """
 
+    label, family, marker = "MGDA-UB", "min-norm", "v"
     needs = "features"
 
 
@@ -87,6 +90,7 @@ class CAGrad(GramMethod):
     [0.75, 0.75]
     """
 
+    label, family, marker = "CAGrad", "conflicts", "D"
     heads: Heads = "raw"
 
     def __init__(self, n_tasks: int, c: float = 0.4, heads: Heads | None = None) -> None:
@@ -111,6 +115,7 @@ class IMTLG(GramMethod):
     [0.75, 0.25]
     """
 
+    label, family, marker = "IMTL-G", "impartial", "D"
     heads: Heads = "raw"
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
@@ -127,6 +132,7 @@ class IMTL(Learned):
     [0.75, 0.25]
     """
 
+    label, family, marker = "IMTL", "impartial", "o"
     needs = "gram"
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -153,6 +159,7 @@ class FairGrad(GramMethod):
     [1.0, 0.25]
     """
 
+    label, family, marker = "FairGrad", "fairness", "s"
     heads: Heads = "raw"
 
     def __init__(self, n_tasks: int, alpha: float = 2.0, heads: Heads | None = None) -> None:
@@ -178,6 +185,7 @@ class Nash(GramMethod):
     [1.0, 0.25]
     """
 
+    label, family, marker = "Nash-MTL", "geometry", "D"
     state = ("kept", "steps")
 
     def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:
@@ -209,8 +217,7 @@ class ConFIG(GramMethod):
     [2.0, 0.6666666865348816]
     """
 
-    label: ClassVar[str] = "ConFIG"
-    family: ClassVar[str] = "gram"
+    label, family, marker = "ConFIG", "impartial", "^"
     heads: Heads = "raw"
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:

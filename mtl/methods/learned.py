@@ -36,6 +36,8 @@ class UW(Learned):
     [0.5, 0.5]
     """
 
+    label, family, marker = "UW", "levels", "o"
+
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         factor = torch.exp(-on(self.s, losses))
@@ -52,6 +54,8 @@ class IMTLL(Learned):
     >>> m.weights(torch.tensor([3.0, 1.0])).tolist(), m.s.grad.tolist()
     ([1.0, 1.0], [2.0, 0.0])
     """
+
+    label, family, marker = "IMTL-L", "impartial", "s"
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -72,6 +76,7 @@ class GradNorm(Learned):
     [1.0, 1.0]
     """
 
+    label, family, marker = "GradNorm", "levels", "s"
     needs = "gram"
     positive_losses = True
     state = ("s", "initial", "started")
@@ -107,6 +112,7 @@ class FAMO(Method):
     [0.5, 0.5]
     """
 
+    label, family, marker = "FAMO", "levels", "D"
     positive_losses = True
     wants_after_step = True
     state = ("xi", "first", "second", "steps", "before")
@@ -150,6 +156,7 @@ class Bandit(Method):
     ([0.25, 0.25], 0)
     """
 
+    label, family, marker = "BanditMTL", "conflicts", "s"
     state = ("log_p",)
 
     def __init__(

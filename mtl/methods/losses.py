@@ -17,6 +17,8 @@ class LS(Method):
     [1.0, 1.0]
     """
 
+    label, family, marker = "LS", "simple", "o"
+
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         return torch.ones_like(losses)
@@ -28,6 +30,8 @@ class Scalarization(Method):
     >>> Scalarization(2, c=[0.3, 0.7]).weights(torch.ones(2, dtype=torch.float64)).tolist()
     [0.3, 0.7]
     """
+
+    label, family, marker = "Scalarization", "simple", "s"
 
     def __init__(self, n_tasks: int, c: Sequence[float] | None = None) -> None:
         super().__init__(n_tasks)
@@ -49,6 +53,8 @@ class STL(Method):
     [0.0, 1.0, 0.0]
     """
 
+    label, family, marker = "STL", "levels", "*"
+
     def __init__(self, n_tasks: int, task: int = 0) -> None:
         super().__init__(n_tasks)
         if not 0 <= task < n_tasks:
@@ -67,6 +73,7 @@ class SI(Method):
     [0.25, 2.0]
     """
 
+    label, family, marker = "SI", "simple", "^"
     positive_losses = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -81,6 +88,7 @@ class GLS(Method):
     [0.25, 1.0]
     """
 
+    label, family, marker = "GLS", "levels", "^"
     positive_losses = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -99,6 +107,7 @@ class STCH(Method):
     [0.25, 0.25]
     """
 
+    label, family, marker = "STCH", "levels", "v"
     state = ("seen", "total")
     official_hyper: ClassVar[dict[str, Any]] = {"form": "log"}
 
@@ -151,6 +160,7 @@ class RLW(Method):
     1.0
     """
 
+    label, family, marker = "RLW", "simple", "v"
     state = ("generator",)
 
     def __init__(self, n_tasks: int, distribution: Literal["normal", "dirichlet"] = "normal", seed: int = 0) -> None:
@@ -180,6 +190,7 @@ class DWA(Method):
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
 
+    label, family, marker = "DWA", "simple", "D"
     positive_losses = True
     state = ("means", "total", "count", "epoch")
 
@@ -221,8 +232,7 @@ class PBI(Method):
     [1.0, 2.0]
     """
 
-    label: ClassVar[str] = "PBI"
-    family: ClassVar[str] = "loss"
+    label, family, marker = "PBI", "simple", "P"
 
     def __init__(
         self, n_tasks: int, theta: float = 5.0, lam: Sequence[float] | None = None, z: Sequence[float] | None = None

@@ -1,10 +1,12 @@
-"""One style for every figure, one colour and marker per method."""
+"""One style for every figure, one colour per family of methods; with its marker it is one method's own."""
 
 from typing import Any, Literal, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+
+from mtl.methods import look_of
 
 WIDTHS = {"column": 3.3, "text": 6.9}  # inches
 STYLE: dict[str, Any] = {
@@ -42,43 +44,15 @@ STYLE: dict[str, Any] = {
 # Okabe and Ito's palette without its yellow, which vanishes on white; colour and marker together are unique.
 BLACK, GREY, ORANGE, SKY = "#000000", "#8A8A8A", "#E69F00", "#56B4E9"
 GREEN, BLUE, RED, PINK = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-METHODS: dict[str, tuple[str, str, str]] = {
-    "stl": ("STL", GREY, "*"),
-    "ls": ("LS", BLACK, "o"),
-    "scalarization": ("Scalarization", BLACK, "s"),
-    "si": ("SI", BLACK, "^"),
-    "rlw": ("RLW", BLACK, "v"),
-    "dwa": ("DWA", BLACK, "D"),
-    "uw": ("UW", GREY, "o"),
-    "gradnorm": ("GradNorm", GREY, "s"),
-    "gls": ("GLS", GREY, "^"),
-    "stch": ("STCH", GREY, "v"),
-    "famo": ("FAMO", GREY, "D"),
-    "db-mtl": ("DB-MTL", GREY, "P"),
-    "pbi": ("PBI", BLACK, "P"),
-    "excessmtl": ("ExcessMTL", BLACK, "X"),
-    "imtl-l": ("IMTL-L", PINK, "s"),
-    "bandit": ("BanditMTL", ORANGE, "s"),
-    "mgda": ("MGDA", SKY, "^"),
-    "mgda-ub": ("MGDA-UB", SKY, "v"),
-    "sdmgrad": ("SDMGrad", SKY, "D"),
-    "moco": ("MoCo", SKY, "P"),
-    "pcgrad": ("PCGrad", ORANGE, "o"),
-    "gradvac": ("GradVac", ORANGE, "^"),
-    "graddrop": ("GradDrop", ORANGE, "v"),
-    "cagrad": ("CAGrad", ORANGE, "D"),
-    "imtl-g": ("IMTL-G", PINK, "D"),
-    "imtl": ("IMTL", PINK, "o"),
-    "config": ("ConFIG", PINK, "^"),
-    "cr-mogm": ("CR-MOGM", SKY, "X"),
-    "nash": ("Nash-MTL", GREEN, "D"),
-    "fairgrad": ("FairGrad", BLUE, "s"),
-    "fair-loss": ("Fair loss", BLUE, "o"),
-    "aligned": ("Aligned-MTL", GREEN, "o"),
-    "upgrad": ("UPGrad", GREEN, "s"),
-    "dualproj": ("DualProj", GREEN, "^"),
-    "adatask": ("AdaTask", GREEN, "v"),
-    "emtl": ("EMTL", RED, "o"),
+FAMILIES = {
+    "simple": BLACK,
+    "levels": GREY,
+    "conflicts": ORANGE,
+    "min-norm": SKY,
+    "geometry": GREEN,
+    "fairness": BLUE,
+    "rates": RED,
+    "impartial": PINK,
 }
 
 
@@ -89,10 +63,10 @@ def look(method: str) -> tuple[str, str, str]:
     ('EMTL (raw)', '#D55E00', 'o')
     """
     base, bracket, rest = method.partition(" (")
-    if base not in METHODS:
-        raise ValueError(f"method: no look is fixed for {base!r}; known are {', '.join(METHODS)}")
-    label, colour, marker = METHODS[base]
-    return label + bracket + rest, colour, marker
+    label, family, marker = look_of(base)
+    if family not in FAMILIES:
+        raise ValueError(f"family: must be one of {', '.join(FAMILIES)}, found {family!r} for {base}")
+    return label + bracket + rest, FAMILIES[family], marker
 
 
 def subplots(

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.errors import RunError
-from mtl.methods import METHODS, method
+from mtl.methods import method
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.training.fit import Run, describe, finished
@@ -26,8 +25,7 @@ def fresh(name: str, n_tasks: int, seed: int, hyper: Mapping[str, Any]) -> Metho
     >>> fresh("rlw", 2, 5, {}).generator.initial_seed()
     5
     """
-    draws = name in METHODS and "seed" in signature(METHODS[name]).parameters
-    return method(name, n_tasks=n_tasks, **({"seed": seed} if draws else {}) | dict(hyper))
+    return method(name, n_tasks=n_tasks, **{"seed": seed, **hyper})
 
 
 def refusal(chosen: Method, net: nn.Module) -> str | None:

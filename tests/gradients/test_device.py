@@ -14,13 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl.gradients import backward, parallel, step, update
 from mtl.gradients.tasks import product
-from mtl.methods import METHODS, method
+from mtl.methods import method
 from mtl.methods.base import Method
 from tests.gradients.test_backward import Fixed, Net, W, assert_update, data, jacobians
 from tests.gradients.test_backward import run as step_of
+from tests.methods.cases import BY_NAME, CASES
 
 META = torch.device("meta")
-LEFT_OUT = ("graddrop",)  # draws on the device, for which there is no generator without one
+# one that draws on the device has no generator without one
+NAMES = [case.name for case in CASES if not (case.elementwise and case.draws)]
 
 
 class Remote(step.Report):
@@ -61,8 +63,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> type[Remote]:
 
 
 def made(name: str, T: int) -> Method:
-    hyper: dict[str, dict[str, Any]] = {"emtl": {"rho": 0.1}, "bandit": {"rho": 0.1}}
-    found = method(name, T, **hyper.get(name, {}))
+    found = BY_NAME[name].make(T)
     if found.parameters():
         found.s = torch.zeros(T, dtype=torch.float64, device=META, requires_grad=True)  # type: ignore[attr-defined]
     return found
@@ -82,7 +83,7 @@ def far_step(m: Method, **options: Any) -> step.Step:
     return found
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in LEFT_OUT])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("check", ["raise", "defer"])
 def test_a_step_waits_at_most_once(remote: type[Remote], name: str, check: str) -> None:
     for T in (1, 3):
@@ -91,7 +92,7 @@ def test_a_step_waits_at_most_once(remote: type[Remote], name: str, check: str) 
         assert remote.waits == (1 if check == "raise" else 0)
 
 
-SOLVING = [n for n in METHODS if made(n, 2).solves]
+SOLVING = [n for n in NAMES if made(n, 2).solves]
 
 
 @pytest.mark.parametrize("name", SOLVING)
@@ -136,7 +137,7 @@ def test_every_way_through_the_graph_waits_at_most_once(remote: type[Remote], na
     assert remote.waits == 1
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in LEFT_OUT])
+@pytest.mark.parametrize("name", NAMES)
 def test_ranks_exchange_what_a_gpu_s_collectives_take(
     remote: type[Remote], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,20 +1,17 @@
 """On a GPU: no method waits for the device, and all give what they give on the CPU."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from mtl.methods import METHODS, method
+from tests.methods.cases import CASES, Case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-HYPER: dict[str, dict[str, Any]] = {"emtl": {"rho": 0.1}, "bandit": {"rho": 0.1}}
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "graddrop"])
+@pytest.mark.parametrize("case", [c for c in CASES if not (c.elementwise and c.draws)], ids=str)
 @pytest.mark.parametrize("T", [2, 3, 12])
-def test_weights_do_not_wait_and_agree_with_the_cpu(name: str, T: int) -> None:
-    here, there = (method(name, T, **HYPER.get(name, {})) for _ in range(2))
+def test_weights_do_not_wait_and_agree_with_the_cpu(case: Case, T: int) -> None:
+    here, there = (case.make(T) for _ in range(2))
     for p in there.parameters():
         p.data = p.data.cuda()
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,221 @@
+"""What every method keeps to: shapes, states, errors, no look at a value, a scale of losses, a docstring, a look."""
+
+import io
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl.gradients import backward
+from mtl.methods import METHODS, aggregate, look_of, method
+from tests.golden_cases import ANSWERS
+from tests.methods.cases import CASES, GRAM, Case
+from tests.methods.families import FAMILIES, data, losses
+from tests.methods.properties import assert_leading_dimensions_are_separate_problems, direction, run
+
+every = pytest.mark.parametrize("case", CASES, ids=str)
+weighted = pytest.mark.parametrize("case", [c for c in CASES if not c.elementwise], ids=str)
+
+
+def test_the_list_of_cases_is_the_registry() -> None:
+    assert [case.name for case in CASES] == [name for name in METHODS if "@" not in name]  # without rules of users
+
+
+@every
+def test_the_flags_of_a_case_are_those_of_its_class(case: Case) -> None:
+    m = case.make(3)
+    assert m.positive_losses is case.positive
+    assert (m.needs == "gradients") is case.elementwise
+    assert bool(m.parameters()) is case.learned
+    assert ("seed" in m.settings()) is case.draws
+
+
+def test_options_make_methods_take_logarithms() -> None:
+    assert method("stch", 2, form="log").positive_losses
+    assert method("mgda", 2, norm="loss").positive_losses
+
+
+# ---- shapes and values -------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_finite_weights_of_the_right_kind(case: Case, T: int) -> None:
+    G, L = data(T)
+    m = case.make(T)
+    assert direction(m, G, L).shape == (8,)
+    assert direction(m, G, L).isfinite().all()
+    if not case.elementwise:
+        w = case.make(T).weights(L.float(), (G @ G.T).float())
+        assert w.shape == (T,)
+        assert w.dtype == torch.float32
+        assert case.make(T).head_weights(L, w.double()).shape == (T,)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.leading and not c.elementwise], ids=str)
+def test_leading_dimensions_are_separate_problems(case: Case) -> None:
+    seeds = range(5)
+    assert_leading_dimensions_are_separate_problems(
+        case, [FAMILIES["normal"](seed) for seed in seeds], [losses(4, seed) for seed in seeds]
+    )
+
+
+@every
+@pytest.mark.parametrize("T", [1, 3, 11])
+def test_weights_never_read_a_value(case: Case, T: int) -> None:
+    """Tensors without data raise wherever the host would look at them, and with it wait for a GPU."""
+    m = case.make(T, **({"rho": 0.0} if case.name in ("emtl", "bandit") else {}))
+    if case.learned:
+        m.s = torch.zeros(T, dtype=torch.float64, device="meta", requires_grad=True)
+    L, K = torch.ones(T, device="meta"), torch.ones(T, T, device="meta")
+    for _ in range(2 if T == 1 else 1):
+        if case.elementwise and case.draws:
+            return  # needs a generator on the device
+        if case.elementwise:
+            m.combine([torch.ones(T, 5, device="meta")], L)
+        else:
+            m.head_weights(L, m.weights(L, K))
+        if m.wants_after_step:
+            m.after_step(L)
+
+
+@every
+def test_heads_move_by_the_paper_s_rule_or_by_the_one_asked_for(case: Case) -> None:
+    G, L = data(3)
+    m = case.make(3)
+    w = torch.ones_like(L) if case.elementwise else m.weights(L, G @ G.T).detach()
+    factors = m.head_weights(L, w)
+    assert factors.shape == (3,) and factors.dtype == w.dtype and factors.isfinite().all()
+    if "heads" in m.settings():
+        for rule, expected in (("raw", torch.ones_like(w)), ("weighted", w)):
+            assert torch.equal(case.make(3, heads=rule).head_weights(L, w), expected)
+        assert torch.equal(factors, w if m.heads == "weighted" else torch.ones_like(w))
+
+
+def steps(case: Case, scale: float | None) -> list[Tensor]:
+    """Gradients of a trunk over four steps without a change of the parameters."""
+    theta = torch.linspace(0.2, 1.4, 12, dtype=torch.float64).view(3, 4).requires_grad_()
+    m, found = case.make(3), []
+    for k in range(4):
+        theta.grad = None
+        made = [(theta * (data(3, 12, seed=k)[0][t].view(3, 4))).square().sum() + 0.1 for t in range(3)]
+        backward(made, shared=[theta], method=m, features=theta.exp() if m.needs == "features" else None, scale=scale)
+        assert theta.grad is not None
+        found.append(theta.grad)
+    return found
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.scales and METHODS[c.name].needs != "features"], ids=str)
+def test_a_loss_scale_multiplies_the_gradients_and_nothing_else(case: Case) -> None:
+    for plain, scaled in zip(steps(case, None), steps(case, 8.0), strict=True):
+        assert torch.allclose(scaled, 8 * plain, rtol=1e-6)
+
+
+# ---- states ------------------------------------------------------------------------------------------------
+
+
+@every
+def test_state_makes_a_resumed_run_identical(case: Case) -> None:
+    whole = run(case.make(3), 8)
+    first = case.make(3)
+    run(first, 5)
+    file = io.BytesIO()
+    torch.save({"method": first.state_dict(), "learned": [p.detach() for p in first.parameters()]}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second = case.make(3)
+    second.load_state_dict(saved["method"])
+    resumed = run(second, 3, seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(whole[5:], resumed, strict=True))
+    assert len(resumed) == 3
+
+
+@every
+def test_a_state_is_a_copy(case: Case) -> None:
+    """Steps after `state_dict` do not reach into it, nor steps after `load_state_dict` into what was loaded."""
+    m = case.make(3)
+    run(m, 3)
+    state = m.state_dict()
+    kept = torch.save(state, file := io.BytesIO()) or file.getvalue()
+    run(m, 3, seed=3)
+    other = case.make(3)
+    other.load_state_dict(state)
+    run(other, 3, seed=3)
+    torch.save(state, again := io.BytesIO())
+    assert again.getvalue() == kept
+
+
+@every
+def test_states_that_do_not_fit_are_refused(case: Case) -> None:
+    m = case.make(3)
+    run(m, 2)
+    state = m.state_dict()
+    with pytest.raises(ValueError, match=r"^state: \w+ keeps \["):
+        case.make(3).load_state_dict({**state, "unknown": 1})
+    if any(isinstance(v, Tensor) and v.shape[-1:] == (3,) for v in state.values()):
+        with pytest.raises(ValueError, match="must be a tensor of shape"):
+            case.make(4).load_state_dict(state)
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+@every
+def test_another_number_of_tasks_is_refused(case: Case) -> None:
+    m = case.make(3)
+    run(m, 1)
+    G, L = data(2)
+    with pytest.raises(ValueError, match=r"was made for 3 tasks, found shape \(2,\)"):
+        direction(m, G, L)
+
+
+@every
+def test_hyperparameters_that_it_does_not_have_are_named(case: Case) -> None:
+    with pytest.raises(ValueError, match=rf"hyperparameter of {case.name}: must be one of .*, found 'unheard'"):
+        case.make(3, unheard=1)
+
+
+@pytest.mark.parametrize("case", GRAM, ids=str)
+def test_gram_methods_want_the_gram_matrix(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"gram: \w+ needs the Gram matrix of the task gradients, found None"):
+        case.make(2).weights(torch.ones(2))
+    with pytest.raises(ValueError, match=r"gram: must have shape \(2, 2\), found \(3, 3\)"):
+        case.make(2).weights(torch.ones(2), torch.eye(3))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.positive], ids=str)
+def test_losses_below_zero_are_refused_where_a_logarithm_is_taken(case: Case) -> None:
+    G, L = data(3)
+    L[1] = -0.5
+    with pytest.raises(ValueError, match=rf"losses: must be positive for {case.name}, found -0.5 for task 1"):
+        aggregate(case.name, grads=G, losses=L, **case.hyper)
+
+
+# ---- what it says of itself --------------------------------------------------------------------------------
+
+
+@every
+def test_a_docstring_with_an_example_and_a_look(case: Case) -> None:
+    kind: Any = METHODS[case.name]
+    text = kind.__dict__["__doc__"]
+    assert ">>> " in text or case.name == "mgda-ub", "one doctest"  # MGDA's own, on another K
+    assert len(text.split("\n")[0]) > 10
+    assert {"label", "family", "marker"} <= set(kind.__dict__), "not its parent's"
+    assert look_of(case.name) == (kind.label, kind.family, kind.marker)
+
+
+@every
+def test_it_tells_its_settings(case: Case) -> None:
+    m = case.make(3)
+    assert {**m.settings(), **case.hyper} == m.settings()
+    assert case.make(3, **m.settings()).settings() == m.settings()
+    assert repr(m).startswith(f"{type(m).__name__}(3")
+    assert all(re.search(rf"\b{name}={re.escape(repr(value))}", repr(m)) for name, value in m.settings().items())
+
+
+@every
+def test_public_implementations_were_recorded_for_it(case: Case) -> None:
+    """tests/methods/test_golden.py compares them; only single-task learning has nothing to compare."""
+    assert (case.recorded in {name for name, _ in ANSWERS}) is (case.golden != "")

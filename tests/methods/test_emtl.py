@@ -1,0 +1,88 @@
+"""EMTL and the alpha-fair loss: what they become at their ends, what they see, which bases they take."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from mtl.methods import aggregate, method
+from tests.methods.cases import GRAM, make
+from tests.methods.families import data
+
+
+def test_emtl_deteriorates_to_its_parts() -> None:
+    G, L = data(3)
+    base = aggregate("mgda", grads=G, losses=L).weights
+    assert torch.allclose(aggregate("emtl", grads=G, losses=L, alpha=1.0).weights, base)
+    uniform = aggregate("emtl", grads=G, losses=L, alpha=0.0, rho=0.0).weights
+    assert torch.allclose(uniform, torch.full((3,), 1 / 3, dtype=torch.float64))
+    product = aggregate("emtl", grads=G, losses=L, alpha=0.0, rho=0.0, combine="product").weights
+    assert torch.allclose(product, base / 3)
+    frozen = aggregate("emtl", grads=G, losses=L, alpha=0.0, rho=0.0, combine="frozen_norm").weights
+    inverse = 1 / G.norm(dim=1)
+    assert torch.allclose(frozen, inverse / inverse.sum())
+
+
+def test_emtl_prefers_the_task_with_the_larger_rate() -> None:
+    L, K = torch.tensor([4.0, 1.0]), torch.diag(torch.tensor([1.0, 4.0]))
+    p = make("emtl", 2, alpha=0.0, rate="raw").weights(L, K)
+    assert p[0] > p[1]
+
+
+@pytest.mark.parametrize("rate", ["raw", "weighted"])
+def test_emtl_raw_rate_does_not_see_the_scale_of_a_loss(rate: str) -> None:
+    G, L = data(2)
+    scale = torch.tensor([7.0, 1.0], dtype=torch.float64)
+    a = make("emtl", 2, alpha=0.0, rate=rate).weights(L, G @ G.T)
+    b = make("emtl", 2, alpha=0.0, rate=rate).weights(scale * L, (scale[:, None] * G) @ (scale[:, None] * G).T)
+    assert torch.allclose(a, b) is (rate == "raw")
+
+
+@pytest.mark.parametrize("base", [case.name for case in GRAM if case.name not in ("emtl", "fair-loss", "gradnorm")])
+def test_emtl_takes_any_gram_method_as_its_base(base: str) -> None:
+    G, L = data(3)
+    w = make("emtl", 3, base=base, alpha=1.0).weights(L, G @ G.T)
+    assert torch.allclose(w, make(base, 3).weights(L, G @ G.T))
+
+
+def test_emtl_warns_of_a_ball_that_is_the_simplex() -> None:
+    with pytest.warns(UserWarning, match=r"rho: 1.2 >= ln 2 = 0.6931 makes the ball the whole simplex; using 0.6585"):
+        m = method("emtl", 2, rho=1.2)
+    assert m.rho == pytest.approx(0.95 * math.log(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert method("emtl", 2, rho=1.2, strict=True).rho == 1.2
+    with pytest.raises(ValueError, match="base: must be a method that needs the Gram matrix, found 'uw'"):
+        method("emtl", 2, base="uw")
+
+
+def test_emtl_survives_huge_rates_and_zero_gradients() -> None:
+    m = make("emtl", 3)
+    for K in (
+        torch.diag(torch.tensor([1e-16, 1.0, 1.0])),
+        torch.diag(torch.tensor([0.0, 1.0, 1.0])),
+        torch.zeros(3, 3),
+    ):
+        for _ in range(3):
+            w = m.weights(torch.tensor([1e4, 1.0, 1.0]), K)
+            assert w.isfinite().all()
+            assert bool(m.player.converged)
+
+
+def test_fair_loss_transforms_losses_gradients_and_heads() -> None:
+    G, L = data(3)
+    for alpha in (0.0, 0.5, 1.0, 2.0):
+        f = L**-alpha
+        for base in ("ls", "mgda", "cagrad", "fairgrad", "imtl-g"):
+            w = make("fair-loss", 3, base=base, alpha=alpha).weights(L, G @ G.T)
+            assert torch.allclose(w, f * make(base, 3).weights(L, (f[:, None] * G) @ (f[:, None] * G).T))
+    m = make("fair-loss", 3, base="cagrad", alpha=1.0)
+    assert torch.allclose(m.head_weights(L, m.weights(L, G @ G.T)), 1 / L)  # raw heads of log L
+    m = make("fair-loss", 3, base="mgda", alpha=1.0)
+    w = m.weights(L, G @ G.T)
+    assert torch.allclose(m.head_weights(L, w), w)
+    d = make("fair-loss", 3, base="graddrop", alpha=1.0).combine([G], L)[0]
+    assert torch.allclose(d, make("graddrop", 3).combine([G / L[:, None]], L)[0])
+    with pytest.raises(ValueError, match="alpha: must be < 1 for base='si'"):
+        method("fair-loss", 3, base="si", alpha=1.0)

@@ -1,0 +1,91 @@
+"""Gradient balancing: each solver's own promise, the authors' scaling, edges that have no right answer."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl.methods import aggregate
+from tests.methods.cases import make
+from tests.methods.families import data
+from tests.methods.properties import direction
+
+
+@given(seed=st.integers(0, 10**6), T=st.integers(2, 6), alpha=st.floats(0.2, 10), power=st.floats(-4, 4))
+@settings(max_examples=40, deadline=None)
+def test_fairgrad_scales_as_its_equation(seed: int, T: int, alpha: float, power: float) -> None:
+    G, L = data(T, seed=seed)
+    s = 10.0**power
+    a, b = (direction(make("fairgrad", T, alpha=alpha), x * G, L) for x in (1.0, s))
+    assert float((s ** ((1 - alpha) / (1 + alpha)) * a - b).norm()) <= 1e-6 * float(b.norm())
+
+
+@given(seed=st.integers(0, 10**6), c=st.floats(0.05, 0.95))
+@settings(max_examples=40, deadline=None)
+def test_cagrad_stays_on_its_ball_and_beats_every_other_point_of_it(seed: int, c: float) -> None:
+    G, L = data(4, seed=seed)
+    d, g0 = direction(make("cagrad", 4, c=c), G, L), G.mean(0)
+    assert float((d - g0).norm()) == pytest.approx(c * float(g0.norm()), rel=1e-9)
+    best = float((G @ d).min())
+    other = torch.randn(200, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    other = g0 + c * g0.norm() * other / other.norm(dim=1, keepdim=True)
+    assert float((other @ G.T).amin(1).max()) <= best + 1e-9
+
+
+def test_mgda_norms_and_official_factors() -> None:
+    G, L = data(3)
+    for norm, c in (("l2", G.norm(dim=1)), ("loss", L), ("loss+", L * G.norm(dim=1))):
+        expected = aggregate("mgda", grads=G / c[:, None], losses=L).weights
+        assert torch.allclose(aggregate("mgda", grads=G, losses=L, norm=norm).weights, expected)
+    assert float(aggregate("nash", grads=G, losses=L, official=True).direction.norm()) == pytest.approx(1, abs=1e-5)
+    plain, own = (aggregate("cagrad", grads=G, losses=L, official=o) for o in (False, True))
+    assert torch.allclose(own.direction, 3 / 1.16 * plain.direction)
+    assert torch.allclose(own.weights @ G, own.direction)
+    fair = aggregate("fairgrad", grads=G, losses=L, official=True)
+    assert float(fair.direction.norm()) <= 1
+    reg = aggregate("upgrad", grads=G, losses=L, official=True)
+    assert torch.allclose(reg.direction, aggregate("upgrad", grads=G, losses=L, reg=1e-4).direction)
+
+
+# ---- edges that have no right answer: ours, as documented --------------------------------------------------
+
+ZERO = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+OPPOSITE = torch.tensor([[1.0, 2.0, 0.0], [-2.0, -4.0, 0.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("mgda", [0.0, 1.0]),  # Pareto stationary: all weight on the task that is at rest, d = 0
+        ("nash", [5**-0.5, 0.0]),  # the task without gradient is left out
+        ("fairgrad", [5 ** (-2 / 3), 0.0]),
+        ("imtl-g", [1.0, 0.0]),
+        ("aligned", [1.0, 0.0]),
+        ("cagrad", [0.5, 0.5]),  # g0 hurts nobody and no other direction helps the second task
+        ("pcgrad", [1.0, 1.0]),
+        ("upgrad", [0.5, 0.5]),
+        ("dualproj", [0.5, 0.5]),
+    ],
+)
+def test_a_zero_gradient(name: str, weights: list[float]) -> None:
+    a = aggregate(name, grads=ZERO, losses=torch.ones(2, dtype=torch.float64))
+    assert a.weights.tolist() == pytest.approx(weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["mgda", "nash", "fairgrad", "imtl-g", "imtl", "upgrad", "dualproj", "sdmgrad", "pcgrad"]
+)
+def test_opposite_gradients_leave_no_direction(name: str) -> None:
+    a = aggregate(name, grads=OPPOSITE, losses=torch.ones(2, dtype=torch.float64))
+    assert float(a.direction.norm()) < 1e-12
+    assert a.weights.isfinite().all()
+    if a.certificate is not None:
+        assert bool(a.certificate.stationary)
+
+
+def test_cagrad_at_a_stationary_point_goes_where_nobody_is_hurt() -> None:
+    G = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.0, 1.0], [1.0, -0.1]], dtype=torch.float64)
+    a = aggregate("cagrad", grads=G, losses=torch.ones(4, dtype=torch.float64), c=0.9)
+    assert bool(a.certificate.stationary)
+    assert bool(a.certificate.converged)
+    assert float((G @ a.direction).min()) >= -1e-12

@@ -1,0 +1,111 @@
+"""`method` and `aggregate`: names, hyperparameters, seeds, looks, and what they refuse."""
+
+import copy
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mtl
+from mtl.errors import NonFiniteError
+from mtl.methods import METHODS, Method, aggregate, look_of, method
+from tests.methods.families import data
+
+
+def test_unknown_names_and_hyperparameters_list_the_valid_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"method: must be one of ls, .*stl.*, found 'fargrad'; did you mean 'fairgrad'\?"
+    ):
+        method("fargrad", 2)
+    with pytest.raises(ValueError, match=r"hyperparameter of cagrad: must be one of c, heads, found 'calpha'"):
+        method("cagrad", 2, calpha=0.4)
+    with pytest.raises(ValueError, match=r"hyperparameter of ls: must be one of \(none\), found 'x'"):
+        method("ls", 2, x=1)
+    assert mtl.METHODS is METHODS
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "message"),
+    [
+        ("fairgrad", {"alpha": 0.0}, "alpha: must be finite and > 0, found 0.0"),
+        ("cagrad", {"c": -1.0}, "c: must be finite and >= 0, found -1.0"),
+        ("mgda", {"norm": "l1"}, r"norm: must be one of none, l2, loss, loss\+, found 'l1'"),
+        ("emtl", {"alpha": 1.5}, r"alpha: must be in \[0, 1\], found 1.5"),
+        ("emtl", {"combine": "sum"}, "combine: must be one of literal, frozen_norm, product, found 'sum'"),
+        ("bandit", {"rho": -1.0}, "rho: must be finite and >= 0, found -1.0"),
+        ("stl", {"task": 5}, r"task: must be in 0..1, found 5"),
+        ("scalarization", {"c": [1.0]}, "c: must have one weight for each of 2 tasks, found 1"),
+        ("scalarization", {"c": [1.0, -1.0]}, r"c\[1\]: must be finite and >= 0, found -1.0"),
+        ("dwa", {"window": 0}, "window: must be at least 1 step or None, found 0"),
+        ("nash", {"every": 0}, "every: must be at least 1 step, found 0"),
+        ("pcgrad", {"heads": "mean"}, "heads: must be one of raw, weighted, found 'mean'"),
+        ("graddrop", {"leak": 2.0}, r"leak: must be in \[0, 1\]"),
+        ("adatask", {"beta1": 1.0}, r"beta1: must be in \[0, 1\), found 1.0"),
+        ("db-mtl", {"beta": 1.0}, r"beta: must be in \[0, 1\), found 1.0"),
+        ("gradvac", {"beta": 2.0}, r"beta: must be in \[0, 1\], found 2.0"),
+        ("stch", {"lam": [1.0]}, "lam: must have one number for each of 2 tasks, found 1"),
+        ("stch", {"warmup": 0}, "warmup: must be at least 1 step, found 0"),
+    ],
+)
+def test_values_out_of_range_are_named(name: str, hyper: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(name, 2, **hyper)
+
+
+def test_number_of_tasks() -> None:
+    with pytest.raises(ValueError, match="n_tasks: must be at least 1, found 0"):
+        method("ls", 0)
+
+
+def test_a_method_that_draws_takes_the_seed_and_others_need_none() -> None:
+    for name in ("rlw", "pcgrad", "gradvac"):
+        assert method(name, 2, seed=5).generator.initial_seed() == 5
+    assert method("graddrop", 2, seed=5).settings()["seed"] == 5
+    assert method("rlw", 2).settings()["seed"] == 0
+    assert method("cagrad", 2, seed=5, c=0.1).settings() == {"c": 0.1, "heads": None}
+
+
+def test_settings_are_what_was_given_as_json_holds_it() -> None:
+    m = method("scalarization", 2, c=np.array([0.5, 1.0]))
+    assert json.loads(json.dumps(m.settings())) == {"c": [0.5, 1.0]}
+    given = [0.5, 1.0]
+    m = method("scalarization", 2, c=given)
+    given[0] = 7.0
+    assert repr(m) == "Scalarization(2, c=[0.5, 1.0])"
+    inner = method("emtl", 2, rho=0.1, base=method("nash", 2, every=3))
+    assert inner.settings()["base"] == {"method": "Nash", "every": 3, "heads": None}
+    assert json.loads(json.dumps(inner.settings())) == inner.settings()
+    assert method("stch", 2, lam=(1, 2)).settings()["lam"] == [1, 2]
+    assert copy.deepcopy(m).settings() == m.settings()
+
+
+def test_a_look_is_the_class_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(Method):
+        label = "Plain"
+
+    monkeypatch.setitem(METHODS, "plain", Plain)
+    with pytest.raises(ValueError, match="method: Plain must have a label, a family and a marker, found no family"):
+        look_of("plain")
+    with pytest.raises(ValueError, match="method: no look is fixed for 'mine'; known are ls, "):
+        look_of("mine")
+
+
+def test_aggregate_checks_what_it_is_given() -> None:
+    G, L = data(3)
+    with pytest.raises(ValueError, match=r"grads: must have shape \(T, D\), found \(8,\)"):
+        aggregate("ls", grads=G[0], losses=L)
+    with pytest.raises(ValueError, match=r"losses: must have shape \(3,\), one for each row of grads, found \(2,\)"):
+        aggregate("ls", grads=G, losses=L[:2])
+    with pytest.raises(ValueError, match="losses: must have the dtype and device of grads"):
+        aggregate("ls", grads=G, losses=L.float())
+    with pytest.raises(ValueError, match=r"grads: must be floating point, found torch\.int64"):
+        aggregate("ls", grads=G.long(), losses=L.long())
+    bad = G.clone()
+    bad[1, 2] = math.nan
+    with pytest.raises(NonFiniteError, match="grads: must be finite, found NaN or infinity for task 1"):
+        aggregate("mgda", grads=bad, losses=L)
+    with pytest.raises(NonFiniteError, match="losses: must be finite, found NaN or infinity for task 2"):
+        aggregate("mgda", grads=G, losses=torch.tensor([1.0, 1.0, math.inf], dtype=torch.float64))
