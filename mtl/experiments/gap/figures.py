@@ -104,9 +104,10 @@ def intervention(rows: Sequence[Row], table: pd.DataFrame) -> Figure:
     effects = {arm: causal(rows, arm, draws=1, flips=1).by_stratum for arm in arms}
     dots = pd.DataFrame([(arm, *one) for arm, found in effects.items() for one in found])
     dots.columns = ["arm", "condition", "change"]
-    sns.swarmplot(dots, x="change", y="arm", hue="condition", palette=COLOURS, size=3, ax=right)
+    lanes: dict[str, Any] = {"hue": "condition", "palette": COLOURS, "dodge": True, "jitter": False}
+    sns.stripplot(dots, x="change", y="arm", size=3, ax=right, **lanes)
     middle, reach = table["gap change"], [table["gap change"] - table.low, table.high - table["gap change"]]
-    right.errorbar(middle, place, xerr=reach, fmt="ks", ms=4)
+    right.errorbar(middle, place, xerr=reach, fmt="ks", ms=6, mfc="none", zorder=5)  # open: hides no dot
     right.axvspan(-0.05, 0.05, color="0.93", zorder=0)
     right.axvline(0, color="0.4", lw=0.8)
     right.set(xlabel="change of the gap, share of the base gap", ylabel="")
