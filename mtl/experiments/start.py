@@ -10,7 +10,6 @@ from mtl.experiments.base import Experiment, Study
 from mtl.training.fit import Budget
 
 
-
 class Start(Study):
     """Test AUC per task and their mean."""
 
