@@ -97,6 +97,8 @@ class Study:
         words = [f"-p {name}={value}" for name, value in self.options.items()]
         if any(row.get("embedded_default") for row in self.rows):
             words.append(f"-p fallback={self.experiment.fallback}")
+        if self.seeds != sorted(self.experiment.seeds[self.scale]):
+            words.append(f"--seeds {','.join(map(str, self.seeds))}")
         return " ".join(["mtl run", self.experiment.name, "--scale", self.scale, *words])
 
     @property

@@ -69,17 +69,9 @@ CENSUS = Experiment(
     notebook="02_census",
     shows=CensusStudy,
     methods=(
-        ("LS", "ls", {}),
-        ("UW", "uw", {}),
-        ("MGDA", "mgda", {}),
-        ("PCGrad", "pcgrad", {}),
-        ("CAGrad", "cagrad", {}),
-        ("IMTL-G", "imtl-g", {}),
-        ("Nash-MTL", "nash", {}),
-        ("FairGrad", "fairgrad", {"alpha": 2.0}),
-        ("BanditMTL", "bandit", {}),
-        ("EMTL", "emtl", {}),
-        ("STL", "stl", {}),
+        ("LS", "ls", {}), ("UW", "uw", {}), ("MGDA", "mgda", {}), ("PCGrad", "pcgrad", {}), ("CAGrad", "cagrad", {}),
+        ("IMTL-G", "imtl-g", {}), ("Nash-MTL", "nash", {}), ("FairGrad", "fairgrad", {"alpha": 2.0}),
+        ("BanditMTL", "bandit", {}), ("EMTL", "emtl", {}), ("STL", "stl", {}),
     ),
     models=("mmoe",),
     seeds={"smoke": (0, 1), "quick": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
@@ -89,4 +81,4 @@ CENSUS = Experiment(
         "paper": Budget(epochs=30, batch_size=2048, lr=1e-3, weight_decay=1e-6, patience=5),
     },
     variants={"smoke": ({"tasks": 3},), "quick": ({"tasks": 3},), "paper": ({"tasks": 3}, {"tasks": 2})},
-)
+)  # fmt: skip

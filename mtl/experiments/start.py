@@ -13,6 +13,11 @@ from mtl.training.fit import Budget
 class Start(Study):
     """Test AUC per task and their mean."""
 
+    @property
+    def command(self) -> str:
+        """That of the notebook, where the reader's own rule is."""
+        return f"mtl reproduce --notebooks {self.experiment.notebook} --scale {self.scale}"
+
     @cached_property
     def table(self) -> pd.DataFrame:
         table = super().table

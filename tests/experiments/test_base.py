@@ -58,7 +58,7 @@ def test_an_experiment_runs_resumes_and_says_what_is_left(tmp_path: Path, monkey
     assert len(study) == len(Ledger(tmp_path / "there" / "tiny.jsonl").rows()) == 4
     assert repr(study).endswith("4 rows at scale smoke, seeds 0, 1, without a result: 0")
     assert study.facts["command"] == study.command == "mtl run tiny --scale smoke -p tasks=2"
-    assert study.facts["data"].startswith("UCI digits") or "digits" in study.facts["data"]
+    assert "Handwritten Digits" in study.facts["data"]
     assert [row["config"]["seed"] for row in TINY.run("smoke", (2, 3), together=True)] == [2, 2, 3, 3]
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import NO_ROWS, Claim, Experiment, Study, beside_paper, judged
 from mtl.experiments.table1 import says
-from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, points
+from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points
 from mtl.experiments.table1.says import COUNTRIES, paper_columns, paper_says
 from mtl.report import Table, plots, style
 from mtl.runs.cells import Point
@@ -31,12 +31,7 @@ class Table1(Study):
     @cached_property
     def frame(self) -> pd.DataFrame:
         table = super().frame
-        models = [BACKBONES.get(model, model) for model in table["model"]]
-        table["line"] = [
-            method if method == "stl" else f"{method} ({model})"
-            for method, model in zip(table["method"], models, strict=True)
-        ]
-        return table
+        return table.assign(line=list(map(line, table["method"], table["model"])))
 
     @property
     def metrics(self) -> dict[str, bool]:

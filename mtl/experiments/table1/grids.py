@@ -80,3 +80,8 @@ def all_searched(scale: str, tasks: int) -> tuple[Point, ...]:
     balls = [*inside, {"rho": RADII[len(inside)], "strict": True}]
     grid = [{"alpha": alpha, **ball, "lr": f} for alpha in (0.5, 0.25, 0.0) for ball in balls for f in (1.0, 0.5)]
     return _at_rate(BUDGET[scale].lr, grid)
+
+
+def line(method: str, model: str) -> str:
+    """The name of a line of the table; STL has no backbone."""
+    return method if method == "stl" else f"{method} ({BACKBONES.get(model, model)})"

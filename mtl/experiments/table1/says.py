@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mtl.experiments.base import paired, recount, reported, standing
-from mtl.experiments.table1.grids import BACKBONES
+from mtl.experiments.table1.grids import line
 from mtl.report import Verdict
 from mtl.report.stats import holm
 
@@ -16,11 +16,7 @@ COUNTRIES = ("paper NL", "paper ES", "paper FR", "paper US")
 def printed() -> pd.DataFrame:
     """EMTL's Table 1 as printed: country, model, method, CTR AUC, CTCVR AUC, their average."""
     table = reported("emtl_table1")
-    table["line"] = [
-        "stl" if method == "stl" else f"{method} ({BACKBONES[model]})"
-        for method, model in zip(table["method"], table["model"], strict=True)
-    ]
-    return table
+    return table.assign(line=list(map(line, table["method"], table["model"])))
 
 
 def paper_columns() -> pd.DataFrame:
@@ -80,13 +76,13 @@ def places(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for backbone, mean in _means(frame).items():
             own = f"emtl ({backbone})"
             place, of, rival = standing(mean, own, higher=True)
-            line: dict[str, Any] = {
+            found: dict[str, Any] = {
                 "data": data,
                 "backbone": backbone,
                 "best": (own if place == 1 else rival).partition(" (")[0],
             }
-            line |= {"EMTL's place": place, "of": of, "EMTL - best other": float(mean[own] - mean[rival])}
-            out.append(line | {"p": paired(frame, "score", own, rival, by="line").p})
+            found |= {"EMTL's place": place, "of": of, "EMTL - best other": float(mean[own] - mean[rival])}
+            out.append(found | {"p": paired(frame, "score", own, rival, by="line").p})
     return pd.DataFrame(out)
 
 
