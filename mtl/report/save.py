@@ -15,6 +15,8 @@ from mtl.ledger import Row, plain, provenance
 from mtl.report import captions
 from mtl.report.captions import BOLD, Table, counts, embedded, manifest, show, tex
 
+Card = dict[str, Any]
+
 
 class Shown(Protocol):
     """What `save` asks of a study: its table, and the facts of a side-car."""
@@ -116,7 +118,7 @@ def card(
     wall_s: float | None = None,
     note: str = "",
     at: str | None = None,
-) -> Row:
+) -> Card:
     """A side-car: caption, data, scale, n, configuration, command, seeds, row keys, origin.
 
     What is not given is taken from `rows`; ValueError where they do not say it. `command` is by default the one that
@@ -137,7 +139,7 @@ def card(
     text = captions.caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic)
     text += f" {note}" if note else ""
     walls = [row["wall_s"] for row in rows if row.get("wall_s") is not None] + ([] if wall_s is None else [wall_s])
-    made: Row = {"kind": kind, "name": name, "caption": text, "scale": scale, "data": data, "n": n, "config": config}
+    made: Card = {"kind": kind, "name": name, "caption": text, "scale": scale, "data": data, "n": n, "config": config}
     again = f"mtl reproduce --notebooks {notebook} --scale {at or scale}" if notebook else None
     made |= {"command": command or again, "notebook": notebook, "seeds": every}
     made["wall_s"] = sum(walls) if walls else None
@@ -166,7 +168,7 @@ def _drawn(fig: Figure, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, files: Mapping[Path, bytes], made: Row, rows: Sequence[Row]) -> None:
+def _write(path: Path, files: Mapping[Path, bytes], made: Card, rows: Sequence[Row]) -> None:
     """Write all files of a figure or table, or none where nothing changed but when and where it was made."""
     side = path.with_suffix(".json")
     made = plain(made)
@@ -182,7 +184,7 @@ def _write(path: Path, files: Mapping[Path, bytes], made: Row, rows: Sequence[Ro
         manifest({"kind": "default", "name": problem, "notebook": made["notebook"], "used_by": path.stem})
 
 
-def _substance(card: Row) -> Row:
+def _substance(card: Card) -> Card:
     return {name: value for name, value in card.items() if name not in ("provenance", "wall_s")}
 
 
