@@ -3,6 +3,7 @@
 from functools import cached_property
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from mtl.experiments.base import Experiment, Study
@@ -32,6 +33,21 @@ class CensusStudy(Study):
         heads = {m: m.replace("/auc", "\ntest AUC").replace("score", "mean of tasks\ntest AUC") for m in self.metrics}
         plots.intervals(axes[0], self.raw, heads, reference=names.__getitem__)
         fig.set_label("Test AUC by method: mean and 95 % interval over seeds")
+        return fig
+
+    def pairs(self) -> Figure:
+        """Each seed's mean AUC minus that of equal weights on the same seed: the pairs that the tests are made of."""
+        fig, axes = style.subplots(1, 1, height=2.4)
+        base = self.frame[self.frame["label"] == "LS"].set_index("seed")["score"]
+        table = self.frame[self.frame["label"] != "LS"].assign(gain=lambda runs: runs["score"] - runs["seed"].map(base))
+        looks = dict(zip(table["label"], [style.look(method)[1] for method in table["method"]], strict=True))
+        sns.stripplot(table, x="gain", y="label", hue="label", palette=looks, jitter=False, size=4, ax=axes[0, 0])
+        axes[0, 0].axvline(0, color="0.3", lw=0.8)
+        axes[0, 0].set_xscale("symlog", linthresh=1e-3)
+        axes[0, 0].set(
+            xlabel="mean test AUC minus LS on the same seed (linear within .001, then logarithmic)", ylabel=""
+        )
+        fig.set_label("Each method's mean test AUC of the tasks minus that of equal weights, one dot per seed")
         return fig
 
     def residuals(self) -> Table:
