@@ -1,8 +1,10 @@
-"""Rules that every committed notebook keeps: thin, parametrised, a question and its answer."""
+"""Rules that every committed notebook keeps: a question, its answer below it, parameters, thin cells, no log."""
 
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pytest
 
 from mtl.cli.plan import plan
 from mtl.report.claims import claims
+from tests.nbval_copies import MARK, copies
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MOST_CELLS = 15
+MOST_CELLS, MOST_LINES, LONGEST = 15, 40, 100
+SOURCES = [*(ROOT / "mtl" / "experiments").rglob("*.py"), *NOTEBOOKS]
+# Notebooks that do not keep the newer rules (answer first, quick, 40 lines of 100 characters) yet.
+LATER = frozenset({"01_figure1_toy", "07_theory_emtl", "08_theory_gap", "09_theory_fairgrad", "10_methods", "11_cost"})
 
 
 def problems(notebook: dict[str, Any]) -> list[str]:
@@ -26,6 +32,21 @@ def problems(notebook: dict[str, Any]) -> list[str]:
     title = "".join(cells[0]["source"]).strip().splitlines()[0] if cells and cells[0]["source"] else ""
     if cells[0]["cell_type"] != "markdown" or not re.fullmatch(r"# .+\?", title):
         found.append(f"the title must be a question, found {title!r}")
+    answer = "".join(cells[0]["source"]).strip().split("\n\n")[1:2]
+    if not answer or not re.fullmatch(r"\*\*[^*]+[.]\*\*", answer[0].replace("\n", " ")):
+        found.append("the answer stands below the title, one bold sentence")
+    lines = [line for cell in code for line in "".join(cell["source"]).splitlines() if line.strip()]
+    if len(lines) > MOST_LINES:
+        found.append(f"{len(lines)} lines of code, at most {MOST_LINES}")
+    if long := [line for line in lines if len(line) > LONGEST]:
+        found.append(f"{len(long)} lines of more than {LONGEST} characters, the first {long[0][:40]!r}")
+    for number, cell in enumerate(cells, start=1):
+        told = [out for out in cell.get("outputs", []) if out["output_type"] == "stream"]
+        if sum("".join(out["text"]).count("\n") for out in told) > MOST_LINES:
+            found.append(f"cell {number} leaves a log in its output")
+        shown = json.dumps([out.get("data", {}).get("text/html", "") for out in cell.get("outputs", [])])
+        if "**" in shown:
+            found.append(f"cell {number} shows ** in a table")
     if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
         found.append("the kernel must be python3")
     for number, cell in enumerate(cells, start=1):
@@ -46,21 +67,33 @@ def problems(notebook: dict[str, Any]) -> list[str]:
             values[node.targets[0].id] = ast.literal_eval(node.value)
         except (AssertionError, ValueError):
             found.append(f"parameters are plain literals, found {ast.unparse(node)!r}")
-    if values.get("scale") != "smoke":
-        found.append(f'parameters must hold scale = "smoke", found {values.get("scale")!r}')
+    if values.get("scale") != "quick":
+        found.append(f'parameters must hold scale = "quick", found {values.get("scale")!r}')
     return found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path: Path) -> None:
     assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
-    assert problems(json.loads(path.read_text(encoding="utf-8"))) == []
+    found = problems(json.loads(path.read_text(encoding="utf-8")))
+    if path.stem in LATER:
+        found = [said for said in found if not re.search("scale =|answer|lines of|a log|shows", said)]
+    assert found == []
+
+
+def test_notebooks_are_linted_as_code() -> None:
+    named = [str(path) for path in NOTEBOOKS if path.stem not in LATER]
+    for words in (["check"], ["format", "--check"]):
+        call = [sys.executable, "-m", "ruff", *words, *named]
+        done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_picture_of_the_data_sets_own_images_is_committed() -> None:
     cells = json.loads((ROOT / "notebooks" / "06_table2_scenes.ipynb").read_text(encoding="utf-8"))["cells"]
-    shown = [cell for cell in cells if "panel_figure" in "".join(cell["source"])]
-    assert [cell["outputs"] for cell in shown] == [[]]
+    shown = [cell for cell in cells if "panel" in "".join(cell["source"])]
+    kinds = [set(out.get("data", {})) for cell in shown if cell["cell_type"] == "code" for out in cell["outputs"]]
+    assert len(shown) == 2 and not any("image/png" in kind for kind in kinds)
 
 
 def test_there_is_a_first_notebook() -> None:
@@ -78,24 +111,40 @@ def cell(kind: str, source: str, *tags: str) -> dict[str, Any]:
 
 def test_the_rules_can_fail() -> None:
     good: list[dict[str, Any]] = [
-        cell("markdown", "# Which one?"),
-        cell("code", 'scale = "smoke"\nn = -1', "parameters"),
+        cell("markdown", "# Which one?\n\n**This one, at scale quick.**"),
+        cell("code", 'scale = "quick"\nn = -1', "parameters"),
     ]
     meta = {"kernelspec": {"name": "python3"}}
     assert problems({"cells": good, "metadata": meta}) == []
     cases = {
         "the kernel must be python3": {"cells": good, "metadata": {}},
-        "the title must be a question, found '# Which one.'": {"cells": [cell("markdown", "# Which one."), good[1]]},
+        "the title must be a question, found '# Which one.'": {
+            "cells": [cell("markdown", "# Which one.\n\n**This.**"), good[1]]
+        },
         "cell 3 defines f; definitions live in mtl/": {
             "cells": [*good, cell("code", "%time 1\nif 1:\n    def f(): ...")]
         },
         "16 cells, at most 15": {"cells": good + [cell("markdown", "x")] * 14},
         "the first code cell must be tagged parameters": {"cells": [good[0], cell("code", "1")]},
         "parameters are plain literals, found 'n = 1 + x'": {
-            "cells": [good[0], cell("code", 'scale = "smoke"\nn = 1 + x', "parameters")]
+            "cells": [good[0], cell("code", 'scale = "quick"\nn = 1 + x', "parameters")]
         },
-        "parameters must hold scale = \"smoke\", found 'quick'": {
-            "cells": [good[0], cell("code", 'scale = "quick"', "parameters")]
+        "parameters must hold scale = \"quick\", found 'smoke'": {
+            "cells": [good[0], cell("code", 'scale = "smoke"', "parameters")]
+        },
+        "the answer stands below the title, one bold sentence": {
+            "cells": [cell("markdown", "# Which one?\n\nIt depends."), good[1]]
+        },
+        "41 lines of code, at most 40": {"cells": [*good, cell("code", "x = 1\n" * 39)]},
+        f"1 lines of more than 100 characters, the first {'x' * 40!r}": {"cells": [*good, cell("code", "x" * 101)]},
+        "cell 3 leaves a log in its output": {
+            "cells": [
+                *good,
+                cell("code", "1") | {"outputs": [{"output_type": "stream", "text": ["[1/9] done\n"] * 41}]},
+            ]
+        },
+        "cell 3 shows ** in a table": {
+            "cells": [*good, cell("code", "1") | {"outputs": [{"output_type": "x", "data": {"text/html": ["**1**"]}}]}]
         },
     }
     for said, notebook in cases.items():
@@ -110,11 +159,23 @@ def test_claims_are_complete_and_named_once() -> None:
     assert not [claim["id"] for claim in found if not all(str(value).strip() for value in claim.values())]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_verdicts_in_notebooks_name_known_claims(path: Path) -> None:
-    text = "".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
-    named = set(re.findall(r"verdict\(\s*[\"']([^\"']+)[\"']", text))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_verdicts_name_known_claims(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace('\\"', '"')
+    named = set(re.findall(r"verdict\(\s*[\"']([^\"']+)[\"']", text)) | set(
+        re.findall(r'\("((?:emtl|fairgrad|gap)-[a-z0-9-]+)", ', text)
+    )
     assert named <= {claim["id"] for claim in claims()}
+
+
+def test_copies_for_nbval_are_of_smoke_and_keep_what_is_compared(tmp_path: Path) -> None:
+    made = copies(tmp_path)
+    assert [path.name for path in made] == [path.name for path in NOTEBOOKS]
+    for path in made:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        injected = [c for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+        assert 'scale = "smoke"' in "".join(injected[0]["source"])
+        assert not [c for c in cells if c.get("outputs") and MARK not in "".join(c["source"])]
 
 
 def test_papermill_reads_every_parameter() -> None:

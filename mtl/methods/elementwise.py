@@ -259,7 +259,8 @@ class ExcessMTL(Buffers):
 
     label, family, marker = "ExcessMTL", "simple", "X"
     kept = ("squares",)
-    state = ("steps", "log_w", "initial")
+    state = ("steps", "log_w", "initial", *kept)
+    squares: list[Tensor]
 
     def __init__(self, n_tasks: int, eta: float = 0.01) -> None:
         super().__init__(n_tasks)
@@ -271,7 +272,7 @@ class ExcessMTL(Buffers):
         self.check(losses)
         self.take(grads)
         excess = torch.zeros(self.n_tasks, dtype=torch.float64, device=losses.device)
-        for whole in zip(self.buffers["squares"], grads, strict=True):
+        for whole in zip(self.squares, grads, strict=True):
             for s, g in pieces(*whole):
                 square = g * g
                 s += square

@@ -4,17 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl.report.captions import VERDICTS, Verdict, caption, manifest, show, tex, verdict
-    from mtl.report.save import save_figure, save_table
+    from mtl.report.captions import VERDICTS, Table, Verdict, caption, manifest, show, tex, verdict
+    from mtl.report.save import save, save_figure, save_table
     from mtl.report.tables import frame, results_table
 
 __all__ = [
     "VERDICTS",
+    "Table",
     "Verdict",
     "caption",
     "frame",
     "manifest",
     "results_table",
+    "save",
     "save_figure",
     "save_table",
     "show",

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from mtl.scales import SCALES
 
 Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "conditional", "not testable here")
+BOLD = re.compile(r"\*\*(.+?)\*\*")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
 _SYMBOLS |= {"Δ": r"\Delta", "α": r"\alpha", "η": r"\eta", "ρ": r"\rho", "λ": r"\lambda", "→": r"\to", "−": "-"}
 _TEX = str.maketrans(
@@ -46,7 +49,9 @@ def caption(
     return " ".join(parts)
 
 
-def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None) -> Row:
+def verdict(
+    claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None
+) -> dict[str, Any]:
     """A claim, what became of it, the numbers that say so and the figure that shows it; one row of a claims table.
 
     `scale`: that of the numbers, where it is not that of the notebook (published rows).
@@ -84,6 +89,29 @@ def show(df: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     shown = df.astype(object).map(cell)
     shown.attrs = {}
     return shown
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as a notebook shows it: `**x**` is bold, floats have `digits` decimals.
+
+    >>> Table(pd.DataFrame({"auc": ["**0.9**"]}))._repr_html_().count("<b>0.9</b>")
+    1
+    """
+
+    data: pd.DataFrame
+    digits: int = 3
+
+    def _repr_html_(self) -> str:
+        return BOLD.sub(r"<b>\1</b>", show(self.data, self.digits).to_html(index=not counts(self.data)))
+
+    def __repr__(self) -> str:
+        return show(self.data, self.digits).replace(BOLD, r"\1", regex=True).to_string(index=not counts(self.data))
+
+
+def counts(df: pd.DataFrame) -> bool:
+    """Whether the index only counts the lines."""
+    return isinstance(df.index, pd.RangeIndex) and df.index.name is None
 
 
 def tex(text: Any) -> str:

@@ -1,10 +1,11 @@
 """Figures and tables as files, each with a side-car that says where its numbers come from."""
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,82 +13,78 @@ from matplotlib.figure import Figure
 from mtl.files import atomic, root
 from mtl.ledger import Row, plain, provenance
 from mtl.report import captions
-from mtl.report.captions import embedded, manifest, show, tex
+from mtl.report.captions import BOLD, Table, counts, embedded, manifest, show, tex
+
+Card = dict[str, Any]
+
+
+class Shown(Protocol):
+    """What `save` asks of a study: its table, and the facts of a side-car."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+
+def save(study: Shown, name: str, made: Figure | pd.DataFrame | None = None, **more: Any) -> Table | None:
+    """Save a figure or a table of a study, by default its own table, under the caption that was made with it.
+
+    Data, n, seeds, configuration, scale and command come from the study; `more` goes to `save_figure` or
+    `save_table`. A table comes back as a notebook shows it.
+    """
+    given = {**study.facts, **more}
+    if isinstance(made, Figure):
+        save_figure(made, name, **given)
+        return None
+    made = study.table if made is None else made
+    save_table(made, name, **given)
+    return Table(made, given.get("digits", 3))
 
 
 def save_figure(
-    fig: Figure,
-    name: str,
-    *,
-    caption: str,
-    scale: str,
-    data: str,
-    n: int | str,
-    config: Mapping[str, Any],
-    rows: Sequence[Row] = (),
-    notebook: str | None = None,
-    synthetic: bool = False,
-    seeds: Sequence[int] = (),
-    wall_s: float | None = None,
-    at: str | None = None,
-    width: Literal["column", "text"] = "text",
+    fig: Figure, name: str, *, width: Literal["column", "text"] = "text", at: str | None = None, **facts: Any
 ) -> Path:
     """Write figures/`name`.pdf, .png (200 dpi) and .json, and a figure environment for the paper; return the PDF.
 
-    PDF and PNG hold no date, so equal runs give equal bytes. Runs at smoke scale write to a folder
-    `smoke/` of their own: looking at a notebook never replaces a figure of the paper. `at` is the notebook's scale
-    where `scale`, that of the rows, is another (published rows).
+    `facts` are those of `card`; without a caption, `fig`'s label is it. PDF and PNG hold no date, so equal runs give
+    equal bytes, and files of which nothing but the time of making changed stay as they are. Runs at smoke scale write
+    to a folder `smoke/` of their own: looking at a notebook never replaces a figure of the paper. `at` is the
+    notebook's scale where `scale`, that of the rows, is another (published rows).
     Raises ValueError for a scale or name out of the rule.
     """
-    text = captions.caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic)
-    path = _folder("figures", at or scale) / f"{_named(name)}.pdf"
-    with atomic(path) as part:
-        fig.savefig(part, metadata={"CreationDate": None, "ModDate": None})
-    with atomic(path.with_suffix(".png")) as part:
-        fig.savefig(part, dpi=200, metadata={"Software": None})
+    facts.setdefault("caption", str(fig.get_label()))
+    made = card("figure", name, at=at, **facts)
+    path = _folder("figures", at or made["scale"]) / f"{name}.pdf"
+    files = {path: _drawn(fig, format="pdf", metadata={"CreationDate": None, "ModDate": None})}
+    files[path.with_suffix(".png")] = _drawn(fig, format="png", dpi=200, metadata={"Software": None})
     wide, size = ("*", r"\textwidth") if width == "text" else ("", r"\columnwidth")
     shown = f"../{_relative(path)}"
     lines = [rf"\begin{{figure{wide}}}[tb]", r"\centering", rf"\includegraphics[width={size}]{{{shown}}}"]
-    lines += [rf"\caption{{{tex(text)}}}", rf"\label{{fig:{name}}}", rf"\end{{figure{wide}}}", ""]
-    _write(_folder("paper/generated", at or scale) / f"fig_{name}.tex", "\n".join(lines))
-    facts = {"scale": scale, "data": data, "n": n, "config": config, "notebook": notebook}
-    _side_car(path, "figure", text, facts, rows, seeds, wall_s)
+    lines += [rf"\caption{{{tex(made['caption'])}}}", rf"\label{{fig:{name}}}", rf"\end{{figure{wide}}}", ""]
+    files[_folder("paper/generated", at or made["scale"]) / f"fig_{name}.tex"] = "\n".join(lines).encode()
+    _write(path, files, made, facts.get("rows", ()))
     return path
 
 
 def save_table(
-    df: pd.DataFrame,
-    name: str,
-    *,
-    caption: str,
-    scale: str,
-    data: str,
-    n: int | str,
-    config: Mapping[str, Any],
-    rows: Sequence[Row] = (),
-    notebook: str | None = None,
-    synthetic: bool = False,
-    seeds: Sequence[int] = (),
-    wall_s: float | None = None,
-    at: str | None = None,
-    digits: int = 3,
-    wide: bool = False,
+    df: pd.DataFrame, name: str, *, digits: int = 3, wide: bool = False, at: str | None = None, **facts: Any
 ) -> Path:
     """Write paper/generated/`name`.tex (booktabs), .md and .json; return the .tex.
 
-    Cells are shown with `digits` decimals; `**x**` in a cell is bold. `df.attrs["note"]` ends the caption.
+    `facts` and `at` as in `save_figure`; without a caption, `df.attrs["caption"]` is it, and `df.attrs["note"]` ends
+    it. Cells are shown with `digits` decimals; `**x**` in a cell is bold.
     """
-    note = df.attrs.get("note", "")
-    text = captions.caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic)
-    text += f" {note}" if note else ""
-    path = _folder("paper/generated", at or scale) / f"{_named(name)}.tex"
+    facts.setdefault("caption", df.attrs.get("caption", ""))
+    made = card("table", name, note=df.attrs.get("note", ""), at=at, **facts)
+    path = _folder("paper/generated", at or made["scale"]) / f"{name}.tex"
     cells = _with_index(show(df, digits))
     align = "".join("r" if re.match(r"\**[-−+]?[\d.]", str(column.iloc[0])) else "l" for _, column in cells.items())
-    bold = cells.map(lambda cell: re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", tex(cell)))
+    bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell)))
     bold.columns = _labels(bold.columns, tex)
     latex = bold.style.hide(axis="index").to_latex(
         hrules=True,
-        caption=tex(text),
+        caption=tex(made["caption"]),
         label=f"tab:{name}",
         position="tb",
         position_float="centering",
@@ -95,56 +92,108 @@ def save_table(
         environment="table*" if wide else "table",
         multicol_align="c",
     )
-    _write(path, latex)
     heads = [" ".join(str(part) for part in label if part != "") for label in _tuples(cells.columns)]
     rules = ["---:" if side == "r" else ":---" for side in align]
     lines = [heads, rules, *cells.to_numpy().tolist()]
     body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    _write(path.with_suffix(".md"), f"{body}\n\n{text}\n")
-    facts = {"scale": scale, "data": data, "n": n, "config": config, "notebook": notebook}
-    _side_car(path, "table", text, facts, rows, seeds, wall_s)
+    markdown = f"{body}\n\n{made['caption']}\n"
+    _write(path, {path: latex.encode(), path.with_suffix(".md"): markdown.encode()}, made, facts.get("rows", ()))
     return path
 
 
-def _side_car(
-    path: Path, kind: str, text: str, facts: Row, rows: Sequence[Row], seeds: Sequence[int], wall_s: float | None
-) -> None:
+def card(
+    kind: str,
+    name: str,
+    *,
+    caption: str,
+    rows: Sequence[Row] = (),
+    scale: str = "",
+    data: str = "",
+    n: int | str = "",
+    config: Mapping[str, Any] | None = None,
+    command: str = "",
+    notebook: str | None = None,
+    synthetic: bool = False,
+    seeds: Sequence[int] = (),
+    wall_s: float | None = None,
+    note: str = "",
+    at: str | None = None,
+) -> Card:
+    """A side-car: caption, data, scale, n, configuration, command, seeds, row keys, origin.
+
+    What is not given is taken from `rows`; ValueError where they do not say it. `command` is by default the one that
+    runs the notebook.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError(f"name: lower-case letters, digits, '_' and '-', found {name!r}")
+    if not caption:
+        raise ValueError(f"caption: say what {name} shows, found none")
+    configs = [row["config"] for row in rows if "config" in row]
+    every = sorted({c["seed"] for c in configs if "seed" in c} | set(seeds))
+    scale = scale or _only("scale", [c.get("scale") for c in configs])
+    data = data or _only("data", [row.get("source") for row in rows])
+    n = n or f"{len(every)} seed{'s' * (len(every) > 1)}"
+    if config is None:
+        models = dict.fromkeys(c.get("model") for c in configs if c.get("method") != "stl")
+        config = {"budget": configs[0].get("budget"), "model": " and ".join(map(str, models))} if configs else {}
+    text = captions.caption(caption, data=data, scale=scale, n=n, rows=rows, synthetic=synthetic)
+    text += f" {note}" if note else ""
     walls = [row["wall_s"] for row in rows if row.get("wall_s") is not None] + ([] if wall_s is None else [wall_s])
-    card = {"kind": kind, "name": path.stem, "caption": text, **facts}
-    card["seeds"] = sorted({row["config"]["seed"] for row in rows if "seed" in row.get("config", {})} | set(seeds))
-    card["wall_s"] = sum(walls) if walls else None
+    made: Card = {"kind": kind, "name": name, "caption": text, "scale": scale, "data": data, "n": n, "config": config}
+    again = f"mtl reproduce --notebooks {notebook} --scale {at or scale}" if notebook else None
+    made |= {"command": command or again, "notebook": notebook, "seeds": every}
+    made["wall_s"] = sum(walls) if walls else None
     # A combined row (STL) stands for the runs that it was made of.
-    card["rows"] = [key for row in rows if "key" in row for key in row.get("keys", [row["key"]])]
-    card["labels"] = {}  # label -> keys of its runs: from a line of the table to its ledger rows, see `mtl row`
+    made["rows"] = [key for row in rows if "key" in row for key in row.get("keys", [row["key"]])]
+    made["labels"] = {}  # label -> keys of its runs: from a line of the table to its ledger rows, see `mtl row`
     for row in rows:
         if "key" in row and "config" in row:
-            card["labels"].setdefault(row.get("label") or row["config"].get("method"), []).extend(
-                row.get("keys", [row["key"]])
-            )
-    card["provenance"] = provenance()
-    _write(path.with_suffix(".json"), json.dumps(plain(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    manifest({k: card[k] for k in ("kind", "name", "caption", "scale", "notebook")} | {"path": _relative(path)})
-    for problem in sorted({row.get("config", {}).get("problem", facts["data"]) for row in rows if embedded(row)}):
-        manifest({"kind": "default", "name": problem, "notebook": facts["notebook"], "used_by": path.stem})
+            label = row.get("label") or row["config"].get("method")
+            made["labels"].setdefault(label, []).extend(row.get("keys", [row["key"]]))
+    return made
+
+
+def _only(name: str, found: Sequence[Any]) -> str:
+    values = {value for value in found if value}
+    if len(values) != 1:
+        raise ValueError(
+            f"{name}: give it where the rows do not say one, found {', '.join(map(str, values)) or 'none'}"
+        )
+    return str(values.pop())
+
+
+def _drawn(fig: Figure, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, **how)
+    return buffer.getvalue()
+
+
+def _write(path: Path, files: Mapping[Path, bytes], made: Card, rows: Sequence[Row]) -> None:
+    """Write all files of a figure or table, or none where nothing changed but when and where it was made."""
+    side = path.with_suffix(".json")
+    made = plain(made)
+    old = json.loads(side.read_bytes()) if side.is_file() else {}
+    same = _substance(old) == _substance(json.loads(json.dumps(made)))
+    if not (same and all(path.is_file() and path.read_bytes() == content for path, content in files.items())):
+        whole = json.dumps(made | {"provenance": plain(provenance())}, indent=2, ensure_ascii=False, allow_nan=False)
+        for file, content in {**files, side: f"{whole}\n".encode()}.items():
+            with atomic(file) as part:
+                part.write_bytes(content)
+    manifest({k: made[k] for k in ("kind", "name", "caption", "scale", "notebook")} | {"path": _relative(path)})
+    for problem in sorted({row.get("config", {}).get("problem", made["data"]) for row in rows if embedded(row)}):
+        manifest({"kind": "default", "name": problem, "notebook": made["notebook"], "used_by": path.stem})
+
+
+def _substance(card: Card) -> Card:
+    return {name: value for name, value in card.items() if name not in ("provenance", "wall_s")}
 
 
 def _folder(kind: str, scale: str) -> Path:
     return root() / kind / ("smoke" if scale == "smoke" else "")
 
 
-def _named(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ValueError(f"name: lower-case letters, digits, '_' and '-', found {name!r}")
-    return name
-
-
 def _relative(path: Path) -> str:
     return path.relative_to(root()).as_posix()
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def _tuples(index: pd.Index) -> list[tuple[Any, ...]]:
@@ -168,6 +217,4 @@ def _labels(index: pd.Index, change: Any) -> pd.Index:
 
 def _with_index(df: pd.DataFrame) -> pd.DataFrame:
     """The index as first columns, unless it only counts the rows."""
-    if isinstance(df.index, pd.RangeIndex) and df.index.name is None:
-        return df
-    return df.reset_index(names=[name or "" for name in df.index.names])
+    return df if counts(df) else df.reset_index(names=[name or "" for name in df.index.names])

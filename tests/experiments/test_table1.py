@@ -1,7 +1,7 @@
 """Table 1 and the two sweeps: equal grids, the paper's numbers, verdicts that can go either way."""
 
-import inspect
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from mtl.experiments import hyperparameters as sweeps
-from mtl.experiments import table1 as tables
+from mtl.experiments import hyperparameters, loss_scale, table1
+from mtl.experiments.base import beside_paper
+from mtl.experiments.table1 import CLICK, TABLE1, says
+from mtl.experiments.table1 import grids as tables
+from mtl.files import root
 from mtl.ledger import Ledger, canonical, key
 from mtl.methods import method
 from mtl.problems import problem
-from mtl.report import results_table
-from mtl.runs.engines import run_grid
+from mtl.report.stats import paired_permutation
 
 ISSUE = (
     "mgda",
@@ -55,7 +57,7 @@ def test_no_point_of_emtl_and_bandit_has_an_inactive_ball():
 
 
 def test_the_papers_table_is_whole_and_its_averages_follow_but_for_two_misprints():
-    table = tables.reported()
+    table = says.printed()
     assert len(table) == 15 * 4 and not table[["ctr_auc", "ctcvr_auc", "average"]].isna().any().any()
     off = (table["average"] - (table["ctr_auc"] + table["ctcvr_auc"]) / 2).abs() > 6e-5
     assert table[off][["line", "country"]].to_numpy().tolist() == [["nash (PLE)", "US"], ["emtl (PLE)", "FR"]]
@@ -64,19 +66,19 @@ def test_the_papers_table_is_whole_and_its_averages_follow_but_for_two_misprints
 
 
 def test_what_the_papers_text_says_of_its_table():
-    said = tables.paper_says().set_index("the text says")["the printed table says"]
+    said = says.paper_says().set_index("the text says")["the printed table says"]
     assert said["EMTL best on 11 of 12 metrics"] == "10 alone, 1 tied"
     assert said["EMTL above STL on all metrics"] == "24 of 24 differences"
     assert said["EMTL best average per backbone and country"] == "8 of 8"
     assert said["CTR loss about 23 times CTCVR loss"].startswith("23.4 ")
-    assert tables.paper_steady() == ["bandit (MMoE)", "imtl-g (PLE)", "mgda (MMoE)", "nash (MMoE)", "uw (MMoE)"]
+    assert says.paper_steady() == ["bandit (MMoE)", "imtl-g (PLE)", "mgda (MMoE)", "nash (MMoE)", "uw (MMoE)"]
 
 
 def test_paper_columns_are_empty_where_the_paper_has_nothing():
-    wide = tables.paper_columns(["stl", "emtl (PLE)", "fairgrad (PLE)"])
-    assert wide.loc["emtl (PLE)"].tolist() == ["0.7960", "0.8123", "0.8051", "0.7918"]
-    assert (wide.loc["fairgrad (PLE)"] == "").all()
-    assert tables.paper_columns(["stl"], present=False).to_numpy().tolist() == [[""]]
+    ours = pd.DataFrame({"score": ["1", "2", "3"]}, ["stl", "emtl (PLE)", "fairgrad (PLE)"])
+    wide = beside_paper(ours, says.paper_columns(), dict.fromkeys(says.COUNTRIES, 4))
+    assert wide.loc["emtl (PLE)"].tolist() == ["2", "0.7960", "0.8123", "0.8051", "0.7918", "EMTL Table 1"]
+    assert (wide.loc["fairgrad (PLE)", [*says.COUNTRIES, "source"]] == "").all()
 
 
 def runs(means, noise=1e-4, seeds=6):
@@ -96,8 +98,7 @@ GOOD = {"stl": 0.70, "ls (MMoE)": 0.71, "emtl (MMoE)": 0.74, "mgda (MMoE)": 0.70
 
 def verdicts(*means):
     frames = {f"data {i}": runs(m) for i, m in enumerate(means)}
-    raw = {k: results_table(f, {"score": True}, by="line", reference_row="stl", raw=True) for k, f in frames.items()}
-    return tables.best_verdict(raw), tables.stl_verdict(frames), tables.steady_verdict(raw)
+    return says.best_verdict(frames), says.stl_verdict(frames), says.steady_verdict(frames)
 
 
 def test_verdicts_follow_the_numbers():
@@ -116,9 +117,29 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_few_seeds_make_a_win_conditional():
-    frame = runs(GOOD, seeds=3)
-    raw = results_table(frame, {"score": True}, by="line", reference_row="stl", raw=True)
-    assert tables.best_verdict({"data": raw})[0] == "conditional"
+    assert says.best_verdict({"data": runs(GOOD, seeds=3)})[0] == "conditional"
+
+
+def test_the_p_of_a_place_belongs_to_the_best_other_line_of_the_same_backbone():
+    frame = runs(GOOD | {"ls (PLE)": 0.70, "emtl (PLE)": 0.72, "uw (PLE)": 0.725}, noise=1e-2)
+    frame.loc[(frame["line"] == "uw (PLE)") & (frame["seed"] == 0), "score"] = 0.71  # so that signs differ
+    found = says.places({"data": frame}).set_index("backbone")
+    wide = frame.pivot(index="seed", columns="line", values="score")
+    for backbone, rival in (("MMoE", "ls (MMoE)"), ("PLE", "uw (PLE)")):
+        own = wide[f"emtl ({backbone})"]
+        assert found.loc[backbone, "p"] == paired_permutation(own, wide[rival]).p
+        assert found.loc[backbone, "EMTL - best other"] == pytest.approx((own - wide[rival]).mean())
+    assert found["best"].tolist() == ["emtl", "uw"] and found["EMTL's place"].tolist() == [1, 2]
+    everywhere = wide.drop(columns=["stl", "emtl (PLE)"]).mean().idxmax()
+    assert found.loc["PLE", "p"] != paired_permutation(wide["emtl (PLE)"], wide[everywhere]).p
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A root without data, but with the papers' numbers."""
+    shutil.copytree(root() / "paper" / "reported", tmp_path / "paper" / "reported")
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    monkeypatch.delenv("MTL_DATA", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -126,24 +147,35 @@ def book(tmp_path_factory):
     return Ledger(tmp_path_factory.mktemp("ledger") / "t.jsonl")
 
 
-def test_table1_tunes_on_validation_and_runs_stl_once(book, monkeypatch):
+def test_table1_tunes_on_validation_and_runs_stl_once(nowhere, book, monkeypatch):
     monkeypatch.setitem(tables.POINTS, "smoke", 2)
-    rows, tuning = tables.table1("aliexpress_like", "smoke", ledger=book, methods=("ls", "emtl"), seeds=(0,))
+    study = CLICK.study("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, progress=None)
+    tuning = study.tuning
     assert tuning is not None and len(tuning.trials) == 4
     for name, best in tuning.best.items():
         own = tuning.trials[tuning.trials["method"] == name]
         place = own["validation score"].to_numpy().argmax()
         assert tables.points(name, "smoke")[place] == best
-    frame = tables.lines(rows)
-    assert frame["line"].tolist() == ["stl", "ls (MMoE)", "ls (PLE)", "emtl (MMoE)", "emtl (PLE)"]
-    assert set(frame["synthetic"]) == {True}
-    assert tables.point_of(next(r for r in rows if r["config"]["method"] == "emtl")).startswith("alpha=")
+    assert study.frame["line"].tolist() == ["stl", "ls (MMoE)", "ls (PLE)", "emtl (MMoE)", "emtl (PLE)"]
+    assert set(study.frame["synthetic"]) == {True}
+    assert list(study.table.index) == ["STL", "LS (MMoE)", "LS (PLE)", "EMTL (MMoE)", "EMTL (PLE)"]
+    assert "**" not in study.table["chosen"].str.cat() and study.table["source"].tolist()[0] == "EMTL Table 1"
+    assert study.command == "mtl run table1_click --scale smoke -p fallback=aliexpress_like --seeds 0"
+    again = CLICK.run("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, fallback="aliexpress_like", deadline=0)
+    assert {row["key"] for row in again} == {key for row in study.rows for key in row.get("keys", [row["key"]])}
 
 
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_options_choose_variants_and_are_checked():
+    assert TABLE1.chosen("quick") == [{"tasks": 2}, {"tasks": 3}]
+    assert TABLE1.chosen("quick", tasks=3, whole_grid=True) == [{"tasks": 3, "whole_grid": True}]
+    with pytest.raises(ValueError, match=r"options: table1 takes tasks, whole_grid, found 'task'"):
+        TABLE1.chosen("quick", task=3)
+    with pytest.raises(ValueError, match=r"options: table1 at scale quick has .*, found {'tasks': 4}"):
+        TABLE1.run("quick", tasks=4)
+    with pytest.raises(ValueError, match=r"methods: must be among stl, ls, .*, found 'SGD'"):
+        TABLE1.run("quick", methods=["SGD"])
+    alone = TABLE1.entries("study", tasks=2, whole_grid=True)
+    assert [label for label, _, _ in alone] == ["stl", "emtl"]
 
 
 def test_a_factor_scales_the_first_loss_and_no_metric(nowhere):
@@ -162,25 +194,25 @@ def test_a_factor_scales_the_first_loss_and_no_metric(nowhere):
 
 
 def test_scale_free_methods_do_not_feel_a_factor_and_equal_weights_do(nowhere, book):
-    cells = sweeps.scale_cells("smoke", methods=("ls", "nash", "emtl"), fallback="digits")
-    from mtl.runs.engines import run_grid
-
-    table = sweeps.scale_frame(run_grid(cells, ledger=book))
-    falls = sweeps.losses_of_score(table).set_index("method")["largest fall of the score"]
+    study = loss_scale.LOSS_SCALE.study("smoke", methods=("ls", "nash", "emtl"), ledger=book, progress=None)
+    table, metrics = study.frame, study.metrics
+    falls = loss_scale.falls(table, metrics).set_index("method")[loss_scale.FALL]
     assert abs(falls["nash"]) < 2e-3 < falls["ls"]
-    verdict, said = sweeps.robust_verdict(table)
+    assert study.table["method"].tolist()[0] == "Nash-MTL"
+    verdict, said = loss_scale.robust_verdict(table, metrics)
     assert verdict in ("reproduced", "conditional", "not reproduced") and "of 3 methods" in said
     flat = table.assign(score=np.where(table["method"] == "emtl", 0.9, table["score"]))
-    assert sweeps.robust_verdict(flat)[0] in ("reproduced", "conditional")
+    assert loss_scale.robust_verdict(flat, metrics)[0] in ("reproduced", "conditional")
 
 
 def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):
-    table = sweeps.hyper_frame(sweeps.hyperparameters("smoke", ledger=book))
-    same, said = sweeps.inactive(table, 2)
+    study = hyperparameters.HYPERPARAMETERS.study("smoke", ledger=book, progress=None)
+    same, said = hyperparameters.inactive(study.frame, 2)
     assert same and "identical in all metrics" in said and "rho = 0.8, 1.2" in said
-    broken = table.assign(score=table["score"] + 1e-9 * table["rho"])
-    assert not sweeps.inactive(broken, 2)[0]
-    assert sweeps.influence(table)["hyperparameter"].tolist() == ["alpha", "rho", "eta"]
+    broken = study.frame.assign(score=study.frame["score"] + 1e-9 * study.frame["rho"])
+    assert not hyperparameters.inactive(broken, 2)[0]
+    assert study.table["hyperparameter"].tolist() == ["alpha", "rho", "eta"]
+    assert study.facts["data"].startswith("EMBEDDED DEFAULT") and study.command.endswith("-p fallback=digits")
 
 
 def line(name, model, seed, point, validation, test, select="score"):
@@ -189,8 +221,15 @@ def line(name, model, seed, point, validation, test, select="score"):
     config = {"problem": "census", "scale": "study", "options": {"tasks": 2}, "method": name}
     config |= {"hyper": {k: v for k, v in point.items() if k != "lr"}, "model": model, "seed": seed}
     config |= {"budget": own.settings(), "select": select}
-    aucs = {"a/auc": 0.8, "b/auc": 0.7, "a/score": 0.8, "b/score": 0.7}
-    row = {"config": canonical(config), "fingerprint": "f", "status": "ok", "wall_s": 1.0, "synthetic": False}
+    aucs = {"a/auc": 0.8, "b/auc": 0.7, "a/score": 0.8, "b/score": 0.7, "a/log-loss": 0.1, "b/log-loss": 0.2}
+    row = {
+        "config": canonical(config),
+        "fingerprint": "f",
+        "status": "ok",
+        "wall_s": 1.0,
+        "synthetic": False,
+        "source": "S",
+    }
     row |= {"metrics": aucs | {"score": test}, "validation": aucs | {"score": validation}, "best_epoch": 0}
     return row | {"key": key(row["config"], "f")}
 
@@ -214,44 +253,39 @@ def written(folder, seeds=(0, 1), best=1, without=None):
 def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_ROOT", str(tmp_path))
     with pytest.raises(LookupError, match="no rows of scale study with 2 tasks"):
-        tables.study(2)
+        TABLE1.published(tasks=2)
     written(tmp_path, without=("mgda", 1))
-    rows, tuning = tables.study(2)
-    assert len(rows) == 1 + 2 * len(tables.GRIDS) and {row["config"]["seed"] for row in rows} == {0}
-    assert all(tuning.best[name] == tables.points(name, "study")[1] for name in tables.GRIDS)
-    assert set(tables.lines(rows)["line"]) >= {"stl", "emtl (MMoE)", "emtl (PLE)"}
-    chosen = tables.chosen_points(["stl", "cagrad (PLE)"], tuning)
-    assert chosen == ["–", "c=0.4, lr=0.004"]
+    study = TABLE1.published(tasks=2, at="quick")
+    assert len(study.rows) == 1 + 2 * len(tables.GRIDS) and study.seeds == [0]
+    assert all(study.tuning.best[name] == tables.points(name, "study")[1] for name in tables.GRIDS)
+    assert set(study.frame["line"]) >= {"stl", "emtl (MMoE)", "emtl (PLE)"}
+    assert study.table["chosen"][["STL", "CAGrad (PLE)"]].tolist() == ["–", "c=0.4, lr=0.004"]
+    assert study.command == "mtl run table1 --scale study -p tasks=2 --seeds 0" and study.facts["at"] == "quick"
     with pytest.raises(LookupError, match="3 tasks"):
-        tables.study(3)
+        TABLE1.published(tasks=3)
 
 
 def test_emtl_on_its_whole_grid_changes_emtl_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_ROOT", str(tmp_path))
     book = written(tmp_path)
-    grid = tables.whole_grid("study", 2)
+    grid = tables.all_searched("study", 2)
     assert set(map(str, tables.points("emtl", "study"))) < set(map(str, grid))
     for point in grid:
         if point not in tables.points("emtl", "study"):
             book.append(line("emtl", "mmoe", 0, point, 0.7 + 0.1 * (point == grid[15]), 0.6))
-    with pytest.raises(LookupError, match="1 runs of EMTL"):
-        tables.searched(2)
-    for seed, model in ((0, "ple"), (1, "mmoe"), (1, "ple")):
-        book.append(line("emtl", model, seed, grid[15], 0.7, 0.6))
-    rows, tuning = tables.searched(2)
-    assert tuning.best == {"emtl": grid[15]} and len(tuning.trials) == 24
-    before, _ = tables.study(2)
-    assert len(rows) == len(before) and [r for r in before if r["label"] != "emtl"] == rows[:-4]
-    assert all(row["metrics"]["score"] == 0.6 for row in rows[-4:])
-
-
-def test_what_is_for_the_runner_never_reaches_the_problem(tmp_path):
-    """Every option of `run_grid` that the command passes on."""
-    wanted = set(inspect.signature(run_grid).parameters) - {"cells", "ledger", "checkpoints"}
-    assert wanted == set(tables.HOW)
-    how = {"jobs": 1, "progress": None, "device": "cpu", "accept": (), "deadline": None, "rerun_stale": True}
-    book = Ledger(tmp_path / "rows.jsonl")
-    rows, _ = tables.table1(
-        "digits", "smoke", ledger=book, models=("mlp",), methods=("ls",), seeds=(0,), together=False, **how
-    )
-    assert [row["label"] for row in rows] == ["stl", "ls"]
+    before = TABLE1.published(tasks=2)
+    with pytest.raises(LookupError, match="no seed of scale study with 2 tasks has all 2 runs"):
+        table1.searched(before)
+    book.append(line("emtl", "ple", 0, grid[15], 0.7, 0.6))
+    with pytest.raises(LookupError, match=r"EMTL on its whole grid lacks seeds \[1\]"):
+        table1.searched(before)
+    for model in ("mmoe", "ple"):
+        book.append(line("emtl", model, 1, grid[15], 0.7, 0.6))
+    study = table1.searched(before)
+    assert study.tuning.best == {"emtl": grid[15]} and len(study.tuning.trials) == 24
+    assert len(study.rows) == len(before.rows)
+    assert [r for r in before.rows if r["label"] != "emtl"] == study.rows[:-4]
+    assert all(row["metrics"]["score"] == 0.6 for row in study.rows[-4:])
+    first, second = before.also(study).command.split(" && ")
+    assert first == "mtl run table1 --scale study -p tasks=2 --seeds 0,1"
+    assert second == "mtl run table1 --scale study -p whole_grid=True -p tasks=2 --seeds 0,1"

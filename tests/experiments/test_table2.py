@@ -9,16 +9,17 @@ from typer.testing import CliRunner
 
 from mtl.cli import app
 from mtl.experiments import table2
-from mtl.experiments.base import EXPERIMENTS, choose, published
+from mtl.experiments.table2 import TABLE2, figures, results, verdicts
 from mtl.ledger import Ledger, find_row
 from mtl.methods import method
 from mtl.problems import problem
 from mtl.runs.cells import grid, refit
 from mtl.runs.engines import run_grid
+from mtl.runs.tuning import choose, published
 from mtl.training.fit import Budget, fit
 
-METRICS = list(table2.METRICS)
-GOOD = np.where(list(table2.METRICS.values()), 1.1, 0.9)  # a tenth better than STL at everything
+METRICS = list(results.METRICS)
+GOOD = np.where(list(results.METRICS.values()), 1.1, 0.9)  # a tenth better than STL at everything
 
 
 def rows(**factors: Any) -> list[dict[str, Any]]:
@@ -37,23 +38,23 @@ def rows(**factors: Any) -> list[dict[str, Any]]:
 def test_delta_m_in_both_averages_against_the_mean_of_stl():
     factor = GOOD.copy()
     factor[4:] = np.where(GOOD[4:] > 1, 0.9, 1.1)  # normals a tenth worse: 5 of 9 metrics, 1 of 3 tasks
-    means = table2.lines(rows(LS=factor)).groupby("label")[[table2.DELTA, table2.FAIRER]].mean()
+    means = results.lines(rows(LS=factor)).groupby("label")[[results.DELTA, results.FAIRER]].mean()
     assert means.loc["STL"].abs().max() < 1e-9
-    assert means.loc["LS", table2.DELTA] == pytest.approx(10 / 9, abs=0.05)
-    assert means.loc["LS", table2.FAIRER] == pytest.approx(-10 / 3, abs=0.05)
+    assert means.loc["LS", results.DELTA] == pytest.approx(10 / 9, abs=0.05)
+    assert means.loc["LS", results.FAIRER] == pytest.approx(-10 / 3, abs=0.05)
 
 
 def test_a_run_without_a_result_keeps_its_line_and_no_rank():
     some = rows(LS=GOOD, MGDA=GOOD)
     for row in some[-3:]:
         row.update(status="non-finite", metrics=dict.fromkeys(METRICS), last=None)
-    table = table2.lines(some, "last")
+    table = results.lines(some, "last")
     assert table["label"].nunique() == 3
-    assert list(table2.ranks(table).index) == ["LS"]
+    assert list(results.ranks(table).index) == ["LS"]
 
 
 def test_ranks_average_to_the_middle_and_leave_stl_out():
-    ranks = table2.ranks(table2.lines(rows(LS=1.0, MGDA=GOOD, EMTL=GOOD * 1.01)))
+    ranks = results.ranks(results.lines(rows(LS=1.0, MGDA=GOOD, EMTL=GOOD * 1.01)))
     assert ranks.mean() == pytest.approx(2) and "STL" not in ranks
 
 
@@ -61,42 +62,44 @@ def test_ranks_average_to_the_middle_and_leave_stl_out():
     ("emtl", "verdict"), [(GOOD**2, "reproduced"), (GOOD**0.95, "not reproduced"), (GOOD**1.02, "conditional")]
 )
 def test_best_verdict_goes_all_ways(emtl, verdict):
-    found, said = table2.best_verdict(table2.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
+    found, said = verdicts.best_verdict(results.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
     assert found == verdict and "n = 3" in said
 
 
 def test_other_verdicts_go_both_ways():
     fair, worse = "Fair LS (alpha=0.5)", 2 - GOOD
-    table = table2.lines(rows(LS=1.0, MGDA=1.0, EMTL=GOOD, CAGrad=1.0, **{"FairGrad (alpha=2)": worse, fair: worse}))
-    assert table2.stl_verdict(table)[0] == "reproduced"
-    assert table2.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
-    assert table2.fairgrad_verdict(table)[0] == "not reproduced"
-    assert table2.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
-    assert table2.fair_loss_verdict(table)[0] == "not reproduced"
-    assert table2.metrics_verdict(table)[0] == "reproduced"
-    found, said = table2.metrics_verdict(table, "LS")
+    table = results.lines(rows(LS=1.0, MGDA=1.0, EMTL=GOOD, CAGrad=1.0, **{"FairGrad (alpha=2)": worse, fair: worse}))
+    assert verdicts.stl_verdict(table)[0] == "reproduced"
+    assert verdicts.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
+    assert verdicts.fairgrad_verdict(table)[0] == "not reproduced"
+    assert verdicts.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
+    assert verdicts.fair_loss_verdict(table)[0] == "not reproduced"
+    assert verdicts.metrics_verdict(table)[0] == "reproduced"
+    found, said = verdicts.metrics_verdict(table, "LS")
     assert found == "not reproduced" and said == "LS best at 0 of 10 metrics among 6 methods; EMTL 10"
     some = rows(MGDA=1.0, EMTL=GOOD)
-    assert table2.mgda_verdict(some, table2.lines(some))[0] == "reproduced"
+    assert verdicts.mgda_verdict(some, results.lines(some))[0] == "reproduced"
     for row in some:
         row["history"][0]["rates"] = [5.0, 1.0, 0.1]  # now segmentation has the smallest gradient norm
-    assert table2.mgda_verdict(some, table2.lines(some))[0] == "conditional"
+    assert verdicts.mgda_verdict(some, results.lines(some))[0] == "conditional"
 
 
 def test_what_the_printed_table_says_of_its_own_text():
-    said = table2.paper_says().set_index("the text says")["the printed table says"]
+    said = results.paper_says().set_index("the text says")["the printed table says"]
     assert said["EMTL best at 8 of 10 metrics"] == "7 of 9, and delta-m: 8 of 10"
     assert said["EMTL above STL at 8 of 9 metrics"] == "7 of 9"
     assert said["best delta-m by over one point"] == "by 1.36 over Nash-MTL"
-    printed = table2.reported()
+    printed = results.printed()
     assert printed.loc["MGDA", "recomputed"] == pytest.approx(1.59, abs=0.005)
     assert printed.loc["EMTL", "source"] == "EMTL Table 2" and printed.loc["FairGrad", "source"] == "NTKMTL Table 1"
 
 
 def test_beside_the_paper_only_sourced_numbers():
-    table = table2.lines(rows(LS=1.0, **{"FairGrad (alpha=2)": GOOD, "Fair LS (alpha=0.5)": GOOD}))
-    table.loc[table["label"] == "STL", [table2.DELTA, table2.FAIRER]] = -1e-9  # rounding of a mean
-    beside = table2.beside_paper(table)
+    study = table2.Table2(
+        TABLE2, "study", rows(LS=1.0, **{"FairGrad (alpha=2)": GOOD, "Fair LS (alpha=0.5)": GOOD}), "d", ()
+    )
+    study.frame.loc[study.frame["label"] == "STL", [results.DELTA, results.FAIRER]] = -1e-9  # rounding of a mean
+    beside = study.paper
     assert beside.loc["LS", "paper delta-m"] == "5.59" and beside.loc["FairGrad (alpha=2)", "paper delta-m"] == "-4.66"
     paper = [name for name in beside.columns if name.startswith("paper")]
     assert (beside.loc["Fair LS (alpha=0.5)", [*paper, "source"]] == "").all()
@@ -104,10 +107,10 @@ def test_beside_the_paper_only_sourced_numbers():
 
 
 def test_every_method_of_the_grid_has_a_look_and_every_scale_a_budget():
-    scenes = EXPERIMENTS["scenes"]
-    assert set(scenes.seeds) == set(scenes.budget) == set(scenes.variants) == {"smoke", "quick", "study", "paper"}
-    assert scenes.budget["paper"] == Budget(200, 2, lr=1e-4, halve_at=100, last=10)
-    table2.results(table2.lines(rows(**{label: 1.0 for label, _, _ in scenes.methods if label != "STL"})))
+    assert set(TABLE2.seeds) == set(TABLE2.budget) == set(TABLE2.variants) == {"smoke", "quick", "study", "paper"}
+    assert TABLE2.budget["paper"] == Budget(200, 2, lr=1e-4, halve_at=100, last=10)
+    results.formatted(results.lines(rows(**{label: 1.0 for label, _, _ in TABLE2.entries("paper") if label != "STL"})))
+    figures.change_figure(results.lines(rows(LS=1.0)), [])
 
 
 @pytest.fixture
@@ -152,11 +155,11 @@ def test_figures_are_drawn(made):
     some = rows(LS=1.0, MGDA=GOOD, EMTL=GOOD)
     for row in some:
         row["trace"] = [[step, 0.2, 0.3, 0.5] for step in range(5)]
-    assert len(table2.change_figure(table2.lines(some), ["EMTL"]).axes) == 1
-    assert len(table2.training_figure(some, ["LS", "EMTL"]).axes) == 4
+    assert len(figures.change_figure(results.lines(some), ["EMTL"]).axes) == 1
+    assert len(figures.training_figure(some, ["LS", "EMTL"]).axes) == 4
     data: Any = problem("rooms", "smoke", resolution="32x48")
     cell = grid("rooms", [("LS", "ls", {})], ["segnet"], [0], "smoke", Budget(1, 4), resolution="32x48")[0]
-    fig = table2.panel_figure(data, {"LS": refit(cell)}, [0])
+    fig = figures.panel_figure(data, {"LS": refit(cell)}, [0])
     assert len(fig.axes) == 9
 
 
@@ -184,4 +187,4 @@ def test_real_and_rendered_rows_never_share_a_table():
     mixed = rows(LS=1.0)
     mixed[-1]["synthetic"] = True
     with pytest.raises(ValueError, match="real and synthetic runs never share"):
-        table2.results(table2.lines(mixed))
+        results.formatted(results.lines(mixed))

@@ -220,3 +220,63 @@ def test_combined_rows_are_named_by_the_runs_that_they_were_made_of() -> None:
     row = {"key": "whole", "keys": ["a", "b"], "config": {"seed": 0}, "metrics": {}, "status": "ok"}
     path = report.save_table(pd.DataFrame({"x": [1]}), "combined", caption="T", **{**FACTS, "rows": [row]})
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["rows"] == ["a", "b"]
+
+
+def test_facts_come_from_the_rows() -> None:
+    rows = [row("ls", s, 0.5, source="Census rows") for s in range(2)]
+    for one in rows:
+        one["config"] |= {"scale": "quick", "model": "mmoe", "budget": {"epochs": 1}}
+    path = report.save_table(pd.DataFrame({"x": [1]}), "t", caption="T", rows=rows, notebook="02_census")
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert [card[name] for name in ("scale", "data", "n", "seeds")] == ["quick", "Census rows", "2 seeds", [0, 1]]
+    assert card["config"] == {"budget": {"epochs": 1}, "model": "mmoe"}
+    assert card["command"] == "mtl reproduce --notebooks 02_census --scale quick"
+    with pytest.raises(ValueError, match="scale: give it where the rows do not say one, found none"):
+        report.save_table(pd.DataFrame({"x": [1]}), "t", caption="T")
+    with pytest.raises(ValueError, match="caption: say what t shows, found none"):
+        report.save_table(pd.DataFrame({"x": [1]}), "t", **FACTS)
+
+
+class Study:
+    """What `report.save` asks for."""
+
+    table = pd.DataFrame({"x": ["**1 ± 2**", "3 < 4"]}, ["a", "b"])
+    facts = FACTS | {"command": "mtl run x"}
+
+
+def test_a_study_is_saved_under_the_caption_made_with_it_and_bold_is_bold(folder: Path) -> None:
+    Study.table.attrs["caption"] = "Its own"
+    shown = report.save(Study(), "t")  # type: ignore[arg-type]
+    assert shown is not None and "<b>1 ± 2</b>" in shown._repr_html_() and "3 &lt; 4" in shown._repr_html_()
+    assert "*" not in repr(shown) + shown._repr_html_()
+    fig, _ = plt.subplots()
+    fig.set_label("A figure")
+    assert report.save(Study(), "t", fig, caption="Another") is None  # type: ignore[arg-type]
+    plt.close(fig)
+    for path, caption in (("paper/generated/t.json", "Its own."), ("figures/t.json", "Another.")):
+        card = json.loads((folder / path).read_text())
+        assert card["caption"].startswith(caption) and card["command"] == "mtl run x"
+
+
+def test_a_file_is_written_again_only_where_its_substance_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(value: float, wall: float) -> dict[Path, tuple[int, bytes]]:
+        fig, ax = plt.subplots()
+        ax.plot([0, value])
+        some = [row("ls", 0, value, wall_s=wall)]
+        report.save_figure(fig, "f", caption="A", rows=some, **FACTS)
+        report.save_table(pd.DataFrame({"x": [value]}), "t", caption="T", rows=some, **FACTS)
+        plt.close(fig)
+        files = [path for path in folder.rglob("*.*") if path.suffix in {".pdf", ".png", ".tex", ".md", ".json"}]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    first = make(1.0, 2.0)
+    assert len(first) == 7
+    monkeypatch.setitem(report.save_figure.__globals__, "provenance", lambda: {"created": "later", "git": "another"})
+    assert make(1.0, 3.0) == first, "another time of making alone changes no byte"
+    again = make(2.0, 3.0)
+    assert all(again[path][0] > first[path][0] for path in first), "a changed number rewrites all of them together"
+    assert {path.suffix for path in first if again[path][1] == first[path][1]} == {".tex"}, "but for the figure's place"
+    (folder / "figures" / "f.png").unlink()
+    assert make(2.0, 3.0).keys() == first.keys()

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from mtl.errors import RunError
-from mtl.experiments import base as experiments
-from mtl.experiments.base import EXPERIMENTS, Cell, combine_stl, grid, main, run_grid, tune
 from mtl.ledger import Ledger, sources
-from mtl.methods import METHODS
 from mtl.report import frame
 from mtl.runs import cells as runs
 from mtl.runs import engines as pool
 from mtl.runs import together
+from mtl.runs.cells import Cell, grid
+from mtl.runs.engines import bar, run_grid
+from mtl.runs.tuning import combine_stl, tune
 from mtl.training.fit import Budget
 
 TINY = Budget(epochs=1, batch_size=200)
@@ -278,47 +278,8 @@ def test_tuning_looks_at_validation_only_and_gives_equal_budgets(book: Ledger, m
         tune("digits", {"ls": [{}], "uw": [{}, {"lr": 1.0}]}, ledger=book, **how)
 
 
-def test_every_experiment_names_what_exists() -> None:
-    for name, experiment in EXPERIMENTS.items():
-        assert {method for _, method, _ in experiment.methods} <= set(METHODS), name
-        labels = [label for label, _, _ in experiment.methods]
-        assert len(set(labels)) == len(labels)
-        assert (
-            set(experiment.seeds) == set(experiment.budget) == set(experiment.variants) >= {"smoke", "quick", "paper"}
-        )
-        assert any(method == "stl" for _, method, _ in experiment.methods)
-    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
-        EXPERIMENTS["census"].cells("full")
-    with pytest.raises(ValueError, match=r"methods: must be among LS, UW,.*, found 'SGD'"):
-        EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
-
-
-def test_command_runs_resumes_and_says_what_is_left(own_root: Path, monkeypatch, capsys) -> None:
-    tiny = experiments.Experiment(
-        problem="digits", methods=tuple(TWO), models=("mlp",), seeds={"smoke": (0, 1)}, budget={"smoke": TINY},
-        variants={"smoke": ({"tasks": 2},)},
-    )  # fmt: skip
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": tiny})
-    path = own_root / "there" / "rows.jsonl"
-    call = ["tiny", "--scale", "smoke", "--ledger", str(path)]
-    assert main([*call, "--seeds", "0", "--methods", "LS"]) == 0
-    assert main([*call, "--deadline", "0"]) == 3
-    assert "1 of 4 rows in rows.jsonl" in capsys.readouterr().err
-    assert main(call) == 0
-    err = capsys.readouterr().err
-    assert "[1/4] LS · mlp · seed 0: found, ok, score 0." in err and "4 of 4 rows in rows.jsonl, 0 without" in err
-    assert len(Ledger(path).rows()) == 4
-    assert main([*call, "--seeds", "2-3", "--together"]) == 0
-    assert [row.get("together") for row in Ledger(path).rows()] == [None] * 4 + [[2, 3]] * 4
-    assert main([*call, "--methods", "SGD"]) == 1
-    assert "error: methods: must be among LS, MGDA, found 'SGD'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*call, "--seeds", "a-b"])
-    assert "seeds look like 0-4 or 0,2,5, found 'a-b'" in capsys.readouterr().err
-
-
 def test_bar_takes_events() -> None:
-    with experiments.bar("runs") as progress:
+    with bar("runs") as progress:
         progress({"event": "done", "cell": "x", "done": 1, "total": 2, "row": {}})
 
 

@@ -42,7 +42,6 @@ GRIDS: dict[str, tuple[Point, ...]] = {
 }
 RADII = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)  # the paper's rho
 POINTS = {"smoke": 1, "quick": 1, "study": 6, "paper": 6}  # one point: the published setting, nothing is tuned
-SEEDS = {"smoke": (0, 1), "quick": (0, 1, 2), "study": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}
 BUDGET = {
     "smoke": Budget(epochs=1, batch_size=256, lr=5e-3, weight_decay=1e-6),
     "quick": Budget(epochs=3, batch_size=2048, lr=4e-3, weight_decay=1e-6),
@@ -60,24 +59,29 @@ def points(method: str, scale: str, count: int | None = None, tasks: int = 2) ->
     >>> points("scalarization", "quick", tasks=3)
     ({'c': [0.4, 1.3, 1.3]},)
     """
-    kept = _at(BUDGET[scale].lr, GRIDS[method][: POINTS[scale] if count is None else count])
+    kept = _at_rate(BUDGET[scale].lr, GRIDS[method][: POINTS[scale] if count is None else count])
     if method == "scalarization":
         return tuple({**p, "c": [p["c"], *[round((tasks - p["c"]) / (tasks - 1), 6)] * (tasks - 1)]} for p in kept)
     return kept
 
 
-def _at(lr: float, grid: Sequence[Point]) -> tuple[Point, ...]:
+def _at_rate(lr: float, grid: Sequence[Point]) -> tuple[Point, ...]:
     """Points whose learning rates are factors of `lr`, with the rates themselves; without one where it is `lr`."""
     return tuple({k: v * lr if k == "lr" else v for k, v in p.items() if (k, v) != ("lr", 1.0)} for p in grid)
 
 
-def whole_grid(scale: str, tasks: int) -> tuple[Point, ...]:
+def all_searched(scale: str, tasks: int) -> tuple[Point, ...]:
     """EMTL's points over all that its paper searches, each with two learning rates; from ln T on rho is one point.
 
-    >>> len(whole_grid("study", 2)), len(whole_grid("study", 3)), whole_grid("study", 2)[6]
+    >>> len(all_searched("study", 2)), len(all_searched("study", 3)), all_searched("study", 2)[6]
     (24, 36, {'alpha': 0.5, 'rho': 0.8, 'strict': True})
     """
     inside = [{"rho": rho} for rho in RADII if rho < math.log(tasks)]
     balls = [*inside, {"rho": RADII[len(inside)], "strict": True}]
     grid = [{"alpha": alpha, **ball, "lr": f} for alpha in (0.5, 0.25, 0.0) for ball in balls for f in (1.0, 0.5)]
-    return _at(BUDGET[scale].lr, grid)
+    return _at_rate(BUDGET[scale].lr, grid)
+
+
+def line(method: str, model: str) -> str:
+    """The name of a line of the table; STL has no backbone."""
+    return method if method == "stl" else f"{method} ({BACKBONES.get(model, model)})"

@@ -1,0 +1,100 @@
+"""Census-Income: does any method beat equal weights, or one network per task? Nothing is tuned."""
+
+from functools import cached_property
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from mtl.experiments.base import Experiment, Study
+from mtl.report import Table, plots, style
+from mtl.report.stats import holm
+from mtl.training.fit import Budget
+
+
+class CensusStudy(Study):
+    """Test AUC per task and their mean, every method tested against equal weights."""
+
+    baseline = "LS"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        table = self._results(primary="score")
+        table.attrs["caption"] = (
+            "Census-Income, MMoE: test AUC per task and mean AUC (score), mean ± 95 % interval over seeds; "
+            "no hyperparameter was tuned"
+        )
+        return table
+
+    def figure(self) -> Figure:
+        """An axis per task and one for their mean: each method's mean and interval."""
+        fig, axes = style.subplots(1, len(self.metrics), height=2.6)
+        names = {row["label"]: row["config"]["method"] for row in self.rows}
+        heads = {m: m.replace("/auc", "\ntest AUC").replace("score", "mean of tasks\ntest AUC") for m in self.metrics}
+        plots.intervals(axes[0], self.raw, heads, reference=names.__getitem__)
+        fig.set_label("Test AUC by method: mean and 95 % interval over seeds")
+        return fig
+
+    def pairs(self) -> Figure:
+        """Each seed's mean AUC minus that of equal weights on the same seed: the pairs that the tests are made of."""
+        fig, axes = style.subplots(1, 1, height=2.4)
+        base = self.frame[self.frame["label"] == "LS"].set_index("seed")["score"]
+        table = self.frame[self.frame["label"] != "LS"].assign(gain=lambda runs: runs["score"] - runs["seed"].map(base))
+        looks = dict(zip(table["label"], [style.look(method)[1] for method in table["method"]], strict=True))
+        sns.stripplot(table, x="gain", y="label", hue="label", palette=looks, jitter=False, size=4, ax=axes[0, 0])
+        axes[0, 0].axvline(0, color="0.3", lw=0.8)
+        axes[0, 0].set_xscale("symlog", linthresh=1e-3)
+        axes[0, 0].set(
+            xlabel="mean test AUC minus LS on the same seed (linear within .001, then logarithmic)", ylabel=""
+        )
+        fig.set_label("Each method's mean test AUC of the tasks minus that of equal weights, one dot per seed")
+        return fig
+
+    def residuals(self) -> Table:
+        """The worst residual of any step of any seed: how exactly the T x T problems were solved while training."""
+        worst: dict[str, float] = {}
+        for row in self.rows:
+            if row.get("certificate"):
+                worst[row["label"]] = max(row["certificate"], worst.get(row["label"], 0.0))
+        return Table(pd.DataFrame({"worst residual": [f"{value:.1e}" for value in worst.values()]}, list(worst)))
+
+    def answer(self) -> str:
+        """Which methods are better than equal weights after Holm's correction, which apart from STL."""
+        raw = self.raw
+        tested, mean = raw.drop(index=["LS", "STL"]), raw["score", "mean"]
+        sure = zip(tested.index, holm(tested["score", "p"]), strict=True)
+        better = [name for name, p in sure if p < 0.05 and mean[name] > mean["LS"]]
+        low, high = mean - raw["score", "ci"], mean + raw["score", "ci"]
+        apart = [name for name in tested.index if low[name] > high["STL"]]
+        return (
+            f"Better than equal weights after Holm's correction over {len(tested)} tests: {_or_none(better)}.\n"
+            f"Smallest p that n = {len(self.seeds)} can give: {raw['score', 'smallest p'].min():.4f}; "
+            f"without correction it would take n = 6 to fall below .05.\n"
+            f"Whole interval above STL's: {_or_none(apart)}."
+        )
+
+
+def _or_none(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+CENSUS = Experiment(
+    name="census",
+    problem="census",
+    fallback="digits",
+    notebook="02_census",
+    shows=CensusStudy,
+    methods=(
+        ("LS", "ls", {}), ("UW", "uw", {}), ("MGDA", "mgda", {}), ("PCGrad", "pcgrad", {}), ("CAGrad", "cagrad", {}),
+        ("IMTL-G", "imtl-g", {}), ("Nash-MTL", "nash", {}), ("FairGrad", "fairgrad", {"alpha": 2.0}),
+        ("BanditMTL", "bandit", {}), ("EMTL", "emtl", {}), ("STL", "stl", {}),
+    ),
+    models=("mmoe",),
+    seeds={"smoke": (0, 1), "quick": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
+    budget={
+        "smoke": Budget(epochs=2, batch_size=256, lr=2e-3, weight_decay=1e-6),
+        "quick": Budget(epochs=6, batch_size=512, lr=2e-3, weight_decay=1e-6, patience=2),
+        "paper": Budget(epochs=30, batch_size=2048, lr=1e-3, weight_decay=1e-6, patience=5),
+    },
+    variants={"smoke": ({"tasks": 3},), "quick": ({"tasks": 3},), "paper": ({"tasks": 3}, {"tasks": 2})},
+)  # fmt: skip

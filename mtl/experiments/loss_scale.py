@@ -1,0 +1,102 @@
+"""Is EMTL robust to the scale of a loss? The first task's loss times a factor, as if measured in another unit."""
+
+from functools import cached_property
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtl.experiments.base import Claim, Experiment, Study, paired
+from mtl.experiments.hyperparameters import SEEDS
+from mtl.experiments.table1.grids import BUDGET
+from mtl.report import Verdict, style
+
+FACTORS = {
+    "smoke": (1e-3, 1.0, 1e3),
+    "quick": (1e-3, 0.03, 1.0, 30.0, 1e3),
+    "paper": (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e3),
+}
+METHODS = ("ls", "uw", "dwa", "bandit", "mgda", "cagrad", "imtl-g", "nash", "fairgrad", "emtl")
+FALL = "largest fall of the score"
+
+
+class LossScale(Study):
+    """One line per method and factor."""
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line per run: method, factor, seed, every test metric; a run without a result has NaN."""
+        table = super().frame
+        table["factor"] = [options["factor"] for options in table["options"]]
+        return table.astype(dict.fromkeys(self.rows[0]["metrics"], float))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        table = falls(self.frame, self.metrics)
+        table["method"] = [style.look(name)[0] for name in table["method"]]
+        table.attrs["caption"] = (
+            "Mean test AUC with the factor 1, and its largest fall at any other factor (negative: no fall), in total "
+            "and per task"
+        )
+        return table
+
+    def figure(self) -> Figure:
+        """Per task the test AUC against the factor, one line per method."""
+        fig, axes = style.subplots(1, len(self.tasks), height=2.6)
+        for ax, task in zip(axes[0], self.tasks, strict=True):
+            for method in dict.fromkeys(self.frame["method"]):
+                label, colour, marker = style.look(method)
+                mean = self.frame[self.frame["method"] == method].groupby("factor")[f"{task}/auc"].mean()
+                strong = {"ms": 4, "lw": 1.6, "zorder": 5} if method == "emtl" else {"ms": 3, "lw": 0.8, "zorder": 3}
+                ax.plot(mean.index, mean, marker + "-", color=colour, label=label, **strong)
+            ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss", ylabel=f"{task}, test AUC")
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        fig.set_label(
+            f"Test AUC per task against the factor in front of the {self.tasks[0]} loss, mean over seeds; every method "
+            "at its paper's own setting, nothing tuned per factor"
+        )
+        return fig
+
+    def claims(self) -> list[Claim]:
+        return [("emtl-scale-robust", robust_verdict(self.frame, self.metrics), "loss_scale")]
+
+
+def falls(table: pd.DataFrame, metrics: dict[str, bool]) -> pd.DataFrame:
+    """Per method: score at factor 1, and the largest fall of the mean score (and of each task) at any other factor."""
+    means = table.groupby(["method", "factor"])[list(metrics)].mean()
+    found = []
+    for method in dict.fromkeys(table["method"]):
+        own = means.loc[method]
+        fall = own.loc[1.0] - own.drop(1.0).min()
+        line = {"method": method, "score at 1": own.loc[1.0, "score"], FALL: fall["score"]}
+        found.append(line | {f"of {name.removesuffix('/auc')}": fall[name] for name in metrics if name != "score"})
+    return pd.DataFrame(found).sort_values(FALL, kind="stable", ignore_index=True)
+
+
+def robust_verdict(table: pd.DataFrame, metrics: dict[str, bool]) -> tuple[Verdict, str]:
+    """EMTL's largest fall of score over factors, against .001 and against the other methods'."""
+    fall = falls(table, metrics).set_index("method")[FALL]
+    place = int((fall < fall["emtl"]).sum()) + 1
+    own = table[table["method"] == "emtl"]
+    worst = own.groupby("factor")["score"].mean().idxmin()
+    gap = paired(own, "score", 1.0, worst, by="factor")
+    said = f"largest fall of EMTL's mean AUC {fall['emtl']:.4f} (factor {worst:g}"
+    said += f", ± {gap.half:.4f}, n = {gap.n})" if gap.n > 1 else ", one seed)"
+    said += f", place {place} of {len(fall)} methods; smallest: {fall.idxmin()} {fall.min():.4f}"
+    if fall["emtl"] > 0.001 and place > 1:
+        return "not reproduced", said
+    return ("reproduced" if fall["emtl"] <= 0.001 and place == 1 else "conditional"), said
+
+
+LOSS_SCALE = Experiment(
+    name="loss_scale",
+    book="table1",
+    problem="census_scaled",
+    fallback="digits",
+    notebook="05_loss_scale",
+    shows=LossScale,
+    methods=tuple((name, name, {"rho": 0.5} if name == "bandit" else {}) for name in METHODS),  # the papers' settings
+    models=("mmoe",),
+    seeds=SEEDS,
+    budget=BUDGET,
+    variants={scale: tuple({"factor": factor} for factor in factors) for scale, factors in FACTORS.items()},
+)

@@ -1,0 +1,19 @@
+"""Every experiment that is made of runs in the ledger, by the name that `mtl run` takes."""
+
+from mtl.experiments.base import Experiment
+from mtl.experiments.census import CENSUS
+from mtl.experiments.hyperparameters import HYPERPARAMETERS
+from mtl.experiments.loss_scale import LOSS_SCALE
+from mtl.experiments.start import START
+from mtl.experiments.table1 import CLICK, TABLE1
+from mtl.experiments.table2 import TABLE2
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "start": START,
+    "census": CENSUS,
+    "table1": TABLE1,
+    "table1_click": CLICK,
+    "table2": TABLE2,
+    "hyperparameters": HYPERPARAMETERS,
+    "loss_scale": LOSS_SCALE,
+}

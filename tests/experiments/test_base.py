@@ -1,0 +1,82 @@
+"""Experiments by name: what they name exists, they run and resume, what is left is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mtl.experiments.base import Experiment, beside_paper, paired, standing
+from mtl.experiments.registry import EXPERIMENTS
+from mtl.experiments.start import with_rule
+from mtl.ledger import Ledger
+from mtl.methods import METHODS
+from mtl.training.fit import Budget
+
+TINY = Experiment(
+    name="tiny",
+    problem="digits",
+    methods=(("LS", "ls", {}), ("MGDA", "mgda", {})),
+    models=("mlp",),
+    seeds={"smoke": (0, 1)},
+    budget={"smoke": Budget(epochs=1, batch_size=200)},
+    variants={"smoke": ({"tasks": 2},)},
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_names_what_exists(name: str) -> None:
+    one = EXPERIMENTS[name]
+    assert one.name == name
+    assert set(one.seeds) <= set(one.budget) and set(one.variants) >= set(one.seeds) >= {"smoke", "quick", "paper"}
+    for scale in one.seeds:
+        for variant in one.chosen(scale):
+            entries = one.entries(scale, **variant)
+            assert {method for _, method, _ in entries} <= set(METHODS)
+            assert len({(label, str(point)) for label, _, point in entries}) == len(entries)
+            sizes = {len(points) for points in one.grids(scale, **variant).values()}
+            assert len(sizes) <= 1, "the same tuning budget for each method"
+    swept = name in ("hyperparameters", "loss_scale")
+    assert swept or any(method == "stl" for _, method, _ in one.entries("quick")), "single-task learning in every table"
+
+
+def test_what_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
+        EXPERIMENTS["census"].cells("full")
+    with pytest.raises(ValueError, match=r"methods: must be among LS, UW,.*, found 'SGD'"):
+        EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
+
+
+def test_an_experiment_runs_resumes_and_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    monkeypatch.setenv("MTL_LEDGER", str(tmp_path / "there"))
+    heard: list[dict[str, Any]] = []
+    assert len(TINY.run("smoke", [0], ["LS"])) == 1
+    assert len(TINY.run("smoke", deadline=0, progress=heard.append)) == 1
+    assert sorted(event["event"] for event in heard) == ["found", "left", "left", "left"]
+    study = TINY.study("smoke", tasks=2)
+    assert len(study) == len(Ledger(tmp_path / "there" / "tiny.jsonl").rows()) == 4
+    assert repr(study).endswith("4 rows at scale smoke, seeds 0, 1, without a result: 0")
+    assert study.facts["command"] == study.command == "mtl run tiny --scale smoke -p tasks=2"
+    assert "Handwritten Digits" in study.facts["data"]
+    assert [row["config"]["seed"] for row in TINY.run("smoke", (2, 3), together=True)] == [2, 2, 3, 3]
+
+
+def test_one_more_method_for_the_first_table() -> None:
+    assert [label for label, _, _ in with_rule("mine", "mgda").entries("smoke")][-1] == "mine"
+    assert "mine" not in [label for label, _, _ in EXPERIMENTS["start"].entries("smoke")]
+
+
+def test_pairs_are_of_common_seeds_and_the_best_other_is_never_oneself() -> None:
+    table = pd.DataFrame({"label": ["a", "a", "b", "b", "b"], "seed": [0, 1, 0, 1, 2], "m": [3.0, 5.0, 1.0, 1.0, 9.0]})
+    gap = paired(table, "m", "a", "b")
+    assert (gap.value, gap.n, gap.p) == (3.0, 2, 0.5) and str(gap) == f"+3.0 ± {gap.half:.1f}"
+    means = pd.Series({"a": 2.0, "b": 1.0, "c": float("nan")})
+    assert standing(means, "a", higher=True) == (1, 2, "b") and standing(means, "a", higher=False) == (2, 2, "b")
+
+
+def test_a_papers_number_stands_right_of_ours() -> None:
+    ours = pd.DataFrame({"x": ["1"], "y": ["2"]}, ["a"])
+    paper = pd.DataFrame({"paper y": [0.25], "paper z": [None], "source": ["T"]}, ["a"])
+    table = beside_paper(ours, paper, {"paper y": 1, "paper z": 1})
+    assert table.iloc[0].to_dict() == {"x": "1", "y": "2", "paper y": "0.2", "paper z": "", "source": "T"}
