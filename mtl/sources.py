@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 REGISTRIES = {"mtl": "", "mtl.models": "", "mtl.methods": "METHODS", "mtl.problems": "PROBLEMS"}  # name of the dict
@@ -22,12 +22,13 @@ class File(NamedTuple):
 
     imports: frozenset[Import]
     exports: dict[str, tuple[str, str]]
-    words: frozenset[object]
-    dicts: dict[str, dict[object, str]]
+    words: frozenset[Any]
+    dicts: dict[str, dict[Any, str]]
 
 
 def _scan(tree: ast.Module) -> File:
-    found, words, exports, dicts = set[Import](), set[object](), dict[str, tuple[str, str]](), {}
+    found, words = set[Import](), set[Any]()
+    exports, dicts = dict[str, tuple[str, str]](), dict[str, dict[Any, str]]()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found |= {(node.module, alias.name) for alias in node.names}

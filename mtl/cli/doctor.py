@@ -129,11 +129,12 @@ def _ledgers() -> list[Check]:
 
     folder = root() / "data" / "ledger"
     checks = []
-    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("local/*.jsonl")]):
-        name = f"ledger: {path.relative_to(folder)}"
+    for path in sorted(folder.glob("*.jsonl")):
         try:
-            rows = Ledger(path.with_name("none.jsonl"), also=[path]).rows()  # only read: a doctor mends nothing
-            checks.append(Check(name, f"{len(rows)} rows"))
+            checks.append(Check(f"ledger: {path.name}", f"{len(Ledger(path).published())} rows"))
         except DataError as damaged:
-            checks.append(Check(name, str(damaged), "note" if path.parent.name == "local" else "WRONG"))
+            checks.append(Check(f"ledger: {path.name}", str(damaged), "WRONG"))
+    for path in sorted(folder.glob("local/*/")):
+        if not path.name.startswith("old-"):
+            checks.append(Check(f"ledger: local/{path.name}", f"{len(list(path.glob('[!.]*.json')))} rows"))
     return checks or [Check("ledgers", "none yet", "note")]

@@ -76,7 +76,7 @@ def set_aside(stamps: Sequence[Path]) -> Path | None:
         stamp.unlink(missing_ok=True)
     local = Path(os.environ.get("MTL_LEDGER") or root() / "data" / "ledger" / "local")
     old = root() / "data" / "ledger" / "local" / f"old-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-    earlier = [path for path in sorted(local.glob("*")) if path.is_file() and path.suffix != ".lock"]
+    earlier = [path for path in sorted(local.glob("*")) if not path.name.startswith("old-")]
     checkpoints = root() / "data" / "checkpoints"
     earlier += [checkpoints] if checkpoints.is_dir() else []
     if not earlier:

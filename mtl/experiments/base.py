@@ -11,13 +11,13 @@ from mtl.errors import DataError, RunError
 from mtl.ledger import Ledger, Row, ledger
 from mtl.problems.base import SCALES
 from mtl.runs.cells import Cell, Point, grid
-from mtl.runs.engines import bar, plain_progress, run_grid
+from mtl.runs.engines import plain_progress, run_grid, shown
 from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
 from mtl.training.fit import Budget
 
 __all__ = [
-    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "bar", "choose", "combine_stl", "grid", "main", "plain_progress",
-    "published", "run_grid", "tune",
+    "EXPERIMENTS", "Cell", "Experiment", "Tuning", "choose", "combine_stl", "grid", "main", "plain_progress",
+    "published", "run_grid", "shown", "tune",
 ]  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=2, choices=(2, 3), help="table1: tasks of Census")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes, which may share one GPU")
-    parser.add_argument("--ledger", help="a .jsonl file; default: data/ledger/local/<experiment>.jsonl")
+    parser.add_argument("--ledger", help="a folder of rows; default: data/ledger/local/<experiment>")
     parser.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the scale")
     parser.add_argument("--methods", help="labels, separated by commas; default: all")
     parser.add_argument("--deadline", type=float, help="seconds after which no run is started")

@@ -46,7 +46,9 @@ def caption(
     return " ".join(parts)
 
 
-def verdict(claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None) -> Row:
+def verdict(
+    claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None
+) -> dict[str, Any]:
     """A claim, what became of it, the numbers that say so and the figure that shows it; one row of a claims table.
 
     `scale`: that of the numbers, where it is not that of the notebook (published rows).

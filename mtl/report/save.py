@@ -107,10 +107,16 @@ def save_table(
 
 
 def _side_car(
-    path: Path, kind: str, text: str, facts: Row, rows: Sequence[Row], seeds: Sequence[int], wall_s: float | None
+    path: Path,
+    kind: str,
+    text: str,
+    facts: Mapping[str, Any],
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    wall_s: float | None,
 ) -> None:
     walls = [row["wall_s"] for row in rows if row.get("wall_s") is not None] + ([] if wall_s is None else [wall_s])
-    card = {"kind": kind, "name": path.stem, "caption": text, **facts}
+    card: dict[str, Any] = {"kind": kind, "name": path.stem, "caption": text, **facts}
     card["seeds"] = sorted({row["config"]["seed"] for row in rows if "seed" in row.get("config", {})} | set(seeds))
     card["wall_s"] = sum(walls) if walls else None
     # A combined row (STL) stands for the runs that it was made of.

@@ -198,7 +198,7 @@ def study(
                 "status": "ok" if metrics["finite"] else "non-finite",
                 "metrics": metrics,
                 "wall_s": round(time.perf_counter() - start, 2),
-                "provenance": provenance(device),
+                "provenance": provenance(device, [__name__]),
                 "source": data.source,
                 "embedded_default": False,
                 "synthetic": False,

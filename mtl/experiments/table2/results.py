@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ DELTA, FAIRER = "delta-m", "delta-m by task"  # mean over the nine metrics; mean
 HEADS = {"segmentation": "seg.", "depth": "depth", "normals": "normals"}
 
 
-def lines(rows: Sequence[Row], which: str = "metrics") -> pd.DataFrame:
+def lines(rows: Sequence[Row], which: Literal["metrics", "last"] = "metrics") -> pd.DataFrame:
     """One line per run: nine test metrics and both delta-m against STL's mean over seeds, in per cent, lower is better.
 
     `which`: "metrics" are those of the epoch that validation chose, "last" the mean over the last epochs. A run
