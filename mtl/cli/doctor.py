@@ -4,6 +4,7 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -136,5 +137,9 @@ def _ledgers() -> list[Check]:
             checks.append(Check(f"ledger: {path.name}", str(damaged), "WRONG"))
     for path in sorted(folder.glob("local/*/")):
         if not path.name.startswith("old-"):
-            checks.append(Check(f"ledger: local/{path.name}", f"{len(list(path.glob('[!.]*.json')))} rows"))
+            with warnings.catch_warnings(record=True) as damage:
+                warnings.simplefilter("always")
+                rows = Ledger(path).local()
+            said = [f"{len(rows)} rows", *(str(one.message) for one in damage)]
+            checks.append(Check(f"ledger: local/{path.name}", "; ".join(said), "note" if damage else ""))
     return checks or [Check("ledgers", "none yet", "note")]

@@ -276,7 +276,7 @@ class shown:
 
     def __call__(self, event: Event) -> None:
         if event["done"] == 1:
-            self.began, self.count, self.output = time.monotonic(), Counter(), None
+            self.count, self.output = Counter(), None
         self.count[event["event"]] += 1
         over, n = event["done"] == event["total"], event["total"]
         if over:
@@ -287,6 +287,7 @@ class shown:
             full = 20 * event["done"] // n
             said = f"{'█' * full}{'░' * (20 - full)} {event['done']}/{n} {event['cell']}"
         self._write(f"{self.title}: {said}", over)
+        self.began = time.monotonic() if over else self.began
 
     def _write(self, line: str, over: bool) -> None:
         if (ipython := sys.modules.get("IPython")) and hasattr(ipython.get_ipython(), "kernel"):
