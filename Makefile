@@ -89,8 +89,9 @@ unit: setup
 # With a ledger of its own, so that every run is really made; smoke figures have a folder of their own anyway.
 nbval: setup
 	@rm -rf $(NBVAL_LEDGER)
+	@$(RUN) -m tests.nbval_copies >/dev/null
 	$(ONE_THREAD) MTL_LEDGER="$(CURDIR)/$(NBVAL_LEDGER)" $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile --nbval-lax --nbval-current-env \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 build/nbval
 
 lab: setup ## open JupyterLab on the first notebook; LAB_ARGS=--allow-root as root in a container
 	$(RUN) -m jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb

@@ -87,11 +87,10 @@ def results(folder: Path) -> dict[str, Any]:
                 found[name] = {key: value for key, value in card.items() if key not in PASSING}
             else:
                 found[name] = path.read_bytes()
-    for path in sorted((folder / "data" / "ledger" / "local").glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            entry = {key: row.get(key) for key in ("status", "metrics", "validation", "best_epoch")}
-            found[f"row {path.stem} {row['key']}"] = entry
+    for path in sorted((folder / "data" / "ledger" / "local").glob("*/[!.]*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        entry = {key: row.get(key) for key in ("status", "metrics", "validation", "best_epoch")}
+        found[f"row {path.parent.name} {path.stem}"] = entry
     return found
 
 

@@ -1,10 +1,15 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and values as JSON holds them."""
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 
 @contextmanager
@@ -42,3 +47,43 @@ def root() -> Path:
         return Path(named).resolve()
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+def canonical(value: Any, name: str = "config") -> Any:
+    """The one form of a value that keys are made of: 2, 2.0 and np.float32(2) are equal, tuples are lists.
+
+    Raises ValueError for NaN and infinity and TypeError for what JSON cannot hold, naming the place.
+
+    >>> canonical({"alpha": 2.0, "seeds": (0, 1)})
+    {'alpha': 2, 'seeds': [0, 1]}
+    """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v, f"{name}.{k}") for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, list | tuple):
+        return [canonical(v, f"{name}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: a key is made of finite numbers, found {value}")
+        return int(value) if value.is_integer() else value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{name}: a key is made of numbers, strings, lists and dicts, found {type(value).__name__}")
+
+
+def plain(value: Any) -> Any:
+    """What is written in a row: arrays become lists, NaN and infinity become None (null).
+
+    >>> plain({"auc": float("nan"), "weights": torch.tensor([0.25, 0.75])})
+    {'auc': None, 'weights': [0.25, 0.75]}
+    """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

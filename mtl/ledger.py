@@ -1,80 +1,56 @@
-"""One JSON line per run, keyed by configuration and data; append-only, crash-safe, with provenance."""
+"""A file per run, keyed by configuration and data and whole or absent; published rows; provenance."""
 
 import hashlib
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import torch
-from filelock import FileLock
 
+from mtl import sources
 from mtl.errors import DataError
-from mtl.files import atomic, root
+from mtl.files import atomic, canonical, plain, root
 
-Row = dict[str, Any]
+__all__ = ["Ledger", "Row", "canonical", "find_row", "key", "ledger", "plain", "provenance", "publish", "stale"]
 PACKAGE = Path(__file__).resolve().parent
-# Top-level parts that a run goes through; a change elsewhere (plots, commands) cannot change a row. A test checks.
-PARTS = frozenset(
-    {
-        "gradients",
-        "methods",
-        "models",
-        "problems",
-        "solvers",
-        "training",
-    }
-)
 
 
-def canonical(value: Any, name: str = "config") -> Any:
-    """The one form of a value that keys are made of: 2, 2.0 and np.float32(2) are equal, tuples are lists.
+class Row(TypedDict, total=False):
+    """One run as JSON holds it; a study may add fields of its own, and has all that are required."""
 
-    Raises ValueError for NaN and infinity and TypeError for what JSON cannot hold, naming the place.
-
-    >>> canonical({"alpha": 2.0, "seeds": (0, 1)})
-    {'alpha': 2, 'seeds': [0, 1]}
-    """
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v, f"{name}.{k}") for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
-    if isinstance(value, list | tuple):
-        return [canonical(v, f"{name}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: a key is made of finite numbers, found {value}")
-        return int(value) if value.is_integer() else value
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    raise TypeError(f"{name}: a key is made of numbers, strings, lists and dicts, found {type(value).__name__}")
-
-
-def plain(value: Any) -> Any:
-    """What is written in a row: arrays become lists, NaN and infinity become None (null).
-
-    >>> plain({"auc": float("nan"), "weights": torch.tensor([0.25, 0.75])})
-    {'auc': None, 'weights': [0.25, 0.75]}
-    """
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    key: Required[str]
+    config: Required[dict[str, Any]]  # problem, scale, options, method, hyper, model, seed, budget, select, device, ...
+    fingerprint: Required[str]  # of the data
+    status: Required[str]  # "ok", or the kind of failure
+    metrics: Required[dict[str, Any]]  # on test; None where the run ended without a result
+    wall_s: Required[float]
+    provenance: Required[dict[str, Any]]
+    source: Required[str]
+    synthetic: Required[bool]
+    embedded_default: Required[bool]
+    failure: dict[str, Any] | None
+    validation: dict[str, Any]
+    last: dict[str, Any] | None
+    best_epoch: Any  # of STL: one for each task
+    epochs: int
+    steps: int
+    certificate: float | None
+    unconverged: int | None
+    history: list[dict[str, Any]]
+    trace: list[list[float]]
+    together: list[int]  # seeds that were trained side by side
+    label: str  # in an answer of `run_grid`: the cell's
+    keys: list[str]  # of STL: the rows that were made one
 
 
 def key(config: Mapping[str, Any], fingerprint: str) -> str:
@@ -87,24 +63,25 @@ def key(config: Mapping[str, Any], fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=1)
-def sources() -> str:
-    """sha256 over names and bytes of those sources in mtl/**/*.py that a run goes through."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE)
-        if name.parts[0].removesuffix(".py") in PARTS:
-            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+@lru_cache(maxsize=512)
+def _digest(modules: tuple[str, ...]) -> str | None:
+    try:
+        return sources.digest(modules)
+    except ValueError:  # one is gone
+        return None
 
 
 def stale(row: Mapping[str, Any]) -> bool:
     """Whether a row was made by other sources than those now installed; reports say so.
 
-    >>> stale({"provenance": {"sources": sources()}}), stale({"provenance": {"sources": "older"}})
+    Its provenance names the modules that it began with; what they import is hashed anew, once in a process.
+
+    >>> stale({"provenance": provenance("cpu", ["mtl.solvers.kl"])}), stale({"provenance": {"sources": "older"}})
     (False, True)
     """
-    return bool(row.get("provenance", {}).get("sources") != sources())
+    made = row.get("provenance", {})
+    now = _digest(tuple(made.get("modules", ())))
+    return not made.get("modules") or now is None or made.get("sources") != now
 
 
 @lru_cache(maxsize=1)
@@ -134,147 +111,153 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def provenance(device: torch.device | str = "cpu") -> Row:
-    """What a number owes its origin to: commit, versions, hardware, sources and the time in UTC."""
+def provenance(device: torch.device | str = "cpu", modules: Sequence[str] = ()) -> dict[str, Any]:
+    """What a number owes its origin to: commit, versions, hardware, the time in UTC; a row's also its `modules`.
+
+    `sources` is the hash of all that these import, so that a row can be told from those of other sources.
+    """
     sha, dirty = git_state()
     try:
         own = version("mtl")
     except PackageNotFoundError:
         own = None
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "mtl": own}
     return {
         "git": sha,
         "dirty": dirty,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "mtl": own,
-        },
+        "versions": versions,
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()},
         "platform": sys.platform,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sources": sources(),
-    }
+    } | ({"modules": list(modules), "sources": _digest(tuple(modules))} if modules else {})
 
 
 class Ledger:
-    """Rows of `path`, to which runs are appended, and of the read-only files `also` (published rows).
+    """Runs made here, a file `<key>.json` for each in the folder `path`, beside published rows in the files `also`.
+
+    A `path` that ends in .jsonl is such a file of published rows, which is only read; its own rows then lie in the
+    folder of the same name without the ending. A file is renamed into place when it is whole: there is no lock.
 
     >>> import tempfile
-    >>> ledger = Ledger(Path(tempfile.mkdtemp()) / "demo.jsonl")
+    >>> ledger = Ledger(Path(tempfile.mkdtemp()) / "demo")
     >>> ledger.append({"key": "a", "metrics": {"auc": 0.9}})
     >>> ledger.find("a")["metrics"], ledger.find("b")
     ({'auc': 0.9}, None)
     """
 
     def __init__(self, path: Path | str, also: Iterable[Path | str] = ()) -> None:
-        self.path = Path(path)
-        self.also = tuple(Path(p) for p in also)
-
-    def _lock(self) -> FileLock:
-        return FileLock(f"{self.path}.lock")
+        whole = Path(path)
+        published = whole.suffix == ".jsonl"
+        self.path = whole.with_suffix("") if published else whole
+        self.also = (*map(Path, also), *([whole] if published else []))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row: one write under the file lock, flushed to the disk before this returns."""
-        if not row.get("key"):
-            raise ValueError(f"row: a ledger row needs a key, found {row.get('key')!r}")
-        line = json.dumps(plain(row), sort_keys=True, allow_nan=False).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            self._set_torn_line_aside()
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line)
-                os.fsync(file.fileno())
+        """Write one row in the place of an earlier one with its key; when this returns it has been read back.
+
+        Raises ValueError for a row without a key, OSError where other bytes came back than were written.
+        """
+        name = row.get("key")
+        if not name or not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"row: a ledger row needs a key, found {name!r}")
+        data = json.dumps(plain(row), sort_keys=True, allow_nan=False).encode() + b"\n"
+        with atomic(self.path / f"{name}.json") as part:
+            part.write_bytes(data)
+            if (found := part.read_bytes()) != data:
+                raise OSError(f"{name}.json: {len(data)} bytes were written and {len(found)} came back; is there room?")
 
     def rows(self) -> list[Row]:
-        """All rows, published ones first; a torn last line is set aside with a warning.
-
-        Raises DataError where a line before the last is not JSON: that is damage, not a crash.
-        """
+        """All rows, published ones first; see `published` and `local`."""
         return self.published() + self.local()
 
     def published(self) -> list[Row]:
-        """Rows of the read-only files."""
-        return [row for path in self.also if path.exists() for row in _parse(path, path.read_bytes())]
+        """Rows of the read-only files. Raises DataError for a line that is not a row."""
+        return [row for path in self.also if path.exists() for row in _lines(path)]
 
     def local(self) -> list[Row]:
-        """Rows of the file that runs are appended to."""
-        if not self.path.exists():
-            return []
-        with self._lock():
-            self._set_torn_line_aside()
-            data = self.path.read_bytes()
-        return _parse(self.path, data)
+        """Rows of runs made here, by key; damaged files are left out with one warning that names them."""
+        rows, damage = [], []
+        for path in sorted(self.path.glob("[!.]*.json")):
+            try:
+                rows.append(_row(path))
+            except DataError as error:
+                damage.append(str(error))
+        if damage:
+            warnings.warn(f"{len(damage)} rows are left out: {'; '.join(damage)}", stacklevel=3)
+        return rows
 
     def latest(self, older: bool = True) -> dict[str, Row]:
-        """The last row of each key; `older=False` leaves out local rows that older sources made."""
+        """The row of each key, one made here before a published one; `older=False` leaves out stale local rows."""
         kept = [row for row in self.local() if older or not stale(row)]
         return {row["key"]: row for row in [*self.published(), *kept]}
 
-    def find(self, key: str) -> Row | None:
-        """The last row with this key, or None."""
-        return self.latest().get(key)
-
-    def _set_torn_line_aside(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            data = file.read()
-            start = data[:-1].rfind(b"\n") + 1
-            tail = data[start:]
-            if not tail or (tail.endswith(b"\n") and _is_row(tail)):
-                return
-            if _is_row(tail):  # whole, but for its end of line
-                file.write(b"\n")
-            else:
-                n = 1
-                while (torn := self.path.with_name(f"{self.path.name}.torn-{n}")).exists():
-                    n += 1
-                with atomic(torn) as part:
-                    part.write_bytes(tail)
-                file.truncate(start)
-                warnings.warn(
-                    f"{self.path.name}: the last line was torn by a crash ({len(tail)} bytes); it is set aside in "
-                    f"{torn.name}, the rows before it are kept",
-                    stacklevel=4,
-                )
-            file.flush()
-            os.fsync(file.fileno())
+    def find(self, key: str, older: bool = True) -> Row | None:
+        """The row with this key as `latest` has it, or None. Raises DataError if its own file is damaged."""
+        path = self.path / f"{key}.json"
+        if path.exists() and (older or not stale(_row(path))):
+            return _row(path)
+        return next((row for row in reversed(self.published()) if row["key"] == key), None)
 
 
-def _is_row(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+def _row(path: Path) -> Row:
+    row = _parsed(path.read_bytes())
+    if row is None or row.get("key") != path.stem:
+        raise DataError(f"{path.parent.name}/{path.name} is not the ledger row of its name; restore or remove it")
+    return row
 
 
-def _parse(path: Path, data: bytes) -> list[Row]:
+def _lines(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        if not _is_row(line):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if (row := _parsed(line)) is None:
             raise DataError(f"{path.name}: line {number} is not a ledger row; restore the file or remove that line")
-        rows.append(json.loads(line))
+        rows.append(row)
     return rows
 
 
+def _parsed(text: bytes) -> Row | None:
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None  # type: ignore[return-value]
+
+
 def find_row(name: str) -> tuple[str, Row]:
-    """The file, below data/ledger, and the last row with this key: published, local or behind a committed figure.
+    """The file, below data/ledger, and the row with this key: published, local or behind a committed figure.
 
     Raises DataError where no ledger has it.
     """
     folder = root() / "data" / "ledger"
-    for path in sorted(folder.rglob("*.jsonl"), key=lambda path: (path.parent != folder, path)):
-        if (row := Ledger(path).find(name)) is not None:
-            return path.relative_to(folder).as_posix(), row
+    paths = [*folder.rglob("*.jsonl"), *folder.rglob(f"{name}.json")]
+    for path in sorted(paths, key=lambda path: (path.parent != folder, path)):
+        for row in reversed(_lines(path) if path.suffix == ".jsonl" else [_row(path)]):
+            if row["key"] == name:
+                return path.relative_to(folder).as_posix(), row
     raise DataError(
         f"key: no ledger below data/ledger has {name!r}; keys stand in the JSON beside each table and figure"
     )
 
 
 def ledger(name: str) -> Ledger:
-    """Ledger `name`: local rows in $MTL_LEDGER or data/ledger/local, beside the published ones in data/ledger."""
+    """Ledger `name`: a folder of $MTL_LEDGER or data/ledger/local, beside the published rows in data/ledger."""
     published = root() / "data" / "ledger"
-    local = Path(os.environ.get("MTL_LEDGER") or published / "local")
-    return Ledger(local / f"{name}.jsonl", also=[published / f"{name}.jsonl"])
+    return Ledger(Path(os.environ.get("MTL_LEDGER") or published / "local") / name, also=[published / f"{name}.jsonl"])
+
+
+def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
+    """Write all rows of a ledger into its file of published ones, as they would be found, and return its path.
+
+    Published rows keep their lines, new ones come after them in the order of their keys. `without` names fields that
+    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one is damaged.
+    """
+    if len(book.also) != 1:
+        raise ValueError(f"book: must have one file of published rows, found {len(book.also)}")
+    made = [_row(path) for path in sorted(book.path.glob("[!.]*.json"))]
+    if old := [row["key"] for row in made if stale(row)]:
+        raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
+    fresh = {row["key"]: {k: v for k, v in row.items() if k not in without} for row in made}
+    rows = {row["key"]: row for row in book.published()} | fresh
+    with atomic(book.also[0]) as part:
+        part.write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows.values()))
+    return book.also[0]

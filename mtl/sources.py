@@ -7,13 +7,55 @@ benchmark or method therefore changes no other row's hash.
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 REGISTRIES = {"mtl": "", "mtl.models": "", "mtl.methods": "METHODS", "mtl.problems": "PROBLEMS"}  # name of the dict
+Import = tuple[str, str | None]  # (module, name) of `from module import name`, (module, None) of `import module`
+
+
+class File(NamedTuple):
+    """What is read from a program, once: all its imports, those by name at its top level, strings, dict literals."""
+
+    imports: frozenset[Import]
+    exports: dict[str, tuple[str, str]]
+    words: frozenset[Any]
+    dicts: dict[str, dict[Any, str]]
+
+
+def _scan(tree: ast.Module) -> File:
+    found, words = set[Import](), set[Any]()
+    exports, dicts = dict[str, tuple[str, str]](), dict[str, dict[Any, str]]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {(alias.name, None) for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mtl":
+            found.add(("mtl", node.attr))
+        elif isinstance(node, ast.Constant):
+            words.add(node.value)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            exports |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            named = {k.value: v.id for k, v in pairs if isinstance(k, ast.Constant) and isinstance(v, ast.Name)}
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            dicts |= {target.id: named for target in targets if isinstance(target, ast.Name)}
+    return File(frozenset(found), exports, frozenset(words), dicts)
+
+
+@lru_cache(maxsize=512)
+def _scanned(path: Path, changed: int) -> File:
+    return _scan(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+
+
+def _read(path: Path) -> File:
+    return _scanned(path, path.stat().st_mtime_ns)
 
 
 def file_of(module: str) -> Path | None:
@@ -23,43 +65,9 @@ def file_of(module: str) -> Path | None:
     ('emtl.py', '__init__.py', None)
     """
     first, *rest = module.split(".")
-    if first != "mtl":
-        return None
     path = PACKAGE.joinpath(*rest)
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if rest and p.is_file()), None) or (
-        path / "__init__.py" if (path / "__init__.py").is_file() else None
-    )
-
-
-@lru_cache(maxsize=512)
-def _parsed(path: Path, changed: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _tree(path: Path) -> ast.Module:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=512)
-def _imports(tree: ast.Module) -> frozenset[tuple[str, str | None]]:
-    """(module, name) of `from module import name`, (module, None) of `import module`, wherever they stand."""
-    return frozenset(_pairs(tree))
-
-
-def _pairs(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from ((node.module, alias.name) for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mtl":
-            yield "mtl", node.attr
-
-
-@lru_cache(maxsize=512)
-def _words(tree: ast.Module) -> frozenset[Any]:
-    """The constants of a program."""
-    return frozenset(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    places = [path.with_suffix(".py")] if rest else []
+    return next((p for p in [*places, path / "__init__.py"] if p.is_file()), None) if first == "mtl" else None
 
 
 def resolve(module: str, name: str | None) -> str | None:
@@ -70,16 +78,11 @@ def resolve(module: str, name: str | None) -> str | None:
     """
     if (path := file_of(module)) is None:
         return None
-    if name is None:
-        return None if module in REGISTRIES else module
-    if file_of(f"{module}.{name}"):
-        return f"{module}.{name}"
-    if path.name == "__init__.py":
-        for node in _tree(path).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return resolve(node.module, alias.name)
+    if name is not None:
+        if file_of(f"{module}.{name}"):
+            return f"{module}.{name}"
+        if path.name == "__init__.py" and (origin := _read(path).exports.get(name)):
+            return resolve(*origin)
     return None if module in REGISTRIES else module
 
 
@@ -100,8 +103,16 @@ def closure(modules: Iterable[str]) -> dict[str, Path]:
         if (path := file_of(module)) is None:
             raise ValueError(f"module: must be a module of mtl, found {module!r}")
         found[module] = path
-        queue += [needed for pair in _imports(_tree(path)) if (needed := resolve(*pair))]
+        queue += [needed for pair in _read(path).imports if (needed := resolve(*pair))]
     return dict(sorted(found.items()))
+
+
+def digest(modules: Iterable[str]) -> str:
+    """sha256 over names and bytes of the files that these modules import."""
+    total = hashlib.sha256()
+    for module, path in closure(modules).items():
+        total.update(module.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
 
 
 def entries(registry: str) -> dict[str, str]:
@@ -112,15 +123,8 @@ def entries(registry: str) -> dict[str, str]:
     """
     path = file_of(registry)
     assert path is not None
-    for node in _tree(path).body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any(isinstance(target, ast.Name) and target.id == REGISTRIES[registry] for target in targets):
-            pairs = zip(node.value.keys, node.value.values, strict=True)
-            named = {ast.literal_eval(k): v.id for k, v in pairs if k is not None and isinstance(v, ast.Name)}
-            return {key: module for key, name in named.items() if (module := resolve(registry, name))}
-    return {}
+    named = _read(path).dicts.get(REGISTRIES[registry], {})
+    return {str(key): module for key, name in named.items() if (module := resolve(registry, name))}
 
 
 def used_by(text: str) -> dict[str, Path]:
@@ -128,20 +132,11 @@ def used_by(text: str) -> dict[str, Path]:
 
     A file that imports METHODS or PROBLEMS itself shows them all, and so depends on them all.
     """
-    tree = ast.parse(text)
-    found = closure(module for pair in _imports(tree) if (module := resolve(*pair)))
-    trees = [tree, *(_tree(path) for path in found.values())]
+    own = _scan(ast.parse(text))
+    found = closure(module for pair in own.imports if (module := resolve(*pair)))
+    files = [own, *map(_read, found.values())]
     for registry in ("mtl.methods", "mtl.problems"):
-        known = entries(registry)
-        words = frozenset().union(*map(_words, trees))
-        everything = any((registry, REGISTRIES[registry]) in _imports(one) for one in trees)
-        found |= closure(module for key, module in known.items() if everything or key in words)
+        everything = any((registry, REGISTRIES[registry]) in one.imports for one in files)
+        words = frozenset().union(*(one.words for one in files))
+        found |= closure(module for key, module in entries(registry).items() if everything or key in words)
     return dict(sorted(found.items()))
-
-
-def digest(modules: Iterable[str]) -> str:
-    """sha256 over names and bytes of the files that these modules import."""
-    total = hashlib.sha256()
-    for module, path in closure(modules).items():
-        total.update(module.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()

@@ -9,7 +9,7 @@ from benchmarks.kill_resume import differences, prepare, results
 
 
 def fill(folder: Path) -> Path:
-    for name in ("figures/smoke", "figures/executed", "paper/generated", "data/ledger/local"):
+    for name in ("figures/smoke", "figures/executed", "paper/generated", "data/ledger/local/census"):
         (folder / name).mkdir(parents=True)
     (folder / "figures/smoke/toy.png").write_bytes(b"picture")
     (folder / "figures/smoke/toy.json").write_text(
@@ -18,7 +18,7 @@ def fill(folder: Path) -> Path:
     (folder / "figures/executed/a.json").write_text("{}")
     (folder / "paper/generated/t.tex").write_text("0.91")
     row = {"key": "a", "status": "ok", "metrics": {"auc": 0.9}, "wall_s": 3.0}
-    (folder / "data/ledger/local/census.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "data/ledger/local/census/a.json").write_text(json.dumps(row))
     return folder
 
 
@@ -39,8 +39,8 @@ def test_equal_roots_are_equal_and_time_does_not_count(tmp_path: Path) -> None:
         ("figures/smoke/toy.json", '{"n": 4}', "figures/smoke/toy.json: not equal"),
         ("paper/generated/t.tex", "0.92", "paper/generated/t.tex: not equal"),
         ("paper/generated/u.tex", "0.92", "paper/generated/u.tex: only in the killed run"),
-        ("data/ledger/local/census.jsonl", '{"key": "a", "metrics": {"auc": 0.8}}\n', "row census a: not equal"),
-        ("data/ledger/local/census.jsonl", "", "row census a: only in the undisturbed run"),
+        ("data/ledger/local/census/a.json", '{"key": "a", "metrics": {"auc": 0.8}}', "row census a: not equal"),
+        ("data/ledger/local/census/b.json", '{"key": "b"}', "row census b: only in the killed run"),
     ],
 )
 def test_a_difference_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -1,10 +1,10 @@
-"""The ledger: keys, rows that survive crashes and company, provenance."""
+"""The ledger: keys, rows that are whole or absent, provenance."""
 
 import json
 import math
 import multiprocessing
 import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mtl import ledger as module
 from mtl.errors import DataError
-from mtl.ledger import Ledger, canonical, key, ledger, plain, provenance, sources, stale
+from mtl.ledger import Ledger, canonical, key, ledger, plain, provenance, publish, stale
 
 CONFIG = {"method": "emtl", "hyper": {"alpha": 0.5, "rho": 0.3}, "seed": 0, "tasks": (1, 2)}
 
@@ -68,65 +68,70 @@ def test_plain_makes_null_of_nan() -> None:
     assert found == {"a": [None, 1.5], "b": [None], "c": [None, "x", True]}
 
 
-def test_rows_come_back_and_last_key_wins(tmp_path) -> None:
-    book = Ledger(tmp_path / "deep" / "a.jsonl")
+def test_rows_come_back_and_the_last_of_a_key_wins(tmp_path) -> None:
+    book = Ledger(tmp_path / "deep" / "a")
     assert book.rows() == [] and book.find("k") is None
     book.append({"key": "k", "metrics": {"auc": math.nan}})
+    assert book.rows()[0]["metrics"] == {"auc": None}
     book.append({"key": "other"})
     book.append({"key": "k", "metrics": {"auc": 0.5}})
-    assert [row["key"] for row in book.rows()] == ["k", "other", "k"]
-    assert book.rows()[0]["metrics"] == {"auc": None}
+    assert [row["key"] for row in book.rows()] == ["k", "other"]
     assert book.find("k") == {"key": "k", "metrics": {"auc": 0.5}}
+    assert sorted(path.name for path in (tmp_path / "deep" / "a").iterdir()) == ["k.json", "other.json"]
 
 
-def test_row_needs_a_key(tmp_path) -> None:
-    with pytest.raises(ValueError, match="row: a ledger row needs a key, found None"):
-        Ledger(tmp_path / "a.jsonl").append({"metrics": {}})
-    assert not (tmp_path / "a.jsonl").exists()
+@pytest.mark.parametrize("name", [None, "", 3, "../k"])
+def test_row_needs_a_key(tmp_path, name: object) -> None:
+    with pytest.raises(ValueError, match=f"row: a ledger row needs a key, found {name!r}"):
+        Ledger(tmp_path / "a").append({"metrics": {}, "key": name})
+    assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("cut", [1, 7, 20])
-@pytest.mark.parametrize("first", ["rows", "append"])
-def test_torn_last_line_is_set_aside(tmp_path, cut: int, first: str) -> None:
-    path = tmp_path / "a.jsonl"
-    book = Ledger(path)
-    for name in "ab":
-        book.append({"key": name, "text": "line"})
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:cut])
-    with pytest.warns(
-        UserWarning, match=rf"a.jsonl: the last line was torn by a crash \({cut} bytes\).*a.jsonl.torn-1"
-    ):
-        _ = book.rows() if first == "rows" else book.append({"key": "c"})
-    assert (tmp_path / "a.jsonl.torn-1").read_bytes() == whole[:cut]
-    assert [row["key"] for row in book.rows()] == (["a", "b"] if first == "rows" else ["a", "b", "c"])
-    path.write_bytes(path.read_bytes() + b'{"key')
-    with pytest.warns(UserWarning, match="torn-2"):
-        book.rows()
+def test_a_short_write_is_an_error_and_leaves_the_row_that_was_there(tmp_path, monkeypatch) -> None:
+    book = Ledger(tmp_path / "a")
+    book.append({"key": "k", "n": 1})
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: real(self, data[:-3]))
+    with pytest.raises(OSError, match=r"k.json: 21 bytes were written and 18 came back; is there room"):
+        book.append({"key": "k", "n": 2})
+    assert book.find("k") == {"key": "k", "n": 1} and len(list(book.path.iterdir())) == 1
 
 
-def test_every_cut_keeps_the_rows_before_it(tmp_path) -> None:
-    path = tmp_path / "a.jsonl"
-    book = Ledger(path)
-    for name in "ab":
+def test_a_killed_write_is_not_a_row(tmp_path) -> None:
+    book = Ledger(tmp_path / "a")
+    book.append({"key": "k"})
+    (book.path / ".part-x.json").write_text('{"key": "')
+    assert [row["key"] for row in book.rows()] == ["k"]
+
+
+@pytest.mark.parametrize("damage", ['{"key": "b"', "", "[]", '{"key": "c"}', "\udcff"])
+def test_a_damaged_row_is_named_and_blocks_no_other(tmp_path, damage: str) -> None:
+    book = Ledger(tmp_path / "a")
+    for name in "abc":
         book.append({"key": name})
-    whole = path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first + 1, len(whole)):
-        path.write_bytes(whole[:cut])
-        if cut == len(whole) - 1:  # only the end of line is missing: the row is whole
-            assert [row["key"] for row in book.rows()] == ["a", "b"]
-            assert path.read_bytes() == whole
-        else:
-            with pytest.warns(UserWarning, match="torn"):
-                assert [row["key"] for row in book.rows()] == ["a"]
+    (book.path / "b.json").write_bytes(damage.encode(errors="surrogateescape"))
+    with pytest.warns(UserWarning, match=r"1 rows are left out: a/b.json is not the ledger row of its name") as told:
+        assert list(book.latest()) == ["a", "c"]
+    assert len(told) == 1 and book.find("c") == {"key": "c"}
+    with pytest.raises(DataError, match=r"a/b.json is not the ledger row of its name; restore or remove it"):
+        book.find("b")
 
 
-def test_damage_inside_is_an_error(tmp_path) -> None:
+def test_damage_in_a_published_file_is_an_error(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"key": "a"}\n{"key": \n{"key": "c"}\n')
-    with pytest.raises(DataError, match=r"a.jsonl: line 2 is not a ledger row"):
-        Ledger(path).rows()
+    for text, line in (('{"key": "a"}\n{"key": \n{"key": "c"}\n', 2), ('{"key": "a"}\n{"key', 2)):
+        path.write_text(text)
+        with pytest.raises(DataError, match=rf"a.jsonl: line {line} is not a ledger row"):
+            Ledger(path).rows()
+
+
+def test_a_jsonl_path_is_read_and_its_own_rows_lie_beside_it(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "p"}\n')
+    book = Ledger(path)
+    book.append({"key": "l"})
+    assert [row["key"] for row in book.rows()] == ["p", "l"]
+    assert path.read_text() == '{"key": "p"}\n' and (tmp_path / "a" / "l.json").exists()
 
 
 def _write(path: str, name: str, n: int) -> None:
@@ -137,14 +142,13 @@ def _write(path: str, name: str, n: int) -> None:
 
 def test_two_processes_lose_nothing(tmp_path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=_write, args=(str(tmp_path / "a.jsonl"), name, 200)) for name in "ab"]
+    writers = [spawn.Process(target=_write, args=(str(tmp_path / "a"), name, 200)) for name in "ab"]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(timeout=60)
-    found = [row["key"] for row in Ledger(tmp_path / "a.jsonl").rows()]
-    assert sorted(found) == sorted(f"{name}{i}" for name in "ab" for i in range(200))
-    assert [k for k in found if k[0] == "a"] == [f"a{i}" for i in range(200)]
+    found = [row["key"] for row in Ledger(tmp_path / "a").rows()]
+    assert found == sorted(f"{name}{i}" for name in "ab" for i in range(200))
 
 
 def test_published_rows_are_read_and_never_written(tmp_path, monkeypatch) -> None:
@@ -157,53 +161,68 @@ def test_published_rows_are_read_and_never_written(tmp_path, monkeypatch) -> Non
     book.append({"key": "l"})
     assert [row["key"] for row in book.rows()] == ["p", "l"]
     assert published.read_text() == '{"key": "p"}\n'
-    assert (tmp_path / "data" / "ledger" / "local" / "census.jsonl").exists()
+    assert (tmp_path / "data" / "ledger" / "local" / "census" / "l.json").exists()
     monkeypatch.setenv("MTL_LEDGER", str(tmp_path / "elsewhere"))
     assert [row["key"] for row in ledger("census").rows()] == ["p"]
 
 
+RUN = ["mtl.methods.emtl", "mtl.problems.digits", "mtl.training.fit"]
+
+
 def test_provenance_says_what_made_the_row() -> None:
-    found = json.loads(json.dumps(provenance("cpu"), allow_nan=False))
+    found = json.loads(json.dumps(provenance("cpu", RUN), allow_nan=False))
     assert found["versions"]["torch"] == torch.__version__
     assert found["hardware"]["threads"] == torch.get_num_threads()
     assert found["hardware"]["gpu"] is None and found["hardware"]["cpu"]
-    assert found["created"].endswith("+00:00") and len(found["sources"]) == 64
-    assert not stale({"provenance": found}) and stale({}) and stale({"provenance": {"sources": "0"}})
+    assert found["created"].endswith("+00:00") and len(found["sources"]) == 64 and found["modules"] == RUN
+    assert "sources" not in provenance("cpu")
 
 
-def test_sources_follow_code_that_runs_go_through(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "PACKAGE", tmp_path)
-    (tmp_path / "methods").mkdir()
-    for name in ("methods/a.py", "report.py"):
-        (tmp_path / name).write_text("x = 1\n")
-    fresh = sources.__wrapped__
-    before = fresh()
-    (tmp_path / "report.py").write_text("x = 2\n")
-    assert fresh() == before
-    (tmp_path / "methods" / "a.py").write_text("x = 2\n")
-    changed = fresh()
-    (tmp_path / "methods" / "a.py").rename(tmp_path / "methods" / "b.py")
-    assert len({before, changed, fresh()}) == 3
-
-
-def test_sources_hold_every_module_that_a_run_imports() -> None:
-    """A new module on the way of a run must be named in PARTS, or stale rows would pass for fresh ones."""
-    code = (
-        "import sys, mtl.training.fit, mtl.problems, mtl.methods; print(*[m for m in sys.modules if m[:4] == 'mtl.'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    tops = {name.split(".")[1] for name in done.stdout.split()}
-    assert "gradients" in tops and tops - {"errors", "files", "ledger"} <= module.PARTS
+def test_stale_is_what_other_sources_made() -> None:
+    made = provenance("cpu", RUN)
+    assert not stale({"provenance": made})
+    assert stale({}) and stale({"provenance": {"sources": made["sources"]}}) and stale({"provenance": {"modules": RUN}})
+    assert stale({"provenance": made | {"sources": "0"}}) and stale({"provenance": made | {"modules": RUN[:2]}})
+    assert stale({"provenance": made | {"modules": ["mtl.gone"], "sources": None}})
 
 
 def test_older_local_rows_can_be_left_out(tmp_path) -> None:
-    fresh, old = {"sources": sources()}, {"sources": "old"}
+    fresh, old = provenance("cpu", RUN), {"sources": "old"}
     (tmp_path / "p.jsonl").write_text('{"key": "p", "provenance": {"sources": "old"}, "n": 0}\n')
-    book = Ledger(tmp_path / "a.jsonl", also=[tmp_path / "p.jsonl"])
-    for row in ({"key": "p", "n": 1}, {"key": "q", "n": 2}, {"key": "q", "n": 3, "provenance": fresh}):
+    book = Ledger(tmp_path / "a", also=[tmp_path / "p.jsonl"])
+    for row in ({"key": "p", "n": 1}, {"key": "q", "n": 2}, {"key": "r", "n": 3, "provenance": fresh}):
         book.append({"provenance": old, **row})
-    assert {k: row["n"] for k, row in book.latest().items()} == {"p": 1, "q": 3}
-    assert {k: row["n"] for k, row in book.latest(older=False).items()} == {"p": 0, "q": 3}
+    for older, expected in ((True, {"p": 1, "q": 2, "r": 3}), (False, {"p": 0, "r": 3})):
+        assert {k: row["n"] for k, row in book.latest(older).items()} == expected
+        found = {k: book.find(k, older) for k in "pqr"}
+        assert {k: row["n"] for k, row in found.items() if row} == expected
+
+
+def test_publishing_keeps_the_lines_that_are_there(tmp_path) -> None:
+    made = provenance("cpu", RUN)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": "z", "n": 0}\n{"key": "y", "n": 0}\n')
+    book = Ledger(path)
+    before = path.read_bytes()
+    assert publish(book) == path and path.read_bytes() == before
+    for name in "yca":
+        book.append({"key": name, "n": 1, "trace": [0], "provenance": made})
+    publish(book, without=["trace"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["key"], row["n"], "trace" in row) for row in rows] == [
+        ("z", 0, False), ("y", 1, False), ("a", 1, False), ("c", 1, False),
+    ]  # fmt: skip
+    book.append({"key": "b"})
+    with pytest.raises(ValueError, match=r"book: rows to be published are made by the present sources, found 1 stale"):
+        publish(book)
+
+
+@pytest.mark.parametrize("name", ["table1", "scenes", "figures/start"])
+def test_published_files_are_as_publishing_writes_them(name: str, tmp_path) -> None:
+    source = Path(__file__).parents[1] / "data" / "ledger" / f"{name}.jsonl"
+    copy = tmp_path / "a.jsonl"
+    copy.write_bytes(source.read_bytes())
+    assert publish(Ledger(copy)).read_bytes() == source.read_bytes()
 
 
 def test_git_state_in_and_outside_a_checkout(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,5 @@
 """`mtl run`: the runs of one experiment, resumable at any moment; what a table of scale study or gpu is made by."""
 
-import importlib
 import os
 import sys
 import time
@@ -21,14 +20,14 @@ def run(
     `options` are the experiment's own, `how` goes to the engine. Raises ValueError for what an experiment does not
     have and RunError where runs failed, after all others are done and written.
     """
-    chosen = {"seeds": arguments.seeds(seeds), "methods": list(methods) or None}
+    chosen: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": list(methods) or None}
     how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
     if taken := [key for key in options if key in {*chosen, *how, "ledger", "scale"}]:
         raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
     from mtl.errors import RunError
+    from mtl.experiments.registry import EXPERIMENTS
     from mtl.runs.engines import plain_progress
 
-    EXPERIMENTS = importlib.import_module("mtl.experiments.registry").EXPERIMENTS
     if name not in EXPERIMENTS:
         hint = arguments.nearest(name, EXPERIMENTS)
         raise ValueError(f"experiment: one of {', '.join(EXPERIMENTS)}, found {name!r}{hint}")

@@ -15,7 +15,7 @@ from mtl.problems import problem
 from mtl.report import Table, Verdict, frame, results_table, verdict
 from mtl.report.stats import mean_ci, paired_permutation
 from mtl.runs.cells import Cell, Point, grid
-from mtl.runs.engines import bar, run_grid
+from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
 from mtl.training.fit import Budget
 
@@ -232,11 +232,10 @@ class Experiment:
         options, how = self._split(how)
         variants = self.chosen(scale, **options)
         data = problem(self.problem, scale, fallback=self.fallback, **self._data(variants[0]))
-        with bar(self.name) as progress:
-            how = {"progress": progress, **how}
-            rows = self.run(scale, seeds, methods, self.fallback, **options, **how)
-            how["progress"] = None  # what follows is in the ledger
-            tuning = self.tuned(scale, seeds, methods, self.fallback, options=variants[0], **how)
+        how = {"progress": shown(self.name), **how}
+        rows = self.run(scale, seeds, methods, self.fallback, **options, **how)
+        how["progress"] = None  # what follows is in the ledger
+        tuning = self.tuned(scale, seeds, methods, self.fallback, options=variants[0], **how)
         return self.shows(self, scale, combine_stl(rows), data.describe(), data.tasks, options, tuning)
 
     def published(

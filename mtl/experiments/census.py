@@ -54,8 +54,8 @@ class CensusStudy(Study):
         """The worst residual of any step of any seed: how exactly the T x T problems were solved while training."""
         worst: dict[str, float] = {}
         for row in self.rows:
-            if row.get("certificate"):
-                worst[row["label"]] = max(row["certificate"], worst.get(row["label"], 0.0))
+            if residual := row.get("certificate"):
+                worst[row["label"]] = max(residual, worst.get(row["label"], 0.0))
         return Table(pd.DataFrame({"worst residual": [f"{value:.1e}" for value in worst.values()]}, list(worst)))
 
     def answer(self) -> str:

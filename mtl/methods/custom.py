@@ -54,5 +54,6 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
             return w.to(losses.dtype)
 
     full = f"{name}@{_digest(weights.__code__)}"
+    Rule.__qualname__ = full  # by which checkpoints tell rules apart
     METHODS[full] = Rule
     return full

@@ -180,7 +180,7 @@ def _write(path: Path, files: Mapping[Path, bytes], made: Card, rows: Sequence[R
             with atomic(file) as part:
                 part.write_bytes(content)
     manifest({k: made[k] for k in ("kind", "name", "caption", "scale", "notebook")} | {"path": _relative(path)})
-    for problem in sorted({row.get("config", {}).get("problem", made["data"]) for row in rows if embedded(row)}):
+    for problem in sorted({str(row.get("config", {}).get("problem", made["data"])) for row in rows if embedded(row)}):
         manifest({"kind": "default", "name": problem, "notebook": made["notebook"], "used_by": path.stem})
 
 

@@ -21,7 +21,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
         [
             {"label": row.get("label", row["config"].get("method"))}
             | row["config"]
-            | {k: row[k] for k in kept if k in row}
+            | {k: row.get(k) for k in kept if k in row}
             | (row.get("metrics") or {})
             for row in rows
         ]

@@ -1,4 +1,4 @@
-"""A grid of runs: which there are, and one of them."""
+"""A grid of runs: which there are, and how one of them becomes a row."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from mtl.errors import RunError
 from mtl.files import root
-from mtl.ledger import Ledger, Row, canonical, key
+from mtl.ledger import Ledger, Row, canonical, key, plain, provenance
 from mtl.models.base import MultiTaskModel
 from mtl.problems import Problem, problem
 from mtl.training.fit import Budget, Run, fit
@@ -20,27 +20,71 @@ from mtl.training.together import fresh
 
 Point = Mapping[str, Any]
 STL_MODEL = "single-task"
+OWN = ("problem", "scale", "options", "method", "hyper", "model", "seed", "select")  # of a row's configuration
+OUTCOME = (  # what a row takes from its run as it is
+    "status", "failure", "metrics", "last", "validation", "best_epoch", "certificate", "unconverged", "history",
+    "trace",
+)  # fmt: skip
 BUDGET_KEYS = ("lr", "weight_decay")  # what a hyperparameter point may say of the budget
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its label in tables, its configuration (all but the device), the data it will read."""
+    """One run: its label in tables, all that decides it but the device, the data that it will read."""
 
     label: str
-    config: Row
+    problem: str  # the one found, which stands in for `wanted` where `stands_in`
+    scale: str
+    options: Mapping[str, Any]
+    method: str
+    hyper: Mapping[str, Any]
+    model: str
+    seed: int
+    budget: Budget
+    select: str
     fingerprint: str
-    wanted: str  # the problem asked for; config["problem"] is the one found
+    wanted: str
     fallback: str | None = None
+    stands_in: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("options", "hyper", "seed"):  # a run is the same whether its point came from a grid or from a row
+            object.__setattr__(self, name, canonical(getattr(self, name), name))
+
+    @classmethod
+    def of(cls, row: Row) -> "Cell":
+        """The cell of a row. Raises ValueError for a row of a study of its own, which no cell gives."""
+        config = row["config"]
+        if missing := {"problem", "method", "budget"} - set(config):
+            raise ValueError(f"row: {row['key']} must be of one run of a method, found no {min(missing)} in it")
+        own = {name: config[name] for name in OWN}
+        wanted = config.get("stands_in_for")
+        return cls(
+            config["method"],
+            **own,
+            budget=Budget(**config["budget"]),
+            fingerprint=row["fingerprint"],
+            wanted=wanted or config["problem"],
+            fallback=config["problem"] if wanted else None,
+            stands_in=wanted is not None,
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As a row holds it, all but the device: what keys are made of."""
+        own = {name: getattr(self, name) for name in OWN}
+        stand_in = {"stands_in_for": self.wanted} if self.stands_in else {}
+        found: dict[str, Any] = canonical(own | {"budget": self.budget.settings()} | stand_in)
+        return found
 
     def key(self, device: str = "cpu") -> str:
         """The ledger key of this run on a kind of device."""
         return key({**self.config, "device": device}, self.fingerprint)
 
     def __str__(self) -> str:
-        task = self.config["hyper"].get("task")
+        task = self.hyper.get("task")
         part = "" if task is None else f" task {task}"
-        return f"{self.label}{part} · {self.config['model']} · seed {self.config['seed']}"
+        return f"{self.label}{part} · {self.model} · seed {self.seed}"
 
 
 @lru_cache(maxsize=2)
@@ -49,9 +93,11 @@ def _build(wanted: str, scale: str, fallback: str | None, options: tuple[tuple[s
 
 
 def build(cell: Cell) -> Problem:
-    """The problem of a cell, kept for the next cell of the same data."""
-    options = tuple(sorted(cell.config["options"].items()))
-    return _build(cell.wanted, cell.config["scale"], cell.fallback, options)
+    """The problem of a cell, kept for the next cell of the same data; RunError if these are no longer the cell's."""
+    data = _build(cell.wanted, cell.scale, cell.fallback, tuple(sorted(cell.options.items())))
+    if data.fingerprint != cell.fingerprint:
+        raise RunError(f"{cell}: its data must be {cell.fingerprint}, found others here: {data.fingerprint}")
+    return data
 
 
 def grid(
@@ -75,25 +121,35 @@ def grid(
     ['LS · mlp · seed 0', 'LS · mlp · seed 1']
     """
     data = _build(wanted, scale, fallback, tuple(sorted(options.items())))
-    shared: Row = {"problem": data.name, "scale": scale, "options": options}
     if data.embedded_default:
-        shared["stands_in_for"] = wanted
         models = list(dict.fromkeys(m if m in data.models else data.models[0] for m in models))
     if unknown := [m for m in models if m not in data.models]:
         raise ValueError(f"models: {data.name} has {', '.join(data.models)}, found {unknown[0]!r}")
     cells = []
     for seed in seeds:
         for label, name, point in methods:
-            own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
-            hyper = {k: v for k, v in point.items() if k not in BUDGET_KEYS}
+            own, hyper = split(point, budget)
             runs = [(model, hyper, "score") for model in models]
             if name == "stl":
                 runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
-            for model, settings, select in runs:
-                config = shared | {"method": name, "hyper": settings, "model": model, "seed": seed, "select": select}
-                config["budget"] = own.settings()
-                cells.append(Cell(label, canonical(config), data.fingerprint, wanted, fallback))
+            cells += [
+                Cell(
+                    label, data.name, scale, options, name, settings, model, seed, own, select, data.fingerprint,
+                    wanted, fallback, stands_in=data.embedded_default,
+                )
+                for model, settings, select in runs
+            ]  # fmt: skip
     return cells
+
+
+def split(point: Point, budget: Budget) -> tuple[Budget, dict[str, Any]]:
+    """The budget with what a point says of it, and the method's own hyperparameters.
+
+    >>> split({"lr": 0.1, "alpha": 2.0}, Budget(1, 64))[0].lr, split({"lr": 0.1, "alpha": 2.0}, Budget(1, 64))[1]
+    (0.1, {'alpha': 2.0})
+    """
+    own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
+    return own, {k: v for k, v in point.items() if k not in BUDGET_KEYS}
 
 
 @contextmanager
@@ -107,61 +163,73 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def unchanged(cell: Cell) -> Problem:
-    """The problem of a cell; RunError if its data are not those that the cell was made for."""
-    data = build(cell)
-    if data.fingerprint != cell.fingerprint:
-        raise RunError(f"{cell}: the data changed under the run: {cell.fingerprint} became {data.fingerprint}")
-    return data
+def row_of(cell: Cell, run: Run, device: str = "cpu") -> Row:
+    """The ledger row of a run that a cell describes, made where and when it ran."""
+    data, kind = build(cell), torch.device(device).type
+    row: Row = plain(
+        {
+            "key": cell.key(kind),
+            "config": cell.config | {"device": kind},
+            "fingerprint": data.fingerprint,
+            "epochs": len(run.history),
+            "steps": run.n_steps,
+            "wall_s": round(run.wall_s, 3),
+            "provenance": provenance(device, run.modules),
+            "embedded_default": data.embedded_default,
+            "synthetic": data.synthetic,
+            "source": data.source,
+        }
+        | {name: getattr(run, name) for name in OUTCOME}
+    )
+    return row
+
+
+def locked(name: str) -> tuple[Path, FileLock]:
+    """The checkpoint of a run, and the lock under which one process runs it and the others wait for its row."""
+    path = root() / "data" / "checkpoints" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, FileLock(path.with_suffix(".lock"))
 
 
 def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
     """Run one cell and append its row, unless another process has done so meanwhile."""
-    kind = torch.device(device).type
-    name = cell.key(kind)
-    path = root() / "data" / "checkpoints" / f"{name}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock")
-    with FileLock(lock):
-        if (row := book.latest(older).get(name)) is None:
-            row = _fit(cell, unchanged(cell), device, path if checkpoints else None).row
-            if row["key"] != name:
-                raise RunError(f"{cell}: its row has key {row['key']} instead of {name}")
-            book.append(row)
+    name = cell.key(torch.device(device).type)
+    path, lock = locked(name)
+    with lock:
+        if (row := book.find(name, older)) is None:
+            row = _made(cell, device, path if checkpoints else None)
+            book.append(row)  # which has read it back
             path.unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)  # the row is written: whoever waits for this lock finds it and runs nothing
+        # the row is written: whoever waits for this lock finds it and runs nothing
+        path.with_suffix(".lock").unlink(missing_ok=True)
     return row
 
 
-def _fit(cell: Cell, data: Problem, device: str, checkpoint: Path | None = None) -> Run:
-    config = cell.config
+def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
+    data = build(cell)
+    return fit(
+        data,
+        fresh(cell.method, len(data.tasks), cell.seed, cell.hyper),
+        model=cell.model,
+        seed=cell.seed,
+        budget=cell.budget,
+        device=device,
+        select=cell.select,
+        checkpoint=checkpoint,
+    )
+
+
+def _made(cell: Cell, device: str, checkpoint: Path | None = None) -> Row:
     with one_thread():
-        return fit(
-            data,
-            fresh(config["method"], len(data.tasks), config["seed"], config["hyper"]),
-            model=config["model"],
-            seed=config["seed"],
-            budget=Budget(**config["budget"]),
-            device=device,
-            select=config["select"],
-            checkpoint=checkpoint,
-            config=config,
-        )
+        return row_of(cell, _fit(cell, device, checkpoint), device)
 
 
 def refit(cell: Cell, changes: Mapping[str, Any] | None = None, device: str = "cpu") -> MultiTaskModel:
-    """The model of a run, trained anew, since ledgers keep none; `changes` replace parts of the configuration."""
-    return cast(
-        MultiTaskModel, _fit(replace(cell, config={**cell.config, **(changes or {})}), build(cell), device).model
-    )
+    """The model of a run, trained anew, since ledgers keep none; `changes` replace fields of the cell."""
+    with one_thread():
+        return cast(MultiTaskModel, _fit(replace(cell, **(changes or {})), device).model)
 
 
 def again(row: Row, device: str = "cpu") -> Row:
     """The row that a ledger row's configuration gives here and now; RunError where the data are not the same."""
-    config = {name: value for name, value in row["config"].items() if name not in ("device", "stands_in_for")}
-    wanted = row["config"].get("stands_in_for")
-    cell = Cell(config["method"], config, row["fingerprint"], wanted or config["problem"], wanted and config["problem"])
-    data = build(cell)
-    if data.fingerprint != row["fingerprint"]:
-        raise RunError(f"{row['key']}: the data read here are others: {data.fingerprint}, not {row['fingerprint']}")
-    return _fit(cell, data, device).row
+    return _made(Cell.of(row), device)

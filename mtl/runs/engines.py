@@ -1,26 +1,39 @@
-"""Running the cells of a grid that the ledger lacks, in worker processes."""
+"""Running the cells of a grid that the ledger lacks: here, in worker processes, or seeds side by side."""
 
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 
 from mtl.errors import RunError
-from mtl.ledger import Ledger, Row
-from mtl.runs import together as side_by_side
-from mtl.runs.cells import Cell, run_cell
+from mtl.ledger import Ledger, Row, key
+from mtl.runs.cells import Cell, build, locked, one_thread, row_of, run_cell
+from mtl.training.fit import Run
+from mtl.training.together import fit_seeds, fresh, refusal
 
-Event = dict[str, Any]
+
+class Event(TypedDict, total=False):
+    """What `progress` hears of a cell: "found", "done", "failed" or "left", and how many of all that makes."""
+
+    event: Required[str]
+    cell: Required[Cell]
+    done: Required[int]
+    total: Required[int]
+    row: Row
+    error: str
 
 
 def _start_worker() -> None:
@@ -54,8 +67,7 @@ def run_grid(
     `jobs` worker processes of one thread each (1: in this process); rows do not depend on `jobs`. Local rows
     made by older sources count as missing if `rerun_stale`; published ones are taken as they are. `accept`
     names further kinds of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its
-    row is then missing in the answer and `progress` hears of it. `progress` gets a dict per cell: event
-    ("found", "done", "failed", "left"), cell, row, error, done, total.
+    row is then missing in the answer and `progress` hears of it, as of each cell: `shown("census")` draws a bar.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
     agree with those of single runs to rounding, and have the same keys. What cannot be trained so runs one by one,
     with a warning.
@@ -79,7 +91,8 @@ def run_grid(
         nonlocal count
         count += 1
         if progress is not None:
-            progress({"event": event, "cell": names[name], "done": count, "total": len(names), **more})
+            heard = {"event": event, "cell": names[name], "done": count, "total": len(names), **more}
+            progress(cast(Event, heard))
 
     missing = []
     for name, cell in names.items():
@@ -107,16 +120,12 @@ def run_grid(
             tell("done", name, row=rows[name])
 
     arguments = (ledger, device, checkpoints, not rerun_stale)
-    if together and missing:
-        queue = side_by_side.groups([names[name] for name in missing])
+    if together or jobs == 1 or len(missing) == 1:
+        queue = _groups([names[name] for name in missing]) if together else [[names[name]] for name in missing]
         while queue and not late():
-            for cell, result in side_by_side.results(queue.pop(0), *arguments):
+            for cell, result in _results(queue.pop(0), *arguments):
                 finish(cell.key(kind), result)
         missing = [cell.key(kind) for group in queue for cell in group]
-    elif jobs == 1 or len(missing) == 1:
-        while missing and not late():
-            name = missing.pop(0)
-            finish(name, partial(run_cell, names[name], *arguments))
     while missing and not late():
         missing, lost = _run_pool(missing, names, arguments, jobs, late, finish)
         for name in lost:  # one of these took its worker down: alone, each shows whether it was the one
@@ -129,7 +138,7 @@ def run_grid(
     if failed:
         said = "; ".join(f"{names[name]} ({why})" for name, why in failed.items())
         raise RunError(f"{len(failed)} of {len(names)} runs failed, the others are in {ledger.path.name}: {said}")
-    return [{**rows[name], "label": cell.label} for name, cell in names.items() if name in rows]
+    return [rows[name] | {"label": cell.label} for name, cell in names.items() if name in rows]
 
 
 def _run_pool(
@@ -160,26 +169,135 @@ def _run_pool(
     return queue, []
 
 
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells with all but the seed in common, in the order of the first of them; those that cannot be stay alone."""
+    alike: dict[str, list[Cell]] = {}
+    for cell in cells:
+        alike.setdefault(key({**cell.config, "seed": None}, cell.fingerprint), []).append(cell)
+    found = []
+    for group in alike.values():
+        cell, data = group[0], build(group[0])
+        chosen = fresh(cell.method, len(data.tasks), cell.seed, cell.hyper)
+        if len(group) > 1 and (why := refusal(chosen, data.model(cell.model, cell.seed))):
+            warnings.warn(f"{cell} and {len(group) - 1} more run one by one: {why}", stacklevel=3)
+            found += [[cell] for cell in group]
+        else:
+            found.append(group)
+    return found
+
+
+def _results(
+    group: Sequence[Cell], book: Ledger, device: str, checkpoints: bool, older: bool
+) -> Iterator[tuple[Cell, Callable[[], Row]]]:
+    """Run a group; each cell with what gives its row, or raises what went wrong."""
+    if len(group) == 1:
+        yield group[0], partial(run_cell, group[0], book, device, checkpoints, older)
+        return
+    broken: Exception = RunError("it has left no row")
+    rows: dict[str, Row] = {}
+    try:
+        _run_together(group, book, device, older, rows)
+    except Exception as error:  # seeds that were done before have their rows
+        broken = error
+
+    def result(name: str) -> Row:
+        if name not in rows:
+            raise broken
+        return rows[name]
+
+    for cell in group:
+        yield cell, partial(result, cell.key(torch.device(device).type))
+
+
+def _run_together(cells: Sequence[Cell], book: Ledger, device: str, older: bool, rows: dict[str, Row]) -> None:
+    """Fill `rows` by key; each is appended to `book` as soon as its seed is done.
+
+    A row that another process has written meanwhile is taken. There is no checkpoint: after an interruption the
+    seeds that have no row yet start again.
+    """
+    names = {cell.key(torch.device(device).type): cell for cell in cells}
+    with ExitStack() as locks:
+        paths = []
+        for name in sorted(names):  # in one order everywhere, so that nobody waits in a circle
+            path, lock = locked(name)
+            locks.enter_context(lock)
+            paths.append(path)
+        rows |= {name: row for name in names if (row := book.find(name, older)) is not None}
+        left = {cell.seed: name for name, cell in names.items() if name not in rows}
+        seeds = list(left)
+
+        def done(run: Run) -> None:
+            name = left[run.seed]
+            row = row_of(names[name], run, device) | {"together": seeds}
+            book.append(row)
+            rows[name] = row
+
+        if left:
+            cell = cells[0]
+            with one_thread():
+                fit_seeds(
+                    build(cell),
+                    cell.method,
+                    cell.hyper,
+                    model=cell.model,
+                    seeds=seeds,
+                    budget=cell.budget,
+                    device=device,
+                    select=cell.select,
+                    done=done,
+                )
+        for path in paths:
+            path.with_suffix(".lock").unlink(missing_ok=True)
+
+
 def plain_progress(event: Event) -> None:
     """One line per cell on standard error: for logs."""
-    row = event.get("row") or {}
-    score = (row.get("metrics") or {}).get("score")
     said = [event["event"]]
-    if event["event"] == "failed":
+    if "error" in event:
         said.append(event["error"])
-    elif row:
+    elif "row" in event:
+        row = event["row"]
+        score = row["metrics"].get("score")
         said += [row["status"], "no score" if score is None else f"score {score:.4f}", f"{row['wall_s']:.1f} s"]
     print(f"[{event['done']:>{len(str(event['total']))}}/{event['total']}] {event['cell']}: {', '.join(said)}",
           file=sys.stderr, flush=True)  # fmt: skip
 
 
-@contextmanager
-def bar(title: str = "runs") -> Iterator[Callable[[Event], None]]:
-    """A rich progress bar as a callback: `with bar("census") as progress: run_grid(..., progress=progress)`."""
-    from rich.progress import Progress
+class shown:
+    """A bar while runs go on, in a terminal or a notebook, that leaves one line behind: `progress=shown("census")`.
 
-    with Progress(transient=True) as shown:
-        task = shown.add_task(title, total=None)
-        yield lambda event: shown.update(
-            task, completed=event["done"], total=event["total"], description=f"{title}: {event['cell']}"
-        )
+    At the end it says: "census: 26 of 26 runs, 0 failed, 12 s".
+    """
+
+    def __init__(self, title: str = "runs") -> None:
+        self.title = title
+        self.output: Any = None  # of a notebook: written once, then changed in its place
+        self.began, self.count = time.monotonic(), Counter[str]()
+
+    def __call__(self, event: Event) -> None:
+        if event["done"] == 1:
+            self.count, self.output = Counter(), None
+        self.count[event["event"]] += 1
+        over, n = event["done"] == event["total"], event["total"]
+        if over:
+            ok = self.count["found"] + self.count["done"]
+            left = f", {self.count['left']} not started" if self.count["left"] else ""
+            said = f"{ok} of {n} runs, {self.count['failed']} failed{left}, {time.monotonic() - self.began:.0f} s"
+        else:
+            full = 20 * event["done"] // n
+            said = f"{'█' * full}{'░' * (20 - full)} {event['done']}/{n} {event['cell']}"
+        self._write(f"{self.title}: {said}", over)
+        self.began = time.monotonic() if over else self.began
+
+    def _write(self, line: str, over: bool) -> None:
+        if (ipython := sys.modules.get("IPython")) and hasattr(ipython.get_ipython(), "kernel"):
+            if self.output is None:
+                self.output = ipython.display.DisplayHandle()
+                self.output.display({"text/plain": line}, raw=True)
+            else:
+                self.output.update({"text/plain": line}, raw=True)
+        elif sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="\n" if over else "", file=sys.stderr, flush=True)
+        elif over:
+            print(line, file=sys.stderr, flush=True)

@@ -1,14 +1,14 @@
 """Choosing a point per method by validation, with the same budget for each; published rows; STL as one row."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from mtl.errors import RunError
-from mtl.ledger import Row, canonical, key, ledger
-from mtl.runs.cells import BUDGET_KEYS, Point, grid
+from mtl.ledger import Row, key, ledger
+from mtl.runs.cells import Point, grid, split
 from mtl.runs.engines import run_grid
 from mtl.training.fit import Budget
 
@@ -18,43 +18,46 @@ def combine_stl(rows: Iterable[Row]) -> list[Row]:
 
     `keys` holds the rows combined, `score` is the mean over tasks. Raises ValueError where a task is missing.
     """
-    kept: list[Row] = []
+    kept: list[Row | list[Row]] = []
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        config = row["config"]
-        if config["method"] != "stl":
+        if row["config"]["method"] != "stl":
             kept.append(row)
             continue
-        hyper = {k: v for k, v in config["hyper"].items() if k != "task"}
-        whole = {**config, "hyper": hyper, "select": "score"}
-        group = groups.setdefault(key(whole, row["fingerprint"]), [])
-        if not group:
-            kept.append({**row, "config": whole})
-        group.append(row)
-    return [_one_row(row, groups[key(row["config"], row["fingerprint"])]) if _is_stl(row) else row for row in kept]
+        name = key(_whole(row["config"]), row["fingerprint"])
+        if name not in groups:
+            kept.append(groups.setdefault(name, []))
+        groups[name].append(row)
+    return [_one_row(part) if isinstance(part, list) else part for part in kept]
 
 
-def _is_stl(row: Row) -> bool:
-    return bool(row["config"]["method"] == "stl")
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "hyper": {k: v for k, v in config["hyper"].items() if k != "task"}, "select": "score"}
 
 
-def _one_row(row: Row, parts: list[Row]) -> Row:
-    own = {part["config"]["select"].removesuffix("/score"): part for part in parts}
+def _one_row(parts: list[Row]) -> Row:
+    row, own = parts[0], {part["config"]["select"].removesuffix("/score"): part for part in parts}
     tasks = [name.removesuffix("/score") for name in row["metrics"] if name.endswith("/score")]
     if set(own) != set(tasks) or len(parts) != len(tasks):
         seed = row["config"]["seed"]
         raise ValueError(f"rows: STL of seed {seed} needs one run for each of {tasks}, found {sorted(own)}")
-    combined: Row = {"last": None}
-    for split in ("metrics", "validation", *(["last"] if all(part.get("last") for part in parts) else [])):
-        values = {k: v for task in tasks for k, v in own[task][split].items() if k.startswith(f"{task}/")}
-        scores = [values[f"{task}/score"] for task in tasks]
-        combined[split] = values | {"score": None if None in scores else sum(scores) / len(scores)}
+
+    def combined(values: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+        each = {k: v for task in tasks for k, v in (values[task] or {}).items() if k.startswith(f"{task}/")}
+        scores = [each[f"{task}/score"] for task in tasks]
+        return each | {"score": None if None in scores else sum(scores) / len(scores)}
+
+    last = {task: part.get("last") for task, part in own.items()}
     bad = [part for part in parts if part["status"] != "ok"]
-    return row | combined | {
+    return row | {
+        "config": _whole(row["config"]),
         "key": key({"stl": [part["key"] for part in parts]}, row["fingerprint"]),
         "keys": [part["key"] for part in parts],
         "status": bad[0]["status"] if bad else "ok",
         "failure": bad[0].get("failure") if bad else None,
+        "metrics": combined({task: part["metrics"] for task, part in own.items()}),
+        "validation": combined({task: part["validation"] for task, part in own.items()}),
+        "last": combined(last) if all(last.values()) else None,
         "best_epoch": [own[task]["best_epoch"] for task in tasks],
         "wall_s": sum(part["wall_s"] for part in parts),
     }  # fmt: skip
@@ -120,8 +123,7 @@ def published(
     """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
     wanted = {}
     for place, (label, method, point) in enumerate(entries):
-        own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
-        hyper = canonical({k: v for k, v in point.items() if k not in BUDGET_KEYS})
+        own, hyper = split(point, budget)
         wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
     found = []
     for row in ledger(name).published():
@@ -129,5 +131,5 @@ def published(
         hyper = {k: v for k, v in config["hyper"].items() if (config["method"], k) != ("stl", "task")}
         hit = wanted.get(key({"method": config["method"], "hyper": hyper, "budget": config["budget"]}, ""))
         if hit and config["scale"] == scale and options.items() <= config["options"].items():
-            found.append((config["seed"], hit, config["model"], {**row, "label": hit[1]}))
+            found.append((config["seed"], hit, config["model"], row | {"label": hit[1]}))
     return [row for *_, row in sorted(found, key=lambda one: one[:3])]

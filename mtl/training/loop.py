@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import NonFiniteError, NonPositiveError, RunError
+from mtl.files import plain
 from mtl.gradients import Step, backward
-from mtl.ledger import plain
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.training.trace import Failure, Trace, finite

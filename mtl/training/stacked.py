@@ -1,6 +1,6 @@
 """Seeds side by side: one method for all of them, and one step on stacked parameters under vmap."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +13,8 @@ from mtl.gradients.tasks import product
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.solvers import Certificate
+from mtl.training.fit import parts
 from mtl.training.loop import WINDOW, Loop
-
-
-def parts(chosen: Method) -> Iterator[Method]:
-    """A method, and those that it is built on."""
-    yield chosen
-    for inner in vars(chosen).values():
-        if isinstance(inner, Method):
-            yield from parts(inner)
 
 
 class Methods:

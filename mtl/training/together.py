@@ -1,4 +1,4 @@
-"""Several seeds of one method and model trained together, with the rows that `fit` gives one by one."""
+"""Several seeds of one method and model trained together, with the runs that `fit` gives one by one."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from mtl.errors import RunError
 from mtl.methods import method
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
-from mtl.training.fit import Run, describe, finished
+from mtl.training.fit import Run, finished
 from mtl.training.loop import Budget, Loop
 from mtl.training.stacked import Group, Methods
 from mtl.training.trace import Failure, direction, finite
@@ -49,31 +49,28 @@ def fit_seeds(
     budget: Budget,
     device: torch.device | str = "cpu",
     select: str = "score",
-    config: Mapping[str, Any] | None = None,
     done: Callable[[Run], None] | None = None,
 ) -> list[Run]:
     """Train `seeds` of one method and model side by side: `fit` for each, to rounding, in about the time of one.
 
     Parameters are stacked, (S, ...); batches, their order, weights, early stopping and failures are each seed's own.
-    A seed that stops or fails leaves the stack, and `done` hears of it at once. Rows have the keys that `fit` gives;
-    `together` in them names the seeds, and `wall_s` is the run's share of the time. There is no checkpoint: a group
-    that is interrupted starts again with the seeds whose rows are not there. A value that is not finite is found at
-    the end of its epoch. The global generators are as they were when this returns.
+    A seed that stops or fails leaves the stack, and `done` hears of it at once; `wall_s` is the run's share of the
+    time. There is no checkpoint. A value that is not finite is found at the end of its epoch. The global generators
+    are as they were when this returns.
 
     Raises ValueError for a method or model that `refusal` names, for seeds that are not distinct, and for a problem
     that draws from the global generator: seeds would share its draws.
 
     >>> from mtl.problems import problem
     >>> runs = fit_seeds(problem("digits"), "mgda", {}, model="mlp", seeds=[0, 1], budget=Budget(1, 256))
-    >>> [(run.row["config"]["seed"], run.row["together"]) for run in runs]
-    [(0, [0, 1]), (1, [0, 1])]
+    >>> [(run.seed, run.status, len(run.history)) for run in runs]
+    [(0, 'ok', 1), (1, 'ok', 1)]
     """
     device, seeds = torch.device(device), list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: must be distinct, and one at least, found {seeds}")
     sign = direction(problem, select)
     own = [fresh(name, len(problem.tasks), seed, hyper) for seed in seeds]
-    settings = describe(problem, own[0], model, budget, select, device) | dict(config or {})
     runs: dict[int, Run] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         loops = []
@@ -93,9 +90,7 @@ def fit_seeds(
                 loop.wall += taken
             over = [(loop, test, failure) for loop, test, failure in ended if test is not None or failure]
             for loop, test, failure in over:
-                run = finished(loop, settings | {"seed": loop.seed}, test or {}, failure, loop.wall)
-                run.row["together"] = seeds
-                runs[loop.seed] = run
+                runs[loop.seed] = run = finished(loop, test or {}, failure, loop.wall, __name__)
                 if done is not None:
                     done(run)
             gone = [loop for loop, _, _ in over]

@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtl import sources
 from mtl.errors import NonFiniteError, RunError
 from mtl.gradients import Step, backward
-from mtl.ledger import key
 from mtl.methods import METHODS, method
 from mtl.methods.base import Method
+from mtl.methods.custom import rule
 from mtl.models.base import Branched, seeded
 from mtl.problems import problem as build
 from mtl.problems.base import Metric, Problem
@@ -135,26 +136,22 @@ def small(problem: Problem | None = None, method: Method | None = None, **option
 
 
 def numbers(run: training.Run) -> dict[str, object]:
-    """What must be the same: all of the row but time, and every parameter, bit for bit."""
-    row = {name: value for name, value in run.row.items() if name not in ("wall_s", "provenance")}
-    return row | {"state": {k: v.tolist() for k, v in run.model.state_dict().items()}, "w": run.weights.tolist()}
+    """What must be the same: all of the run but time, and every parameter, bit for bit."""
+    plain = {name: value for name, value in vars(run).items() if name not in ("wall_s", "weights", "steps", "model")}
+    return plain | {
+        "trace": run.trace,
+        "state": {k: v.tolist() for k, v in run.model.state_dict().items()},
+        "w": run.weights.tolist(),
+    }
 
 
-def test_row_says_everything() -> None:
-    run = small(config={"method": "drift", "hyper": {"alpha": 2.0}})
-    row = json.loads(json.dumps(run.row, allow_nan=False))
-    assert row["key"] == key(row["config"], "f00d") and row["fingerprint"] == "f00d"
-    assert row["config"] == {
-        "problem": "lines", "scale": "smoke", "method": "drift", "hyper": {"alpha": 2}, "model": "small", "seed": 1,
-        "budget": {"epochs": 4, "batch_size": 16, "lr": 0.02, "weight_decay": 1e-4, "patience": None},
-        "select": "score", "device": "cpu",
-    }  # fmt: skip
-    assert (row["status"], row["failure"], row["epochs"], row["steps"]) == ("ok", None, 4, 20)
-    assert set(row["metrics"]) == {"a/mse", "a/score", "b/mse", "b/score", "score"}
-    assert row["synthetic"] is True and row["source"] == "two lines" and row["provenance"]["versions"]["torch"]
-    assert row["wall_s"] > 0
-    assert [line["epoch"] for line in run.history] == [0, 1, 2, 3] == [line["epoch"] for line in row["history"]]
-    assert row["validation"] == run.history[row["best_epoch"]]["validation"]
+def test_run_says_everything() -> None:
+    run = small()
+    assert (run.seed, run.status, run.failure, len(run.history), run.n_steps) == (1, "ok", None, 4, 20)
+    assert set(run.metrics) == {"a/mse", "a/score", "b/mse", "b/score", "score"}
+    assert run.wall_s > 0 and run.modules == ["mtl.methods.base", "mtl.problems.base", "mtl.training.fit"]
+    assert [line["epoch"] for line in run.history] == [0, 1, 2, 3]
+    assert run.validation == run.history[run.best_epoch]["validation"]
     assert run.weights.shape == (20, 2) and run.steps.tolist() == list(range(20))
     assert run.history[1]["weights"] == pytest.approx(run.weights[5:10].mean(0).tolist())
 
@@ -207,7 +204,7 @@ def test_after_step_hears_the_losses_of_the_moved_model() -> None:
 
 def test_weights_over_time_are_thinned() -> None:
     run = small(budget=Budget(epochs=100, batch_size=16))  # 500 steps
-    assert run.steps.tolist() == list(range(0, 500, 3)) and len(run.row["trace"]) == len(run.steps) == len(run.weights)
+    assert run.steps.tolist() == list(range(0, 500, 3)) and len(run.trace) == len(run.steps) == len(run.weights)
 
 
 def test_same_seed_same_bits_whatever_ran_before() -> None:
@@ -230,22 +227,22 @@ def test_best_validation_state_is_tested_once_at_the_end() -> None:
     run = small(problem, budget=Budget(epochs=50, batch_size=16, lr=0.3))
     assert problem.read == ["validation"] * 50 + ["test"]
     scores = [line["validation"]["score"] for line in run.history]
-    assert run.row["best_epoch"] == scores.index(max(scores)) < 49
-    assert run.row["metrics"] == problem.evaluate(run.model, "test")
-    assert run.row["validation"]["score"] == problem.evaluate(run.model, "validation")["score"] == max(scores)
+    assert run.best_epoch == scores.index(max(scores)) < 49
+    assert run.metrics == problem.evaluate(run.model, "test")
+    assert run.validation["score"] == problem.evaluate(run.model, "validation")["score"] == max(scores)
 
 
 def test_early_stopping_waits_for_patience() -> None:
     run = small(budget=Budget(epochs=200, batch_size=16, lr=0.3, patience=3))
-    assert run.row["epochs"] < 200 and run.row["epochs"] == run.row["best_epoch"] + 4
+    assert len(run.history) < 200 and len(run.history) == run.best_epoch + 4
 
 
 def test_select_looks_at_the_metric_named() -> None:
     budget = Budget(epochs=12, batch_size=16, lr=0.3)
     by_score, by_mse = small(select="b/score", budget=budget), small(select="b/mse", budget=budget)
-    assert by_score.row["best_epoch"] == by_mse.row["best_epoch"]  # lower mse is the better one
+    assert by_score.best_epoch == by_mse.best_epoch  # lower mse is the better one
     values = [line["validation"]["b/mse"] for line in by_mse.history]
-    assert by_mse.row["best_epoch"] == values.index(min(values))
+    assert by_mse.best_epoch == values.index(min(values))
     with pytest.raises(ValueError, match=r"select: must be one of \['a/mse', 'a/score', .*'score'\], found 'auc'"):
         small(select="auc")
 
@@ -268,15 +265,13 @@ def unchecked(losses: tuple[Tensor, ...]) -> Step:
 def test_nan_loss_stops_the_run_and_says_where(monkeypatch, check: str, at: int) -> None:
     monkeypatch.setattr(loop, "backward", CHECKS[check])
     problem = Lines(break_at=at)
-    row = small(problem, Equal(2)).row
-    assert row["status"] == "non-finite"
-    assert (row["failure"]["epoch"], row["failure"]["step"], row["failure"]["task"]) == (at // 5, at % 5, "b")
-    assert re.search(
-        "losses: must be finite, found nan for task 1|the loss of task 'b' is not", row["failure"]["message"]
-    )
-    assert set(row["metrics"].values()) == {None} and "test" not in problem.read
-    assert row["epochs"] == at // 5
-    json.dumps(row, allow_nan=False)
+    run = small(problem, Equal(2))
+    assert run.status == "non-finite"
+    assert (run.failure["epoch"], run.failure["step"], run.failure["task"]) == (at // 5, at % 5, "b")
+    assert re.search("losses: must be finite, found nan for task 1|the loss of task 'b' is not", run.failure["message"])
+    assert set(run.metrics.values()) == {None} and "test" not in problem.read
+    assert len(run.history) == at // 5
+    json.dumps(run.history, allow_nan=False)
 
 
 @pytest.mark.parametrize("check", list(CHECKS)[:2])
@@ -285,7 +280,7 @@ def test_nan_gradient_of_a_finite_loss_stops_the_run(monkeypatch, check: str, na
     monkeypatch.setattr(loop, "backward", CHECKS[check])
     problem = Lines(break_at=8)
     problem.broken = lambda loss: loss + (0 * loss).sqrt()
-    failure = small(problem, method(name, 2)).row["failure"]
+    failure = small(problem, method(name, 2)).failure
     assert failure["epoch"] == 1
     if name == "mgda":
         assert (failure["step"], failure["task"]) == (3, "b") and "squared gradient norm" in failure["message"]
@@ -298,9 +293,9 @@ def test_gradient_that_is_not_finite_stops_the_run(monkeypatch) -> None:
         raise NonFiniteError("squared gradient norms: must be finite, found inf for task 0")
 
     monkeypatch.setattr(loop, "backward", fails)
-    row = small().row
-    assert row["status"] == "non-finite" and row["failure"]["task"] == "a"
-    assert row["failure"]["message"] == "squared gradient norms: must be finite, found inf for task 0"
+    run = small()
+    assert run.status == "non-finite" and run.failure["task"] == "a"
+    assert run.failure["message"] == "squared gradient norms: must be finite, found inf for task 0"
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -311,10 +306,10 @@ def test_metric_that_is_not_finite_stops_the_run(monkeypatch, split: str) -> Non
         return whole(self, model, part, device) | ({"b/mse": math.nan} if part == split else {})
 
     monkeypatch.setattr(Lines, "evaluate", hole)
-    row = small().row
-    assert row["status"] == "non-finite" and row["failure"]["task"] == "b" and row["failure"]["step"] is None
-    assert row["failure"]["message"].startswith(f"{split} metric b/mse is nan after epoch")
-    assert set(row["metrics"].values()) == {None}
+    run = small()
+    assert run.status == "non-finite" and run.failure["task"] == "b" and run.failure["step"] is None
+    assert run.failure["message"].startswith(f"{split} metric b/mse is nan after epoch")
+    assert set(run.metrics.values()) == {None}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -380,7 +375,7 @@ def test_checkpoint_of_another_run_damaged_or_older(tmp_path: Path, monkeypatch)
     small(checkpoint=path, checkpoint_every=0)
     with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run [0-9a-f]{16}, not to [0-9a-f]{16}"):
         small(seed=2, checkpoint=path)
-    monkeypatch.setattr(training, "sources", lambda: "older")
+    monkeypatch.setattr(training.sources, "digest", lambda _: "older")
     problem = Lines()
     with pytest.warns(UserWarning, match=r"checkpoint c.pt: made by older sources; the run starts afresh"):
         small(problem, checkpoint=path)
@@ -388,6 +383,47 @@ def test_checkpoint_of_another_run_damaged_or_older(tmp_path: Path, monkeypatch)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"checkpoint c.pt: cannot be read \(\w+\); remove it to start afresh"):
         small(checkpoint=path)
+
+
+OTHERS = {
+    "hyperparameter": {"method": lambda: method("fairgrad", 2, alpha=5.0)},
+    "method": {"method": lambda: method("nash", 2)},
+    "base": {"method": lambda: method("fair-loss", 2, base="mgda")},
+    "budget": {"budget": Budget(epochs=4, batch_size=16, lr=0.03)},
+    "select": {"select": "a/score"},
+    "options": {"options": {"factor": 2}},
+    "data": {"fingerprint": "beef"},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_checkpoint_belongs_to_all_that_decides_the_run(tmp_path: Path, change: str) -> None:
+    """fairgrad with alpha = 1 and alpha = 5 once shared one."""
+    path, other = tmp_path / "c.pt", dict(OTHERS[change])
+    made = (lambda: method("fair-loss", 2)) if change == "base" else (lambda: method("fairgrad", 2, alpha=1.0))
+    small(method=made(), checkpoint=path, checkpoint_every=0)
+    small(method=made(), checkpoint=path)
+    problem = Lines()
+    for name in {"options", "fingerprint"} & set(other):
+        setattr(problem, name, other.pop(name))
+    with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run"):
+        small(problem, other.pop("method", made)(), checkpoint=path, **other)
+
+
+def test_two_rules_do_not_share_a_checkpoint(tmp_path: Path) -> None:
+    names = [rule("mine", lambda losses, K: 1 + 0 * losses), rule("mine", lambda losses, K: 2 + 0 * losses)]
+    try:
+        small(method=method(names[0], 2), checkpoint=tmp_path / "c.pt", checkpoint_every=0)
+        with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run"):
+            small(method=method(names[1], 2), checkpoint=tmp_path / "c.pt")
+    finally:
+        for name in names:
+            METHODS.pop(name)
+
+
+def test_training_knows_no_ledger() -> None:
+    found = sources.closure(["mtl.training.fit", "mtl.training.together"])
+    assert not [name for name in found if name.startswith(("mtl.ledger", "mtl.runs", "mtl.report", "mtl.experiments"))]
 
 
 def test_no_checkpoint_before_its_time(tmp_path: Path) -> None:
@@ -423,15 +459,15 @@ def test_runs_on_a_gpu(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         on_gpu, on_cpu = small(method=Equal(2), device="cuda"), small(method=Equal(2))
-    assert on_gpu.row["config"]["device"] == "cuda" and on_gpu.row["provenance"]["hardware"]["gpu"]
-    assert on_gpu.row["status"] == "ok" and on_gpu.row["epochs"] == on_cpu.row["epochs"]
+    assert next(on_gpu.model.parameters()).is_cuda
+    assert on_gpu.status == "ok" and len(on_gpu.history) == len(on_cpu.history)
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
         small(Lines(stop_at=12), Equal(2), device="cuda", checkpoint=path, checkpoint_every=0)
     problem = Lines()
     again = small(problem, Equal(2), device="cuda", checkpoint=path)
     assert problem.calls == 8
-    assert again.row["metrics"]["score"] == pytest.approx(on_gpu.row["metrics"]["score"], rel=1e-3)
+    assert again.metrics["score"] == pytest.approx(on_gpu.metrics["score"], rel=1e-3)
 
 
 def test_a_method_at_the_level_of_the_optimiser_steps_by_itself() -> None:
@@ -452,13 +488,9 @@ def test_a_loss_that_has_no_logarithm_ends_the_run_with_a_row() -> None:
             first, second = super().task_losses(outputs, targets)
             return first, second - 100
 
-    row = small(Signed(), method("si", n_tasks=2)).row
-    assert row["status"] == "non-positive" and set(row["metrics"].values()) == {None}
-    assert (
-        row["failure"]["task"] == "b"
-        and row["failure"]["step"] == 0
-        and "must be positive" in row["failure"]["message"]
-    )
+    run = small(Signed(), method("si", n_tasks=2))
+    assert run.status == "non-positive" and set(run.metrics.values()) == {None}
+    assert run.failure["task"] == "b" and run.failure["step"] == 0 and "must be positive" in run.failure["message"]
 
 
 def test_learning_rate_is_halved_once_also_after_a_resume():
@@ -483,11 +515,9 @@ def test_last_epochs_are_averaged_on_test_and_choose_nothing():
     run = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01, last=2))
     shown = [line["test"]["score"] for line in run.history if "test" in line]
     assert len(shown) == 2
-    assert run.row["last"]["score"] == pytest.approx(sum(shown) / 2)
-    alone = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01)).row
-    assert alone["metrics"] == run.row["metrics"]
-    assert alone["last"] is None
-    assert set(alone["config"]["budget"]) == {"epochs", "batch_size", "lr", "weight_decay", "patience"}
+    assert run.last["score"] == pytest.approx(sum(shown) / 2)
+    alone = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01))
+    assert alone.metrics == run.metrics and alone.last is None
 
 
 @pytest.mark.parametrize("wrong", [{"last": 3}, {"last": 1, "patience": 1}, {"halve_at": 0}])

@@ -84,9 +84,15 @@ def alone(data: Problem, name: str, hyper: dict[str, Any], seeds: list[int], bud
     ]
 
 
+def told(run: Run) -> dict[str, Any]:
+    """All that becomes a row."""
+    kept = {name: value for name, value in vars(run).items() if name not in ("weights", "steps", "model", "modules")}
+    return kept | {"trace": run.trace}
+
+
 def assert_close(one: Any, other: Any, tolerance: float, at: str = "row") -> None:
     """Rows agree in everything but times; numbers to `tolerance`, those below it in certificates alike."""
-    if at.endswith(("wall_s", "provenance", "message", "unconverged", "steps")) and at.count(".") == 1:
+    if at.endswith(("wall_s", "message", "unconverged", "n_steps")) and at.count(".") == 1:
         return
     if isinstance(one, dict):
         assert set(one) == set(other), at
@@ -107,9 +113,8 @@ def test_each_seed_ends_as_it_does_alone(name: str, hyper: dict[str, Any]) -> No
     data = Curves()
     together = fit_seeds(data, name, hyper, model="small", seeds=SEEDS, budget=BUDGET)
     for run, lone in zip(together, alone(data, name, hyper, SEEDS, BUDGET, "small"), strict=True):
-        row = dict(run.row)
-        assert row.pop("together") == SEEDS and row["status"] == "ok"
-        assert_close(row, lone.row, 1e-6)  # rows keep six digits of the weights
+        assert run.status == "ok" and "mtl.training.together" in run.modules
+        assert_close(told(run), told(lone), 1e-6)  # the trace keeps six digits of the weights
         assert run.weights == pytest.approx(lone.weights, rel=1e-7, abs=1e-9)
         for p, q in zip(run.model.parameters(), lone.model.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
@@ -119,10 +124,10 @@ def test_seeds_stop_each_at_its_own_time() -> None:
     """The cases above would not see a seed that goes on too long, or stops the others, if all stopped at once."""
     ended = []
     runs = fit_seeds(Curves(), "uw", {}, model="small", seeds=SEEDS, budget=BUDGET, done=ended.append)
-    epochs = [run.row["epochs"] for run in runs]
+    epochs = [len(run.history) for run in runs]
     assert len(set(epochs)) == 3 and min(epochs) >= 3
-    assert [run.row["epochs"] for run in ended] == sorted(epochs)
-    assert [run.row["config"]["seed"] for run in runs] == SEEDS
+    assert [len(run.history) for run in ended] == sorted(epochs)
+    assert [run.seed for run in runs] == SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +142,7 @@ def test_recommendation_models_in_single_precision(model: str, name: str, clicks
     data, budget = clicks, Budget(1, 1024)
     lone = alone(data, name, {}, [0, 1], budget, model)
     for run, one in zip(fit_seeds(data, name, {}, model=model, seeds=[0, 1], budget=budget), lone, strict=True):
-        assert run.row["key"] == one.row["key"]
-        assert run.row["metrics"] == pytest.approx(one.row["metrics"], abs=1e-4)
+        assert run.metrics == pytest.approx(one.metrics, abs=1e-4)
         assert run.weights == pytest.approx(one.weights, rel=1e-4)
 
 
@@ -146,7 +150,7 @@ def test_the_perceptron_of_the_digits() -> None:
     data, budget = problem("digits", "smoke", tasks=3), Budget(2, 256)
     lone = alone(data, "nash", {}, [0, 1], budget, "mlp")
     for run, one in zip(fit_seeds(data, "nash", {}, model="mlp", seeds=[0, 1], budget=budget), lone, strict=True):
-        assert run.row["metrics"] == pytest.approx(one.row["metrics"], abs=1e-4)
+        assert run.metrics == pytest.approx(one.metrics, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ls", "uw", "famo", "pcgrad", "fairgrad", "aligned", "emtl"])
@@ -154,14 +158,14 @@ def test_a_seed_that_breaks_has_its_own_failed_row(name: str) -> None:
     data = Curves(broken=(0,))
     together = fit_seeds(data, name, {}, model="small", seeds=SEEDS, budget=BUDGET)
     lone = alone(data, name, {}, SEEDS, BUDGET, "small")
-    assert [run.row["status"] for run in together] == ["ok", "non-finite", "ok"]
+    assert [run.status for run in together] == ["ok", "non-finite", "ok"]
     for run, one in zip(together, lone, strict=True):
-        row = {k: v for k, v in run.row.items() if k != "together"}
-        if row["failure"]:
-            places = [{k: v for k, v in r["failure"].items() if k != "message"} for r in (row, one.row)]
+        row = told(run)
+        if run.failure:
+            places = [{k: v for k, v in r.failure.items() if k != "message"} for r in (run, one)]
             assert places[0] == places[1] == {"epoch": 0, "step": 0, "task": "b"}
-            row["failure"] = one.row["failure"]
-        assert_close(row, one.row, 1e-6)
+            row["failure"] = one.failure
+        assert_close(row, told(one), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["uw", "nash"])
@@ -177,17 +181,17 @@ def test_no_method_is_asked_about_a_broken_seed(name: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(Methods, "weights", finite)
     runs = fit_seeds(Curves(broken=(0,)), name, {}, model="small", seeds=SEEDS, budget=Budget(2, 16, lr=0.05))
-    assert [run.row["status"] for run in runs] == ["ok", "non-finite", "ok"] and asked == 10
+    assert [run.status for run in runs] == ["ok", "non-finite", "ok"] and asked == 10
 
 
 def test_a_loss_without_logarithm_fails_its_own_seed() -> None:
     data = Curves(shift={4: 0.2})  # the second loss falls below zero once it is learned
     together = fit_seeds(data, "si", {}, model="small", seeds=SEEDS, budget=Budget(30, 16, lr=0.05))
     lone = alone(data, "si", {}, SEEDS, Budget(30, 16, lr=0.05), "small")
-    assert [run.row["status"] for run in together] == ["ok", "ok", "non-positive"]
-    failure = together[2].row["failure"]
+    assert [run.status for run in together] == ["ok", "ok", "non-positive"]
+    failure = together[2].failure
     assert failure["epoch"] > 0 and failure["task"] == "b" and "must be positive, found -" in failure["message"]
-    assert failure == lone[2].row["failure"]
+    assert failure == lone[2].failure
 
 
 def test_a_halved_rate_and_the_mean_of_the_last_epochs() -> None:
@@ -195,23 +199,23 @@ def test_a_halved_rate_and_the_mean_of_the_last_epochs() -> None:
     plain = fit_seeds(data, "mgda", {}, model="small", seeds=[0, 1], budget=Budget(6, 16, lr=0.05))
     runs = fit_seeds(data, "mgda", {}, model="small", seeds=[0, 1], budget=budget)
     for run, one in zip(runs, alone(data, "mgda", {}, [0, 1], budget, "small"), strict=True):
-        assert run.row["last"] == pytest.approx(one.row["last"], rel=1e-7)
-        assert_close(run.row["history"], one.row["history"], 1e-6)
-    assert runs[0].row["history"][5]["losses"] != pytest.approx(plain[0].row["history"][5]["losses"], rel=1e-6)
+        assert run.last == pytest.approx(one.last, rel=1e-7)
+        assert_close(run.history, one.history, 1e-6)
+    assert runs[0].history[5]["losses"] != pytest.approx(plain[0].history[5]["losses"], rel=1e-6)
 
 
 def test_wall_times_are_shares_of_the_whole() -> None:
     start = time.perf_counter()
     runs = fit_seeds(Curves(), "ls", {}, model="small", seeds=SEEDS, budget=BUDGET)
-    assert 0 < sum(run.row["wall_s"] for run in runs) <= time.perf_counter() - start + 0.01
+    assert 0 < sum(run.wall_s for run in runs) <= time.perf_counter() - start + 0.01
 
 
 def test_more_steps_than_wait_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit_seeds(Curves(), "cagrad", {}, model="small", seeds=[0, 1], budget=Budget(2, 16))
     monkeypatch.setattr("mtl.training.stacked.WINDOW", 2)
     pieces = fit_seeds(Curves(), "cagrad", {}, model="small", seeds=[0, 1], budget=Budget(2, 16))
-    assert [run.row["history"] for run in whole] == [run.row["history"] for run in pieces]
-    assert [run.row["trace"] for run in whole] == [run.row["trace"] for run in pieces]
+    assert [run.history for run in whole] == [run.history for run in pieces]
+    assert [run.trace for run in whole] == [run.trace for run in pieces]
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=[f"{name} {hyper}" for name, hyper in CASES])
@@ -282,12 +286,6 @@ def test_a_problem_that_draws_and_seeds_that_repeat_are_refused(monkeypatch: pyt
     with pytest.raises(ValueError, match=r"must not draw from the global generator .*, found that curves does"):
         fit_seeds(Curves(), "ls", {}, model="small", seeds=[0, 1], budget=BUDGET)
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_rows_are_keyed_by_the_same_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "key", lambda config, data: f"{config['seed']} {config['method']} {data}")
-    runs = fit_seeds(Curves(), "ls", {}, model="small", seeds=[7, 8], budget=Budget(1, 64), config={"method": "mine"})
-    assert [run.row["key"] for run in runs] == ["7 mine f00d", "8 mine f00d"]
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

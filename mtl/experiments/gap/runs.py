@@ -184,7 +184,7 @@ def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str 
                 "status": "ok" if metrics["finite"] else "non-finite",
                 "metrics": metrics,
                 "wall_s": round(time.perf_counter() - start, 2),
-                "provenance": provenance(device),
+                "provenance": provenance(device, [__name__]),
                 "source": data.source,
                 "embedded_default": False,
                 "synthetic": False,
