@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtl.report.captions import VERDICTS, Table, Verdict, caption, manifest, show, tex, verdict
-    from mtl.report.save import save, save_figure, save_table
+    from mtl.report.saving import save, save_figure, save_table
     from mtl.report.tables import frame, results_table
 
 __all__ = [
@@ -28,7 +28,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """From the first of its files that has it, so that `mtl claims` waits for no torch and no matplotlib."""
-        for room in ("captions", "save", "tables") if name in __all__ else ():
+        for room in ("captions", "saving", "tables") if name in __all__ else ():
             if hasattr(module := import_module(f"mtl.report.{room}"), name):
                 return getattr(module, name)
         raise AttributeError(f"module 'mtl.report' has no {name!r}")

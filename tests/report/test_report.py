@@ -280,3 +280,12 @@ def test_a_file_is_written_again_only_where_its_substance_changed(
     assert {path.suffix for path in first if again[path][1] == first[path][1]} == {".tex"}, "but for the figure's place"
     (folder / "figures" / "f.png").unlink()
     assert make(2.0, 3.0).keys() == first.keys()
+
+
+def test_no_file_hides_a_function_of_the_same_name() -> None:
+    """`mtl.report` finds its names when asked: a file imported before must not stand in their place."""
+    import importlib
+
+    for name in report.__all__:
+        with pytest.raises(ImportError):
+            importlib.import_module(f"mtl.report.{name}")
