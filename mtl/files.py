@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -57,7 +54,7 @@ def canonical(value: Any, name: str = "config") -> Any:
     >>> canonical({"alpha": 2.0, "seeds": (0, 1)})
     {'alpha': 2, 'seeds': [0, 1]}
     """
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(k): canonical(v, f"{name}.{k}") for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
@@ -75,10 +72,11 @@ def canonical(value: Any, name: str = "config") -> Any:
 def plain(value: Any) -> Any:
     """What is written in a row: arrays become lists, NaN and infinity become None (null).
 
+    >>> import torch
     >>> plain({"auc": float("nan"), "weights": torch.tensor([0.25, 0.75])})
     {'auc': None, 'weights': [0.25, 0.75]}
     """
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
