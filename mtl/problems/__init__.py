@@ -1,5 +1,6 @@
 """Problems: one file per benchmark; `problem(name, scale, ...)` builds one from the data found."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "MissingDataError",
     "Problem",
     "problem",
+    "registered",
 ]
 
 
@@ -72,3 +74,13 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
         kept = {key: value for key, value in {"tasks": 2, **options}.items() if key in stand_in.option_names()}
         built = stand_in(scale, stands_in_for=name, **kept)
     return built
+
+
+def registered(name: str, options: Mapping[str, Any]) -> str:
+    """The key in PROBLEMS of a problem that calls itself `name`: the first with these options.
+
+    >>> registered("census", {"tasks": 3}), registered("census", {"factor": 0.1})
+    ('census', 'census_scaled')
+    """
+    kinds = [key for key, kind in PROBLEMS.items() if kind.name == name and set(options) <= kind.option_names()]
+    return kinds[0] if kinds else name

@@ -14,7 +14,7 @@ from mtl.errors import RunError
 from mtl.files import root
 from mtl.ledger import Ledger, Row, canonical, key, plain, provenance
 from mtl.models.base import MultiTaskModel
-from mtl.problems import Problem, problem
+from mtl.problems import Problem, problem, registered
 from mtl.training.fit import Budget, Run, fit
 from mtl.training.together import fresh
 
@@ -64,7 +64,7 @@ class Cell:
             **own,
             budget=Budget(**config["budget"]),
             fingerprint=row["fingerprint"],
-            wanted=wanted or config["problem"],
+            wanted=wanted or registered(config["problem"], config["options"]),
             fallback=config["problem"] if wanted else None,
             stands_in=wanted is not None,
         )
