@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,14 +86,38 @@ def run(
     parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value, an option of the experiment")] = None,
 ) -> None:
     """Make the missing rows of an experiment; exit code 0: all are there, 1: runs failed, 3: a deadline left some."""
-    from mtl.cli.run import run as go
-
+    events: Counter[str] = Counter()
     with one_sentence():
-        how: dict[str, Any] = {"jobs": jobs, "device": device, "deadline": deadline, "together": together}
         options = arguments.pairs(parameter or ())
-        labels = arguments.names(methods)
-        code = go(experiment, scale, options, seeds, labels, ledger=ledger, rerun_stale=not keep_stale, **how)
-    raise typer.Exit(code)
+        how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": arguments.names(methods) or None}
+        how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
+        how |= {"jobs": jobs, "together": together, "rerun_stale": not keep_stale}
+        if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
+            raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
+        from mtl.experiments.registry import EXPERIMENTS
+        from mtl.runs.engines import plain_progress
+
+        if experiment not in EXPERIMENTS:
+            hint = arguments.nearest(experiment, EXPERIMENTS)
+            raise ValueError(f"experiment: one of {', '.join(EXPERIMENTS)}, found {experiment!r}{hint}")
+        if ledger:
+            os.environ["MTL_LEDGER"] = str(ledger.resolve())
+
+        def progress(event: Any) -> None:
+            events[event["event"]] += 1
+            plain_progress(event)
+
+        started = time.monotonic()
+        try:
+            rows = EXPERIMENTS[experiment].run(scale, **how, **options, progress=progress)
+        except RunError:
+            if not events["left"] or events["failed"]:
+                raise
+            rows = []  # what chooses between the rows that were left cannot do so yet
+        broken, seconds = sum(row["status"] != "ok" for row in rows), time.monotonic() - started
+        said = f"{len(rows)} rows, {broken} without a result, {events['left']} left by the deadline, {seconds:.0f} s"
+        typer.echo(said, err=True)
+    raise typer.Exit(3 if events["left"] else 0)
 
 
 @data.command("list")
@@ -116,8 +141,8 @@ def data_where() -> None:
 
     with one_sentence():
         for row in status():
-            said = row["where"] if row["found"] else "not found in $MTL_DATA, data/raw or ../shared/data"
-            typer.echo(f"{row['name']}: {said}")
+            where = row["where"] if row["found"] else "not found in $MTL_DATA, data/raw or ../shared/data"
+            typer.echo(f"{row['name']}: {where}")
 
 
 @data.command("get")
@@ -131,11 +156,11 @@ def data_get(names: Annotated[list[str], typer.Argument(help="one or more names 
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"data get: one of {', '.join(known)}, found {unknown[0]!r}")
         for name in names:
-            here = known[name]["found"]
+            here, route = known[name]["found"], known[name]["route"]
             if not here:
-                typer.echo(f"{name}: fetching ({known[name]['route']})")
+                typer.echo(f"{name}: fetching ({route})")
             try:
-                path = get(name) if known[name]["route"] != "no download" else None  # what is there is verified too
+                path = get(name) if route != "no download" else None  # what is there is verified too
                 typer.echo(f"{name}: found, {known[name]['where']}" if here else f"{name}: now in {path}")
             except DataError as wrong:  # the others may still be had
                 failed = True
@@ -186,9 +211,8 @@ def row(
             table.add_row(name, repr(value), repr(now[name]))
         console().print(table)
         if now != found["metrics"]:
-            raise RunError(
-                f"{key}: the metrics differ; see provenance for the versions and sources of the ledger's row"
-            )
+            why = "see provenance for the versions and sources of the ledger's row"
+            raise RunError(f"{key}: the metrics differ; {why}")
 
 
 @app.command()

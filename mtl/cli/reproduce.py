@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from mtl.cli.arguments import cores
 from mtl.cli.plan import Job, executed, write_stamp
-from mtl.cli.summary import Outcome, read_manifest
+from mtl.cli.summary import Outcome
 from mtl.cli.worker import progress
 from mtl.errors import RunError
 from mtl.files import root
@@ -158,7 +158,9 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 
 def _finish(job: Job, code: int, seconds: float) -> Outcome:
     """Give a finished notebook its name and its stamp, a failed one another name."""
-    copy, answer, lines = job.file("ipynb"), job.file("answer"), read_manifest(job.file("manifest"))
+    copy, answer, told = job.file("ipynb"), job.file("answer"), job.file("manifest")
+    reported = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    lines = [json.loads(line) for line in dict.fromkeys(reported)]
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     error = answer.read_text(encoding="utf-8") if answer.is_file() else f"its process {ended} and left no result"
     if copy.is_file():
@@ -167,7 +169,7 @@ def _finish(job: Job, code: int, seconds: float) -> Outcome:
         copy.replace(job.copy.with_suffix(".failed.ipynb") if error else job.copy)
     if not error:
         error = write_stamp(job, lines, seconds)
-    for path in (answer, job.file("manifest")):
+    for path in (answer, told):
         path.unlink(missing_ok=True)
     error = error and f"{error} (log: figures/logs/{job.name}.log)"
     return Outcome(job.name, "FAILED" if error else "done", seconds, lines, error)

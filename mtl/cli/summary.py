@@ -1,10 +1,9 @@
 """What became of the notebooks of a run, on the terminal."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -28,12 +27,6 @@ class Outcome:
     def __str__(self) -> str:
         clock = f" in {clock_text(self.seconds)}" if self.status != "unchanged" and self.seconds else ""
         return f"{self.name}: {self.status}{clock}{self.error and f': {self.error}'}"
-
-
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """The lines that a notebook left, each once, in their order."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in dict.fromkeys(lines)]
 
 
 def clock_text(seconds: float) -> str:
@@ -60,21 +53,14 @@ def summary(outcomes: Sequence[Outcome], console: Console, wall: float) -> None:
         console.print("\nVerdicts", style="bold")
         for line in found:
             console.print(f"  {line['claim']}: {line['verdict']} ({line['evidence']})", **plain)
-    used: dict[str, set[str]] = {}
-    for line in lines:
-        if line["kind"] == "default":
-            used.setdefault(line["name"], set()).add(line["used_by"])
-    if used:
+    if used := sorted({(line["name"], line["used_by"]) for line in lines if line["kind"] == "default"}):
         console.print("\nEmbedded defaults used, because the data set itself was not found", style="bold")
-    for name, where in sorted(used.items()):
-        console.print(f"  {name} (in {', '.join(sorted(where))})", **plain)
+    for name, group in groupby(used, key=lambda pair: pair[0]):
+        console.print(f"  {name} (in {', '.join(where for _, where in group)})", **plain)
     for one in outcomes:
         if one.status == "FAILED":
             console.print(f"\n{one.name} FAILED in {one.error}", **plain)
     made = Counter(line["kind"] for line in lines)
-    console.print(
-        f"\n{sum(one.ok for one in outcomes)} of {len(outcomes)} notebooks, {made['figure']} figures, "
-        f"{made['table']} tables, {clock_text(wall)}. Figures: figures/, tables: paper/generated/.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    said = f"\n{sum(one.ok for one in outcomes)} of {len(outcomes)} notebooks, {made['figure']} figures, "
+    said += f"{made['table']} tables, {clock_text(wall)}. Figures: figures/, tables: paper/generated/."
+    console.print(said, highlight=False, soft_wrap=True)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from mtl.files import root
 from mtl.ledger import Row, ledger
 from mtl.problems import problem
-from mtl.report import Table, Verdict, frame, results_table, verdict
+from mtl.report import Table, Verdict, captioned, frame, results_table, verdict
+from mtl.report.claims import claims as written
 from mtl.report.stats import mean_ci, paired_permutation
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
@@ -20,11 +21,19 @@ from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
-Claim = tuple[str, tuple[Verdict, str], str]  # its id in paper/claims.yml, verdict and evidence, figure
 Options = Mapping[str, Any]
 RUNNER = frozenset(inspect.signature(run_grid).parameters)  # what is for `run_grid`, not for the experiment
 
 NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
+
+
+class Claim(NamedTuple):
+    """A sentence by its id in paper/claims.yml, what became of it and why, and the figure that shows it."""
+
+    name: str
+    verdict: Verdict
+    evidence: str
+    figure: str = ""  # by default that of paper/claims.yml
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Study:
         raise NotImplementedError(f"{self.experiment.name} has no figure of its own")
 
     def claims(self) -> list[Claim]:
-        """The papers' sentences about it, each with what became of it and the figure that shows it."""
+        """The papers' sentences about it."""
         return []
 
     def verdicts(self) -> Table:
@@ -283,9 +292,25 @@ def _at(value: Any, scale: str) -> Any:
     return value[scale] if isinstance(value, Mapping) else value
 
 
-def judged(claims: Iterable[Claim], scale: str | None = None) -> Table:
-    """Verdicts on claims; `scale` where the numbers are not of the notebook's own."""
-    return Table(pd.DataFrame([verdict(name, *found, figure, scale) for name, found, figure in claims]))
+def judged(claims: Iterable[Claim], scale: str | None = None, caption: str = "", **facts: Any) -> Table:
+    """Report each verdict; a line per claim, with its tests where paper/claims.yml names some.
+
+    `scale` is that of the numbers where it is not the notebook's own; caption and facts as in `report.captioned`.
+
+    >>> judged([Claim("emtl-player", "reproduced", "...")]).data["figure"].item()
+    '07_theory_player'
+    """
+    known = {claim["id"]: claim for claim in written()}
+    table = pd.DataFrame([verdict(*c[:3], c.figure or known[c.name]["figure"], scale) for c in claims])
+    tests = [", ".join(known[name].get("tests", ())).replace("_", " ") for name in table["claim"]]
+    if any(tests):
+        table = table.assign(test=tests)[["claim", "test", "verdict", "figure", "evidence"]]
+    return Table(captioned(table, caption, **facts))
+
+
+def graded(*holds: bool) -> Verdict:
+    """What becomes of a sentence of several parts."""
+    return "reproduced" if all(holds) else "conditional" if any(holds) else "not reproduced"
 
 
 class Gap(NamedTuple):

@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from mtl.experiments.base import Experiment, Study
-from mtl.report import Table, plots, style
+from mtl.report import Table, captioned, plots, style
 from mtl.report.stats import holm
 from mtl.training.fit import Budget
 
@@ -19,21 +19,19 @@ class CensusStudy(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        table = self._results(primary="score")
-        table.attrs["caption"] = (
+        return captioned(
+            super().table,
             "Census-Income, MMoE: test AUC per task and mean AUC (score), mean ± 95 % interval over seeds; "
-            "no hyperparameter was tuned"
+            "no hyperparameter was tuned",
         )
-        return table
 
     def figure(self) -> Figure:
         """An axis per task and one for their mean: each method's mean and interval."""
         fig, axes = style.subplots(1, len(self.metrics), height=2.6)
         names = {row["label"]: row["config"]["method"] for row in self.rows}
         heads = {m: m.replace("/auc", "\ntest AUC").replace("score", "mean of tasks\ntest AUC") for m in self.metrics}
-        plots.intervals(axes[0], self.raw, heads, reference=names.__getitem__)
-        fig.set_label("Test AUC by method: mean and 95 % interval over seeds")
-        return fig
+        plots.intervals(axes[0], self.raw, heads, names.__getitem__)
+        return captioned(fig, "Test AUC by method: mean and 95 % interval over seeds")
 
     def pairs(self) -> Figure:
         """Each seed's mean AUC minus that of equal weights on the same seed: the pairs that the tests are made of."""
@@ -44,19 +42,15 @@ class CensusStudy(Study):
         sns.stripplot(table, x="gain", y="label", hue="label", palette=looks, jitter=False, size=4, ax=axes[0, 0])
         axes[0, 0].axvline(0, color="0.3", lw=0.8)
         axes[0, 0].set_xscale("symlog", linthresh=1e-3)
-        axes[0, 0].set(
-            xlabel="mean test AUC minus LS on the same seed (linear within .001, then logarithmic)", ylabel=""
-        )
-        fig.set_label("Each method's mean test AUC of the tasks minus that of equal weights, one dot per seed")
-        return fig
+        axes[0, 0].set_xlabel("mean test AUC minus LS on the same seed (linear within .001, then logarithmic)")
+        axes[0, 0].set_ylabel("")
+        return captioned(fig, "Each method's mean test AUC of the tasks minus that of equal weights, one dot per seed")
 
     def residuals(self) -> Table:
         """The worst residual of any step of any seed: how exactly the T x T problems were solved while training."""
-        worst: dict[str, float] = {}
-        for row in self.rows:
-            if residual := row.get("certificate"):
-                worst[row["label"]] = max(residual, worst.get(row["label"], 0.0))
-        return Table(pd.DataFrame({"worst residual": [f"{value:.1e}" for value in worst.values()]}, list(worst)))
+        found = pd.DataFrame([(row["label"], row.get("certificate") or 0.0) for row in self.rows])
+        worst = found.groupby(0, sort=False)[1].max()
+        return Table(worst[worst > 0].map("{:.1e}".format).rename("worst residual").rename_axis(None).to_frame())
 
     def answer(self) -> str:
         """Which methods are better than equal weights after Holm's correction, which apart from STL."""
@@ -67,15 +61,12 @@ class CensusStudy(Study):
         low, high = mean - raw["score", "ci"], mean + raw["score", "ci"]
         apart = [name for name in tested.index if low[name] > high["STL"]]
         return (
-            f"Better than equal weights after Holm's correction over {len(tested)} tests: {_or_none(better)}.\n"
+            f"Better than equal weights after Holm's correction over {len(tested)} tests: "
+            f"{', '.join(better) or 'none'}.\n"
             f"Smallest p that n = {len(self.seeds)} can give: {raw['score', 'smallest p'].min():.4f}; "
             f"without correction it would take n = 6 to fall below .05.\n"
-            f"Whole interval above STL's: {_or_none(apart)}."
+            f"Whole interval above STL's: {', '.join(apart) or 'none'}."
         )
-
-
-def _or_none(names: list[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 CENSUS = Experiment(
@@ -96,5 +87,5 @@ CENSUS = Experiment(
         "quick": Budget(epochs=6, batch_size=512, lr=2e-3, weight_decay=1e-6, patience=2),
         "paper": Budget(epochs=30, batch_size=2048, lr=1e-3, weight_decay=1e-6, patience=5),
     },
-    variants={"smoke": ({"tasks": 3},), "quick": ({"tasks": 3},), "paper": ({"tasks": 3}, {"tasks": 2})},
+    variants=dict.fromkeys(("smoke", "quick"), ({"tasks": 3},)) | {"paper": ({"tasks": 3}, {"tasks": 2})},
 )  # fmt: skip

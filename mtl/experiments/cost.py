@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from mtl.experiments.study import Study
 from mtl.experiments.timer import FLOOR, PLAIN, Step, Workload, floors, net, one_thread, ours, peak, turns
 from mtl.files import root
 from mtl.ledger import plain
 from mtl.methods import METHODS
-from mtl.report import style
+from mtl.report import captioned, style
 
 SOME = ("ls", "mgda", "fairgrad", "emtl")
 QUICK = ("ls", "uw", "famo", "db-mtl", "mgda", "mgda-ub", "pcgrad", "cagrad", "nash", "fairgrad", "upgrad", "emtl")
@@ -59,26 +57,21 @@ def measure(
                     work.clear()
             each, memory = steps(work, methods), {}
             for name, step in each.items():  # first calls: what a method keeps from step to step is counted
-                memory[name] = peak(step, device)
+                memory[name] = peak(step, device) / 2**20
                 work.clear()
             for line in turns(work, each, least=rounds, device=device):
-                name = line.pop("row")
-                found.append({"method": name, "T": T, **line, "mib": memory[name] / 2**20})
+                found.append({"method": (name := line.pop("row")), "T": T, **line, "mib": memory[name]})
     return pd.DataFrame(found)
 
 
-def growth(table: pd.DataFrame, column: str = "ms") -> pd.Series:
-    """Exponent b of cost ~ T^b per method: least squares of the logarithms over all T.
+def growth(table: pd.DataFrame) -> pd.Series:
+    """Exponent b of time ~ T^b per method: least squares of the logarithms over all T.
 
     >>> round(growth(pd.DataFrame({"method": ["a", "a"], "T": [2, 8], "ms": [1.0, 4.0]}))["a"].item(), 6)
     1.0
     """
-    found = {}
-    for name, rows in table.groupby("method", sort=False):
-        x, y = np.log(rows["T"].to_numpy(float)), np.log(rows[column].to_numpy(float))
-        x = x - x.mean()
-        found[name] = float(x @ y / (x @ x))
-    return pd.Series(found)
+    rows = table.groupby("method", sort=False)
+    return pd.Series({name: np.polyfit(np.log(own["T"]), np.log(own["ms"]), 1)[0] for name, own in rows})
 
 
 def recorded(device: str = "cpu") -> pd.DataFrame | None:
@@ -87,50 +80,64 @@ def recorded(device: str = "cpu") -> pd.DataFrame | None:
     return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else None
 
 
-def lines(axes: Sequence[Axes], table: pd.DataFrame) -> None:
-    """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, from `measure`."""
-    floors = {PLAIN: "-", FLOOR: "--"}
-    for ax, (column, label) in zip(
-        axes, (("x_plain", "time / one backward"), ("mib", "peak memory [MiB]")), strict=True
-    ):
-        for place, (name, rows) in enumerate(table.groupby("method", sort=False)):
-            if name in floors:
-                ax.plot(rows["T"], rows[column], floors[str(name)], color="0.7", lw=3, zorder=1, label=name)
-            else:
-                text, colour, marker = style.look(str(name))
-                dash = ("-", "--", ":", "-.")[place % 4]
-                ax.plot(rows["T"], rows[column], dash, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
-        ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
-        ticks = sorted(table["T"].unique())
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-
-
 @dataclass
-class CostStudy(Study):
-    """A run of `measure`: `table` as measured, `figure()` and `wide()` as shown, `workloads()` of the benchmarks."""
+class CostStudy:
+    """A run of `measure` (`rows`): `figure()` and `table` as shown, `workloads()` of the benchmarks."""
 
-    table: pd.DataFrame
+    facts: dict[str, Any]
+    rows: pd.DataFrame
     past: pd.DataFrame | None
 
-    def figure(self) -> Figure:
-        """Time and memory over T, with one legend beside both."""
-        fig, axes = style.subplots(1, 2, height=3.0)
-        lines(axes[0], self.table)
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", handlelength=2.8)
-        return fig
+    @property
+    def how(self) -> str:
+        rounds, device, rows, width = (self.facts["config"][name] for name in ("rounds", "device", "rows", "width"))
+        return (
+            f"{rounds} interleaved rounds, {'one CPU thread' if device == 'cpu' else 'CUDA'}, batch of {rows}, trunk "
+            f"of two layers {width} x {width}. Measured: another run gives other times; those of this run are in the "
+            "side-car"
+        )
 
-    def wide(self) -> pd.DataFrame:
+    def figure(self) -> Figure:
+        """Time (ratio to one backward) and peak memory (MiB) against T, logarithmic, with one legend beside both."""
+        fig, axes = style.subplots(1, 2, height=3.0)
+        for ax, column, label in zip(
+            axes[0], ("x_plain", "mib"), ("time / one backward", "peak memory [MiB]"), strict=True
+        ):
+            for place, (name, rows) in enumerate(self.rows.groupby("method", sort=False)):
+                if name in (PLAIN, FLOOR):
+                    dash = "-" if name == PLAIN else "--"
+                    ax.plot(rows["T"], rows[column], dash, color="0.7", lw=3, zorder=1, label=name)
+                else:
+                    text, colour, marker = style.look(str(name))
+                    dash = ("-", "--", ":", "-.")[place % 4]
+                    ax.plot(rows["T"], rows[column], dash, color=colour, marker=marker, mfc="none", ms=4.5, label=text)
+            ax.set(xscale="log", yscale="log", xlabel="tasks $T$", ylabel=label)
+            ticks = sorted(self.rows["T"].unique())
+            ax.set_xticks(ticks, [str(t) for t in ticks])
+            ax.minorticks_off()
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", handlelength=2.8)
+        return captioned(
+            fig,
+            "Time of a step as a multiple of one backward of the summed losses (left) and peak memory above the "
+            f"model's own (right) against the number of tasks T; grey: the floors. {self.how}",
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
         """A line per method, a column per T: "x one backward (x T backwards), MiB"; and how time grows."""
-        table, columns = self.table, ["x_plain", "x_floor", "mib"]
-        text = [f"{a:.2f} ({b:.2f}), {m:.1f}" for a, b, m in table[columns].to_numpy()]
-        wide = table.assign(T=[f"T = {T}" for T in table["T"]], text=text)
+        rows = self.rows
+        text = [f"{a:.2f} ({b:.2f}), {m:.1f}" for a, b, m in rows[["x_plain", "x_floor", "mib"]].to_numpy()]
+        wide = rows.assign(T=[f"T = {T}" for T in rows["T"]], text=text)
         wide = wide.pivot(index="method", columns="T", values="text")
-        wide = wide.loc[table["method"].unique(), [f"T = {T}" for T in table["T"].unique()]]
-        wide["growth"] = growth(table).map("T^{:.2f}".format)
-        return wide
+        wide = wide.loc[rows["method"].unique(), [f"T = {T}" for T in rows["T"].unique()]]
+        return captioned(
+            wide.assign(growth=growth(rows).map("T^{:.2f}".format)),
+            "Time of a step as a multiple of one backward (of T backwards), peak memory in MiB; growth: exponent b of "
+            f"time ~ T^b. {self.how}",
+            wide=True,
+        )
 
     def workloads(self) -> pd.DataFrame | None:
         """What the benchmarks last wrote: a line per row, a column per workload; None where nothing is shown."""
@@ -138,12 +145,20 @@ class CostStudy(Study):
             return None
         text = [f"{a:.2f} ({b:.2f})" for a, b in self.past[["x_plain", "x_floor"]].to_numpy()]
         cells = self.past.assign(text=text).pivot(index="row", columns="workload", values="text")
-        return cells.loc[self.past["row"].unique()].rename_axis("")
+        return captioned(
+            cells.loc[self.past["row"].unique()].rename_axis(""),
+            "Time of a step on four architectures (f: first layer folded) as a multiple of one backward (of T "
+            "backwards), from benchmarks/results. Measured: another run gives other times",
+            data="W1-W4, noise in their shapes",
+            n=f"{self.past['rounds'].min()} or more rounds",
+            wide=True,
+            config={"command": "python -m benchmarks.step"},
+        )
 
     def answer(self) -> str:
         """Which methods grow clearly slower than T backwards and which do not, and who takes most memory."""
-        T = self.table["T"].max()
-        largest, b = self.table[self.table["T"] == T].set_index("method"), growth(self.table)
+        T = self.rows["T"].max()
+        largest, b = self.rows[self.rows["T"] == T].set_index("method"), growth(self.rows)
         slow = b.drop([PLAIN, FLOOR]) <= 0.75 * b[FLOOR]
         said = []
         for text, names in {"clearly slower than T backwards": slow, "about as T backwards": ~slow}.items():
@@ -166,39 +181,8 @@ class CostStudy(Study):
 def study(scale: str, device: str = "cpu") -> CostStudy:
     """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
     setting = SETTINGS[scale]
-    table = measure(**setting, device=device)
-    past = recorded(device) if scale == "paper" else None
-    how = (
-        f"{setting['rounds']} interleaved rounds, {'one CPU thread' if device == 'cpu' else 'CUDA'}, batch of "
-        f"{setting['rows']}, trunk of two layers {setting['width']} x {setting['width']}. Measured: another run gives "
-        "other times; those of this run are in the side-car"
-    )
-    facts = {
-        "scale": scale,
-        "data": "noise",
-        "synthetic": True,
-        "n": f"{setting['rounds']} rounds",
-        "notebook": "11_cost",
-        "config": plain({"device": device, **setting, "rows_measured": table.to_dict("records")}),
-    }
-    notes: dict[str, dict[str, Any]] = {
-        "figure": {
-            "caption": "Time of a step as a multiple of one backward of the summed losses (left) and peak memory above "
-            f"the model's own (right) against the number of tasks T; grey: the floors. {how}"
-        },
-        "table": {
-            "caption": "Time of a step as a multiple of one backward (of T backwards), peak memory in MiB; growth: "
-            f"exponent b of time ~ T^b. {how}",
-            "wide": True,
-        },
-    }
-    if past is not None:
-        notes["workloads"] = {
-            "caption": "Time of a step on four architectures (f: first layer folded) as a multiple of one backward (of "
-            "T backwards), from benchmarks/results. Measured: another run gives other times",
-            "data": "W1-W4, noise in their shapes",
-            "n": f"{past['rounds'].min()} or more rounds",
-            "wide": True,
-            "config": {"command": "python -m benchmarks.step"},
-        }
-    return CostStudy(facts, notes, table, past)
+    rows = measure(**setting, device=device)
+    config = plain({"device": device, **setting, "rows_measured": rows.to_dict("records")})
+    facts = {"scale": scale, "data": "noise", "synthetic": True, "n": f"{setting['rounds']} rounds"}
+    facts |= {"notebook": "11_cost", "config": config}
+    return CostStudy(facts, rows, recorded(device) if scale == "paper" else None)

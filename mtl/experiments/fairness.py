@@ -11,15 +11,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtl.experiments.study import Study, judged
+from mtl.experiments.base import judged
 from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
-from mtl.report import style
+from mtl.report import Table, captioned, style
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)
 CONE3 = torch.tensor([[2.7, 0.1, 1.0], [-0.35, 0.5, 0.25], [-0.5, -0.8, 0.5]], dtype=torch.float64)
 ALPHAS = tuple(np.logspace(-1.5, 2, 36))
+COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PINK)
+Runs = Mapping[str, tuple[fairness.Descent, float]]  # label: descent, initial drop
 
 
 def fair_picture(alpha: float = 2.0) -> Figure:
@@ -34,7 +36,13 @@ def fair_path(alphas: Sequence[float] = ALPHAS) -> Figure:
     _cut(axes[0, 1], alphas)
     _shares(axes[0, 2], alphas)
     plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "FairGrad's direction for alpha = 0.03 (dark) to 100 (light) between two conflicting gradients and across the "
+        "cone of three, and each of the three tasks' gain per unit step; limits in red and as stars",
+        data="fixed gradients of two and three tasks",
+        n="36 values of alpha",
+    )
 
 
 def _cone(ax: Any, alphas: Sequence[float]) -> None:
@@ -73,18 +81,20 @@ def cut(G: Tensor, d: Tensor) -> Tensor:
     return (d @ axes) / (d @ n)[..., None]
 
 
+def dual_edges(G: Tensor) -> Tensor:
+    """The edges of the dual cone of three gradients (3, 3): two gains are 0, the third is positive."""
+    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
+    return rays * torch.sign((rays * G).sum(1, keepdim=True))
+
+
 def _cut(ax: Any, alphas: Sequence[float]) -> None:
     G, K = CONE3, CONE3 @ CONE3.T
-    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
-    rays = rays * torch.sign((rays * G).sum(1, keepdim=True))  # edges of the dual cone: two gains 0, the third positive
     ax.fill(*cut(G, G).T, color="0.92", lw=0, zorder=0, label="cone of the gradients")
-    ax.fill(*cut(G, rays).T, color=style.GREEN, alpha=0.25, lw=0, zorder=1, label="no task hurt")
+    ax.fill(*cut(G, dual_edges(G)).T, color=style.GREEN, alpha=0.25, lw=0, zorder=1, label="no task hurt")
     for t, (x, y) in enumerate(cut(G, G).tolist()):
         ax.plot(x, y, "o", color="0.3", ms=3)
         ax.annotate(f"$g_{t + 1}$", (x, y), xytext=(3, 3), textcoords="offset points")
-    whole, path = (
-        cut(G, torch.stack([fairness.fair_weights(K, alpha=a) @ G for a in some])) for some in (ALPHAS, alphas)
-    )
+    whole, path = (cut(G, torch.stack([fairness.fair_weights(K, alpha=a) @ G for a in s])) for s in (ALPHAS, alphas))
     ax.plot(*whole.T, color="0.6", lw=0.8, zorder=2)
     ax.scatter(*path.T, c=plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(alphas))), s=12, lw=0, zorder=3)
     for which, marker, name in (("zero", "P", r"$\alpha\to0$"), ("inf", "*", r"$\alpha\to\infty$")):
@@ -100,12 +110,11 @@ def _shares(ax: Any, alphas: Sequence[float]) -> None:
     G, K = CONE3, CONE3 @ CONE3.T
     solved = [fairness.fair_weights(K, alpha=a) @ G for a in alphas]
     gains = torch.stack([(G @ d) / d.norm() for d in solved])
-    colours = (style.BLUE, style.ORANGE, style.GREEN)
-    for i, colour in enumerate(colours):
+    for i, colour in enumerate(COLOURS[:3]):
         ax.plot(alphas, gains[:, i], color=colour, marker="o" if len(alphas) == 1 else None, label=f"task {i + 1}")
     for which, x in (("zero", 0.02), ("inf", 200.0)):
         d = fairness.fair_limit(K, which) @ G
-        for gain, colour in zip((G @ d) / d.norm(), colours, strict=True):
+        for gain, colour in zip((G @ d) / d.norm(), COLOURS, strict=False):
             ax.plot(x, float(gain), "*", color=colour, ms=7)
     ax.set(xscale="log", xlim=(0.013, 320), xlabel=r"$\alpha$ (stars: limits 0, ∞)", ylabel="gain per unit length")
     ax.set_title("Three tasks: who gains")
@@ -117,8 +126,7 @@ def solver_figure(rows: Sequence[dict[str, float]]) -> Figure:
     df = pd.DataFrame(rows)
     fig, axes = style.subplots(1, 1, width="column", height=2.4)
     ax = axes[0, 0]
-    colours = (style.BLUE, style.ORANGE, style.GREEN, style.PINK)
-    for alpha, colour in zip(sorted(df.alpha.unique()), colours, strict=False):
+    for alpha, colour in zip(sorted(df.alpha.unique()), COLOURS, strict=False):
         part = df[df.alpha == alpha].groupby("scale")
         ax.loglog(part.published.median().clip(lower=1e-17), "o-", color=colour, label=rf"$\alpha$={alpha:g}")
         ax.loglog(part.ours.max().clip(lower=1e-17), "x--", color=colour, lw=0.8)
@@ -126,26 +134,41 @@ def solver_figure(rows: Sequence[dict[str, float]]) -> Figure:
     ax.set(xlabel="norm of the task gradients", ylabel="backward error", ylim=(1e-18, 5))
     ax.set_title("Published solver (○, median), ours (×, worst)")
     ax.legend(fontsize=6, loc="center left")
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Backward error over the norm of the task gradients: the published solver's settings (circles, median) and "
+        "ours (crosses, worst), three tasks in 50 dimensions",
+        data="Gaussian gradients",
+        n=f"{len(df) // (df.alpha.nunique() * df.scale.nunique())} problems per point",
+        width="column",
+    )
 
 
-def rate_figure(runs: dict[str, tuple[fairness.Descent, float]], smoothness: float, n_tasks: int) -> Figure:
-    """Best m^2 so far over steps beside the bound 2 L T^2 drop / K; `runs`: label -> (descent, initial drop)."""
+def bound(drop: float, steps: int) -> float:
+    """What the rate promises of `quadratic_descents`, which are three tasks of smoothness 1."""
+    return fairness.fair_rate_bound(1.0, 3, drop, steps)
+
+
+def rate_figure(runs: Runs, steps: int) -> Figure:
+    """Best m^2 so far over steps beside the bound 2 L T^2 drop / K."""
     fig, axes = style.subplots(1, 1, width="column", height=2.4)
     ax = axes[0, 0]
-    for (label, (run, _)), colour in zip(
-        runs.items(), (style.BLUE, style.ORANGE, style.GREEN, style.PINK), strict=False
-    ):
+    for (label, (run, _)), colour in zip(runs.items(), COLOURS, strict=False):
         best = torch.cummin(run.stationarity, 0).values.clamp_min(1e-16)
         ax.loglog(np.arange(1, len(best) + 1), best, color=colour, label=label)
     drop = max(drop for _, drop in runs.values())
-    steps = np.arange(1, 1 + max(len(run.stationarity) for run, _ in runs.values()))
-    ax.loglog(steps, [fairness.fair_rate_bound(smoothness, n_tasks, drop, int(k)) for k in steps], "k--", label="bound")
+    taken = np.arange(1, 1 + max(len(run.stationarity) for run, _ in runs.values()))
+    ax.loglog(taken, [bound(drop, int(k)) for k in taken], "k--", label="bound")
     ax.set(xlabel="steps K", ylabel=r"$\min_{k<K} m_k^2$", title="Distance from Pareto stationarity")
     ax.legend(fontsize=6)
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Smallest squared distance from Pareto stationarity so far, and the bound, on three quadratics with minima of "
+        "their own",
+        data="three quadratic losses in four dimensions",
+        n=f"{len(runs)} runs of at most {steps} steps",
+        width="column",
+    )
 
 
 def sliders() -> Figure | None:
@@ -171,11 +194,12 @@ STEEPNESS, NORMS = [0.5, 1.0, 2.0, 5.0], [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.
 
 
 @dataclass
-class FairStudy(Study):
+class FairStudy:
     """`rows`: backward errors of both solvers on random problems; `runs`: descents with FairGrad's step."""
 
+    facts: dict[str, Any]
     rows: list[dict[str, float]]
-    runs: Mapping[str, tuple[fairness.Descent, float]]
+    runs: Runs
 
     @property
     def table(self) -> pd.DataFrame:
@@ -185,10 +209,16 @@ class FairStudy(Study):
         """ "path", "solver" or "rate"."""
         if part == "path":
             return fair_path()
-        return solver_figure(self.rows) if part == "solver" else rate_figure(dict(self.runs), 1.0, 3)
+        return solver_figure(self.rows) if part == "solver" else rate_figure(self.runs, self.facts["config"]["steps"])
 
-    def verdicts(self) -> pd.DataFrame:
-        return judged(fair_claims(self.rows, self.runs, lambda drop, k: fairness.fair_rate_bound(1.0, 3, drop, k)))
+    def verdicts(self) -> Table:
+        return judged(
+            fair_claims(self.rows, self.runs, bound),
+            caption="What the text says of FairGrad's system, and what the checks say",
+            data="random and fixed gradients",
+            n=f"{len(self.rows)} solver problems, {len(self.runs)} descents",
+            wide=True,
+        )
 
     def answer(self) -> str:
         small = self.table[self.table.scale <= 1e-3]
@@ -206,32 +236,4 @@ def study(scale: str, seed: int = 0) -> FairStudy:
     runs = fairness.quadratic_descents(STEEPNESS, steps)
     config = {"alphas": STEEPNESS, "norms": NORMS, "problems": problems, "steps": steps}
     facts = {"scale": scale, "synthetic": True, "seeds": [seed], "notebook": "09_theory_fairgrad", "config": config}
-    notes: dict[str, dict[str, Any]] = {
-        "path": {
-            "caption": "FairGrad's direction for alpha = 0.03 (dark) to 100 (light) between two conflicting gradients "
-            "and across the cone of three, and each of the three tasks' gain per unit step; limits in red and as stars",
-            "data": "fixed gradients of two and three tasks",
-            "n": "36 values of alpha",
-        },
-        "solver": {
-            "caption": "Backward error over the norm of the task gradients: the published solver's settings (circles, "
-            "median) and ours (crosses, worst), three tasks in 50 dimensions",
-            "data": "Gaussian gradients",
-            "n": f"{problems} problems per point",
-            "width": "column",
-        },
-        "rate": {
-            "caption": "Smallest squared distance from Pareto stationarity so far, and the bound, on three quadratics "
-            "with minima of their own",
-            "data": "three quadratic losses in four dimensions",
-            "n": f"{len(runs)} runs of at most {steps} steps",
-            "width": "column",
-        },
-        "claims": {
-            "caption": "What the text says of FairGrad's system, and what the checks say",
-            "data": "random and fixed gradients",
-            "n": f"{len(rows)} solver problems, {len(runs)} descents",
-            "wide": True,
-        },
-    }
-    return FairStudy(facts, notes, rows, runs)
+    return FairStudy(facts, rows, runs)

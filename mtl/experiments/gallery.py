@@ -12,46 +12,38 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mtl import methods
-from mtl.experiments.study import Study
+from mtl.report import captioned
 from mtl.report.style import RED, look, subplots
 
 Cases = Mapping[str, tuple[str, Mapping[str, Any]]]  # label: method, hyperparameters
 
 
-def gradient_arrows(ax: Axes, grads: ArrayLike, directions: Mapping[str, ArrayLike], *, unit: bool = True) -> None:
-    """Two task gradients (2, 2) in dark grey, the cone that harms neither in light grey, one arrow per method.
-
-    With `unit` each arrow is drawn at length 1: direction is what the methods differ in.
-    """
+def gradient_arrows(ax: Axes, grads: ArrayLike, directions: Mapping[str, ArrayLike]) -> None:
+    """Two task gradients (2, 2) in dark grey, the cone that harms neither in light grey, one arrow per method."""
     tasks = np.asarray(grads, dtype=float)
     if tasks.shape != (2, 2):
         raise ValueError(f"grads: two gradients in the plane, shape (2, 2), found {tasks.shape}")
-
-    def scaled(vector: np.ndarray) -> np.ndarray:
-        return vector / max(float(np.linalg.norm(vector)), 1e-12) if unit else vector
-
     middle = sum(vector / max(float(np.linalg.norm(vector)), 1e-12) for vector in tasks)
     angles = np.arctan2(middle[1], middle[0]) + np.linspace(-np.pi, np.pi, 721)
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     safe = circle[(circle @ tasks.T >= -1e-12).all(1)]
     ax.fill(*np.vstack([np.zeros((1, 2)), safe]).T, color="0.88", lw=0, zorder=0)
     for index, vector in enumerate(tasks, start=1):
-        _arrow(ax, scaled(vector), "0.4", rf"$g_{index}$", 1.8)
+        _arrow(ax, vector, "0.4", 1.8)
+        ax.annotate(rf"$g_{index}$", (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
     for name, direction in directions.items():
         label, colour, marker = look(name)
-        vector = scaled(np.asarray(direction, dtype=float))
-        _arrow(ax, vector, colour, "", 1.2)
+        vector = np.asarray(direction, dtype=float)
+        _arrow(ax, vector, colour, 1.2)
         ax.plot(*vector, marker, color=colour, ms=4, label=label, zorder=5)
     ax.set(aspect="equal", xlabel=r"$\theta_1$", ylabel=r"$\theta_2$")
     ax.margins(0.18)
 
 
-def _arrow(ax: Axes, vector: np.ndarray, colour: str, label: str, lw: float) -> None:
+def _arrow(ax: Axes, vector: np.ndarray, colour: str, lw: float) -> None:
     look = {"arrowstyle": "-|>", "color": colour, "lw": lw, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (vector[0], vector[1]), (0, 0), arrowprops=look)
     ax.plot(*vector, alpha=0)  # annotations do not widen the axes
-    if label:
-        ax.annotate(label, (vector[0] * 1.14, vector[1] * 1.14), ha="center", va="center")
 
 
 def first_updates(cases: Cases, grads: ArrayLike, losses: ArrayLike) -> pd.DataFrame:
@@ -70,14 +62,11 @@ def first_updates(cases: Cases, grads: ArrayLike, losses: ArrayLike) -> pd.DataF
         weights = [float("nan")] * len(L) if found.weights is None else found.weights.tolist()
         length = float(torch.linalg.vector_norm(found.direction))
         changes = (-(G @ found.direction) / max(length, 1e-300)).tolist()
-        rows[label] = (
-            {f"w_{t}": w for t, w in zip(tasks, weights, strict=True)}
-            | {f"change of L_{t}": change for t, change in zip(tasks, changes, strict=True)}
-            | {"length": length}
-            | {"residual": float(found.certificate.residual) if found.certificate else float("nan")}
-            | {"state": bool(methods.method(name, n_tasks=len(L), **hyper).state_dict())}
-            | {f"d_{i}": x for i, x in enumerate(found.direction.tolist(), start=1)}
-        )
+        row: dict[str, Any] = {f"w_{t}": w for t, w in zip(tasks, weights, strict=True)}
+        row |= {f"change of L_{t}": change for t, change in zip(tasks, changes, strict=True)} | {"length": length}
+        row["residual"] = float(found.certificate.residual) if found.certificate else float("nan")
+        row["state"] = bool(methods.method(name, n_tasks=len(L), **hyper).state_dict())
+        rows[label] = row | {f"d_{i}": x for i, x in enumerate(found.direction.tolist(), start=1)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -96,7 +85,7 @@ def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) ->
     for index, (name, row) in enumerate(table.iterrows()):
         ax, begin = axes.flat[index], index // columns * columns
         vector = row[["d_1", "d_2"]].to_numpy(float) / max(float(row["length"]), 1e-300)
-        gradient_arrows(ax, tasks, {str(name): vector}, unit=False)
+        gradient_arrows(ax, tasks, {str(name): vector})
         for text, place in zip([text for text in ax.texts if text.get_text()], places, strict=True):
             text.set_position(place)
         lines = max(title.count("\n") for title in titles[begin : begin + columns]) - titles[index].count("\n")
@@ -152,14 +141,21 @@ SHOWN = ["method", "w_1", "w_2", "length", "change of L_1", "change of L_2"]
 
 
 @dataclass
-class GalleryStudy(Study):
+class GalleryStudy:
     """`rows`: `first_updates` of every family, on gradients `grads`."""
 
+    facts: dict[str, Any]
     rows: pd.DataFrame
     grads: np.ndarray
 
     def figure(self, family: str) -> Figure:
-        return update_panels(self.rows[self.rows["family"] == family].set_index("method"), self.grads)
+        return captioned(
+            update_panels(self.rows[self.rows["family"] == family].set_index("method"), self.grads),
+            f"{TITLES[family]}. Dark: task gradients, to scale; grey: directions that harm no task; coloured: the "
+            "update d at length 1. Below each panel the change of both losses for one unit step along -d, in red "
+            "where a loss grows. * keeps a state (or draws at random): its first update, seed 0",
+            config=self.facts["config"] | {"methods": FAMILIES[family]},
+        )
 
     @property
     def numbers(self) -> pd.DataFrame:
@@ -169,7 +165,13 @@ class GalleryStudy(Study):
     @property
     def table(self) -> pd.DataFrame:
         residuals = ["–" if value != value else f"{value:.0e}" for value in self.rows["residual"]]
-        return self.rows[["family", *SHOWN]].assign(residual=residuals)
+        return captioned(
+            self.rows[["family", *SHOWN]].assign(residual=residuals),
+            "One update of every method on the same two gradients: task weights (none where a method works by "
+            "coordinate), length of the update, change of both losses for one unit step along it, residual of the "
+            "solver (relative backward error; none where nothing is solved). First updates of methods with a state",
+            wide=True,
+        )
 
     def answer(self) -> str:
         """Per family, which updates harm a task."""
@@ -177,14 +179,10 @@ class GalleryStudy(Study):
         said = []
         for family, group in self.rows.assign(harms=harms).groupby("family", sort=False):
             guilty = ", ".join(group["method"][group["harms"]]) or "none"
-            said.append(
-                f"{family}: {(~group['harms']).sum()} of {len(group)} harm no task; a loss grows under: {guilty}."
-            )
-        exact = self.rows["residual"].max() < 1e-9
-        said.append(
-            f"All {len(methods.METHODS)} methods are shown; every problem solved to a residual below 1e-9: {exact}."
-        )
-        return "\n".join(said)
+            harmless = f"{(~group['harms']).sum()} of {len(group)} harm no task"
+            said.append(f"{family}: {harmless}; a loss grows under: {guilty}.")
+        every, exact = f"All {len(methods.METHODS)} methods are shown", self.rows["residual"].max() < 1e-9
+        return "\n".join([*said, f"{every}; every problem solved to a residual below 1e-9: {exact}."])
 
 
 def study(scale: str) -> GalleryStudy:
@@ -194,22 +192,6 @@ def study(scale: str) -> GalleryStudy:
     losses = np.array([2.0, 0.5])
     found = {family: first_updates(cases, grads, losses) for family, cases in FAMILIES.items()}
     rows = pd.concat(found, names=["family", "method"]).reset_index()
-    picture = {"grads": grads.tolist(), "losses": losses.tolist(), "seed": 0}
-    how = (
-        "Dark: task gradients, to scale; grey: directions that harm no task; coloured: the update d at length 1. Below "
-        "each panel the change of both losses for one unit step along -d, in red where a loss grows. * keeps a state "
-        "(or draws at random): its first update, seed 0"
-    )
     facts = {"scale": scale, "data": "two gradients in the plane", "synthetic": True, "notebook": "10_methods"}
-    facts |= {"n": "1 update", "config": picture}
-    notes: dict[str, dict[str, Any]] = {
-        family: {"caption": f"{TITLES[family]}. {how}", "config": picture | {"methods": cases}}
-        for family, cases in FAMILIES.items()
-    }
-    notes["table"] = {
-        "caption": "One update of every method on the same two gradients: task weights (none where a method works by "
-        "coordinate), length of the update, change of both losses for one unit step along it, residual of the solver "
-        "(relative backward error; none where nothing is solved). First updates of methods with a state",
-        "wide": True,
-    }
-    return GalleryStudy(facts, notes, rows, grads)
+    facts |= {"n": "1 update", "config": {"grads": grads.tolist(), "losses": losses.tolist(), "seed": 0}}
+    return GalleryStudy(facts, rows, grads)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Claim, Entry, Experiment, Study
 from mtl.experiments.table1.grids import BUDGET
-from mtl.report import style
+from mtl.report import captioned, style
 
 ALPHAS = {"smoke": (0.0, 0.5), "quick": (0.0, 0.25, 0.5), "paper": (0.0, 0.1, 0.25, 0.4, 0.5, 1.0)}
 RHOS = {"smoke": (0.3, 0.8, 1.2), "quick": (0.1, 0.3, 0.5, 0.8, 1.0, 1.2), "paper": (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)}
@@ -39,19 +39,18 @@ class Hyperparameters(Study):
     def table(self) -> pd.DataFrame:
         """For each hyperparameter: the spread of the mean score over its values, beside the spread over seeds."""
         found, table = [], self.frame
-        noise = float(table.groupby(["alpha", "rho", "eta"])["score"].std().mean()) if len(self.seeds) > 1 else math.nan
+        noise = float(table.groupby(["alpha", "rho", "eta"])["score"].std().mean())
         plane, line = table["eta"] == 0.5, (table["alpha"] == 0.5) & (table["rho"] == 0.3)
         for name, kept in (("alpha", plane), ("rho", plane), ("eta", line)):
             mean = table[kept].groupby(name)["score"].mean()
             found.append({"hyperparameter": name, "values": ", ".join(f"{v:g}" for v in mean.index),
                           "best": f"{mean.idxmax():g}", "range of the mean score": float(mean.max() - mean.min()),
                           "standard deviation over seeds": noise})  # fmt: skip
-        shown = pd.DataFrame(found)
-        shown.attrs["caption"] = (
+        return captioned(
+            pd.DataFrame(found),
             "Range of EMTL's mean test AUC over the values of each hyperparameter, averaged over the others, beside "
-            "the spread over seeds"
+            "the spread over seeds",
         )
-        return shown
 
     def figure(self) -> Figure:
         """Mean score against rho, one line per alpha, ln T dashed: all; then alpha > 0 alone, beside eta on its scale.
@@ -80,29 +79,28 @@ class Hyperparameters(Study):
         line = table[(table["alpha"] == 0.5) & (table["rho"] == 0.3)]
         _curve(right, line, "eta", colours[alphas.index(0.5)], "")
         right.set(xlabel=r"$\eta$ ($\alpha$ = 0.5, $\rho$ = 0.3)", xscale="log")
-        fig.set_label(
+        return captioned(
+            fig,
             "EMTL's mean test AUC of two tasks against rho for each alpha (left: all, middle: alpha > 0 alone; from "
             "the dashed line on the ball is the whole simplex) and against the player's step eta (right); lines are "
-            "means, dots are seeds"
+            "means, dots are seeds",
         )
-        return fig
 
     def claims(self) -> list[Claim]:
         same, said = inactive(self.frame, len(self.tasks))
         said += "; the influence is small by construction there"
-        return [("emtl-rho-grid", ("conditional" if same else "not reproduced", said), "emtl_hyperparameters")]
+        return [Claim("emtl-rho-grid", "conditional" if same else "not reproduced", said, "emtl_hyperparameters")]
 
 
 def inactive(table: pd.DataFrame, tasks: int) -> tuple[bool, str]:
     """Whether all runs with rho >= ln T are identical to the last digit at equal alpha, eta and seed."""
     metrics = [c for c in table.columns if "/" in str(c) or c == "score"]
     beyond = table[table["rho"] >= math.log(tasks)]
-    groups = beyond.groupby(["alpha", "eta", "seed"])[metrics].nunique()
-    equal = bool((groups == 1).to_numpy().all())
-    size = beyond.groupby(["alpha", "eta", "seed"]).size().max()
+    groups = beyond.groupby(["alpha", "eta", "seed"])
+    equal = bool((groups[metrics].nunique() == 1).to_numpy().all())
     values = ", ".join(f"{rho:g}" for rho in sorted(beyond["rho"].unique()))
-    said = f"rho = {values}, all >= ln {tasks} = {math.log(tasks):.4f}: {len(groups)} groups of {size} runs"
-    return equal, f"{said}, {'identical' if equal else 'not identical'} in all metrics"
+    said = f"rho = {values}, all >= ln {tasks} = {math.log(tasks):.4f}: {len(groups)} groups of {groups.size().max()} "
+    return equal, f"{said}runs, {'identical' if equal else 'not identical'} in all metrics"
 
 
 def _curve(ax: Axes, part: pd.DataFrame, name: str, colour: str, label: str) -> None:

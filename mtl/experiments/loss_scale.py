@@ -5,10 +5,10 @@ from functools import cached_property
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Claim, Experiment, Study, paired
+from mtl.experiments.base import Claim, Experiment, Study, graded, paired
 from mtl.experiments.hyperparameters import SEEDS
 from mtl.experiments.table1.grids import BUDGET
-from mtl.report import Verdict, style
+from mtl.report import Verdict, captioned, style
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),
@@ -32,12 +32,11 @@ class LossScale(Study):
     @cached_property
     def table(self) -> pd.DataFrame:
         table = falls(self.frame, self.metrics)
-        table["method"] = [style.look(name)[0] for name in table["method"]]
-        table.attrs["caption"] = (
+        return captioned(
+            table.assign(method=[style.look(name)[0] for name in table["method"]]),
             "Mean test AUC with the factor 1, and its largest fall at any other factor (negative: no fall), in total "
-            "and per task"
+            "and per task",
         )
-        return table
 
     def figure(self) -> Figure:
         """Per task the test AUC against the factor, one line per method."""
@@ -50,26 +49,24 @@ class LossScale(Study):
                 ax.plot(mean.index, mean, marker + "-", color=colour, label=label, **strong)
             ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss", ylabel=f"{task}, test AUC")
         axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        fig.set_label(
+        return captioned(
+            fig,
             f"Test AUC per task against the factor in front of the {self.tasks[0]} loss, mean over seeds; every method "
-            "at its paper's own setting, nothing tuned per factor"
+            "at its paper's own setting, nothing tuned per factor",
         )
-        return fig
 
     def claims(self) -> list[Claim]:
-        return [("emtl-scale-robust", robust_verdict(self.frame, self.metrics), "loss_scale")]
+        return [Claim("emtl-scale-robust", *robust_verdict(self.frame, self.metrics), "loss_scale")]
 
 
 def falls(table: pd.DataFrame, metrics: dict[str, bool]) -> pd.DataFrame:
     """Per method: score at factor 1, and the largest fall of the mean score (and of each task) at any other factor."""
     means = table.groupby(["method", "factor"])[list(metrics)].mean()
-    found = []
-    for method in dict.fromkeys(table["method"]):
-        own = means.loc[method]
-        fall = own.loc[1.0] - own.drop(1.0).min()
-        line = {"method": method, "score at 1": own.loc[1.0, "score"], FALL: fall["score"]}
-        found.append(line | {f"of {name.removesuffix('/auc')}": fall[name] for name in metrics if name != "score"})
-    return pd.DataFrame(found).sort_values(FALL, kind="stable", ignore_index=True)
+    base = means.xs(1.0, level="factor").loc[table["method"].unique()]
+    names = {"score": FALL} | {name: f"of {name.removesuffix('/auc')}" for name in metrics if name != "score"}
+    found = (base - means.drop(1.0, level="factor").groupby("method").min()).rename(columns=names)[[*names.values()]]
+    found.insert(0, "score at 1", base["score"])
+    return found.reset_index().sort_values(FALL, kind="stable", ignore_index=True)
 
 
 def robust_verdict(table: pd.DataFrame, metrics: dict[str, bool]) -> tuple[Verdict, str]:
@@ -82,9 +79,7 @@ def robust_verdict(table: pd.DataFrame, metrics: dict[str, bool]) -> tuple[Verdi
     said = f"largest fall of EMTL's mean AUC {fall['emtl']:.4f} (factor {worst:g}"
     said += f", ± {gap.half:.4f}, n = {gap.n})" if gap.n > 1 else ", one seed)"
     said += f", place {place} of {len(fall)} methods; smallest: {fall.idxmin()} {fall.min():.4f}"
-    if fall["emtl"] > 0.001 and place > 1:
-        return "not reproduced", said
-    return ("reproduced" if fall["emtl"] <= 0.001 and place == 1 else "conditional"), said
+    return graded(fall["emtl"] <= 0.001, place == 1), said
 
 
 LOSS_SCALE = Experiment(

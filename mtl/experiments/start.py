@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mtl.experiments.base import Experiment, Study
+from mtl.report import captioned
 from mtl.training.fit import Budget
 
 
@@ -20,9 +21,7 @@ class Start(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        table = super().table
-        table.attrs["caption"] = "Test AUC, mean ± 95 % interval; score is the mean AUC"
-        return table
+        return captioned(super().table, "Test AUC, mean ± 95 % interval; score is the mean AUC")
 
 
 START = Experiment(
@@ -33,13 +32,13 @@ START = Experiment(
     shows=Start,
     methods=(("STL", "stl", {}), ("LS", "ls", {}), ("FairGrad", "fairgrad", {"alpha": 2.0}), ("EMTL", "emtl", {})),
     models=("mmoe",),
-    seeds={"smoke": (0, 1), "quick": (0, 1), "paper": (0, 1)},
+    seeds=dict.fromkeys(("smoke", "quick", "paper"), (0, 1)),
     budget={
         "smoke": Budget(2, 256, lr=2e-3),
         "quick": Budget(3, 512, lr=2e-3),
         "paper": Budget(30, 2048, patience=5),
     },
-    variants={scale: ({"tasks": 3},) for scale in ("smoke", "quick", "paper")},
+    variants=dict.fromkeys(("smoke", "quick", "paper"), ({"tasks": 3},)),
 )
 
 

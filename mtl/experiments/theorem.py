@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from mtl.experiments.study import Study, judged
-from mtl.experiments.theory_claims import theorem_claims
-from mtl.report import style
+from mtl.experiments.base import judged
+from mtl.experiments.theory_claims import GRID, theorem_claims
+from mtl.report import Table, captioned, style
 from mtl.theory import bounds
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
 from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup, player_regret
@@ -29,14 +29,16 @@ TITLES = {
 }
 
 
+EXACT = "two-point examples, all outcomes enumerated"
+
+
 def live() -> bool:
     """Whether a person runs this cell: papermill and nbval execute without standard input, Jupyter with it."""
     try:
         from IPython import get_ipython
     except ImportError:
         return False
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 
 def explore(picture: Callable[..., Figure], still: Callable[[], Figure], **controls: Any) -> Figure | None:
@@ -49,7 +51,7 @@ def explore(picture: Callable[..., Figure], still: Callable[[], Figure], **contr
     import ipywidgets  # type: ignore[import-untyped]
 
     for name, control in controls.items():
-        if isinstance(control, tuple) and control[0] == "log":
+        if control[0] == "log":
             _, low, high, start = control
             controls[name] = ipywidgets.FloatLogSlider(value=start, min=low, max=high, step=0.05)
     ipywidgets.interact(picture, **controls)
@@ -60,8 +62,7 @@ def sandwich_cases(count: int, seed: int = 0) -> pd.DataFrame:
     """Remainder of mean + sqrt(2 rho V) over R_- rho and R_+ rho, random cases: columns T, rho, low, high."""
     parts = []
     for i, (n_tasks, share) in enumerate([(2, 0.3), (3, 0.3), (5, 0.24), (10, 0.12), (40, 0.04)]):
-        g = torch.Generator().manual_seed(seed + i)
-        number = max(int(count * share), 40)
+        g, number = torch.Generator().manual_seed(seed + i), max(int(count * share), 40)
         r = torch.randn(number, n_tasks, generator=g, dtype=torch.float64)
         spikes = number // 2
         r[:spikes] = 0
@@ -77,13 +78,13 @@ def ball(cases: pd.DataFrame) -> Figure:
     fig, axes = style.subplots(1, 3, height=2.3)
     left, middle, right = axes[0]
     shown = cases.iloc[:: max(1, len(cases) // 3000)]
-    left.scatter(shown.rho, shown.low, s=3, c=style.BLUE, alpha=0.4, lw=0, rasterized=True, label=r"over $R_-\rho$")
-    left.scatter(shown.rho, shown.high, s=3, c=style.ORANGE, alpha=0.4, lw=0, rasterized=True, label=r"over $R_+\rho$")
+    dots: dict[str, Any] = {"s": 3, "alpha": 0.4, "lw": 0, "rasterized": True}
+    left.scatter(shown.rho, shown.low, c=style.BLUE, label=r"over $R_-\rho$", **dots)
+    left.scatter(shown.rho, shown.high, c=style.ORANGE, label=r"over $R_+\rho$", **dots)
     left.axhline(-0.5, color=style.BLUE, lw=1)
     left.axhline(1 / 3, color=style.ORANGE, lw=1)
-    left.set(
-        xscale="log", ylim=(-0.75, 0.75), xlabel=r"radius $\rho$", ylabel="remainder", title="Sharp sandwich: −1/2, 1/3"
-    )
+    left.set(xscale="log", ylim=(-0.75, 0.75), xlabel=r"radius $\rho$", ylabel="remainder")
+    left.set_title("Sharp sandwich: −1/2, 1/3")
     left.legend(loc="upper left", markerscale=3, ncol=2, columnspacing=0.8, handletextpad=0.2)
     rho = torch.logspace(-6, -0.5, 40, dtype=torch.float64)
     for values, colour in (([0.0, 1.0], style.BLACK), ([0.0, 0.1, 1.0, 0.4], style.RED)):
@@ -98,7 +99,7 @@ def ball(cases: pd.DataFrame) -> Figure:
     for n_tasks, colour in ((2, style.BLACK), (3, style.RED)):
         r = torch.linspace(0, 1, n_tasks, dtype=torch.float64).expand(len(rho), -1)
         right.plot(rho, kl_ball_sup(r, rho).value, color=colour, label=f"T={n_tasks}")
-        grid = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0, 1.2], dtype=torch.float64)
+        grid = torch.tensor(GRID, dtype=torch.float64)
         value = kl_ball_sup(r[:6], grid).value
         dead = grid >= math.log(n_tasks)
         right.plot(grid[~dead], value[~dead], "o", color=colour)
@@ -106,8 +107,13 @@ def ball(cases: pd.DataFrame) -> Figure:
         right.axvline(math.log(n_tasks), color=colour, ls=":", lw=0.8)
     right.set(xlabel=r"radius $\rho$", ylabel=r"$\sup_{P_\rho}p\cdot r$", title=r"Saturation at $\rho=\ln T$")
     right.legend(loc="lower right")
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Left: remainder over R_- rho (blue, must stay above -1/2) and over R_+ rho (orange, must stay below 1/3). "
+        "Middle: orders in rho. Right: supremum over rho for equally spaced rates",
+        data="random and extreme rates",
+        n=f"{len(cases):,} cases",
+    )
 
 
 def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Figure:
@@ -141,8 +147,15 @@ def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Fi
     right.set(xscale="log", xlim=(1e-9, 2), xlabel="largest exact violation")
     right.set_title(r"Failures (dashed: $\delta$)")
     right.invert_yaxis()
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Left: expected widths for 2 tasks and 13 hypotheses over n beside the 95 % quantile of the real deviation; "
+        "Theorem 1 does not decay. Middle: Theorem 1 without any variance, Hoeffding over tasks, and what Proposition "
+        "3 says that no bound by the variance alone can undercut. Right: largest exact violation; theorems in blue, "
+        "negative controls in red",
+        data=EXACT,
+        n=f"{len(table)} exact checks",
+    )
 
 
 def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
@@ -169,8 +182,13 @@ def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
     gain = kl_ball_sup(r, 0.1).value - r.mean(-1)
     right.scatter(r.var(-1, correction=0), gain, s=3, c=style.BLACK, alpha=0.4, lw=0, rasterized=True)
     right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. Right: Eq. 10 as "
+        "printed says that a larger supremum means a smaller variance; it means a larger one",
+        data="random and adversarial payoffs",
+        n="40 games per point",
+    )
 
 
 def ball_picture(rho: float = 0.3, r1: float = 0.2, r2: float = 0.5, r3: float = 1.0) -> Figure:
@@ -181,32 +199,30 @@ def ball_picture(rho: float = 0.3, r1: float = 0.2, r2: float = 0.5, r3: float =
     return fig
 
 
-def ball_pictures(radii: Sequence[float] = (0.05, 0.3, 1.2), r: Sequence[float] = (0.2, 0.5, 1.0)) -> Figure:
+def ball_pictures() -> Figure:
     """`ball_picture` for several radii side by side: what the slider would show."""
-    fig, axes = style.subplots(1, len(radii), height=2.4)
-    for ax, rho in zip(axes[0], radii, strict=True):
-        _simplex(ax, rho, list(r))
+    fig, axes = style.subplots(1, 3, height=2.4)
+    for ax, rho in zip(axes[0], (0.05, 0.3, 1.2), strict=True):
+        _simplex(ax, rho, [0.2, 0.5, 1.0])
     plt.close(fig)
     return fig
 
 
-_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
-
-
 def _simplex(ax: Any, rho: float, r: list[float]) -> None:
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
     side = torch.linspace(0, 1, 161, dtype=torch.float64)
     a, b = torch.meshgrid(side, side, indexing="ij")
     keep = a + b <= 1
     p = torch.stack([a[keep], b[keep], 1 - a[keep] - b[keep]], -1).clamp_min(0)
     inside = torch.special.xlogy(p, 3 * p).sum(-1) <= rho
-    xy = p.numpy() @ _CORNERS
+    xy = p.numpy() @ corners
     payoff = (p @ torch.tensor(r, dtype=torch.float64)).numpy()
     ax.tricontour(xy[:, 0], xy[:, 1], payoff, levels=8, colors="0.75", linewidths=0.5)
     ax.scatter(*xy[inside.numpy()].T, s=1.5, c=style.SKY, lw=0, rasterized=True)
-    ax.plot(*_CORNERS[[0, 1, 2, 0]].T, color="k", lw=0.8)
+    ax.plot(*corners[[0, 1, 2, 0]].T, color="k", lw=0.8)
     found = kl_ball_sup(torch.tensor(r, dtype=torch.float64), rho)
-    ax.plot(*(found.p.numpy() @ _CORNERS), "o", color=style.RED)
-    for corner, name, value in zip(_CORNERS, ("1", "2", "3"), r, strict=True):
+    ax.plot(*(found.p.numpy() @ corners), "o", color=style.RED)
+    for corner, name, value in zip(corners, ("1", "2", "3"), r, strict=True):
         place = {"xytext": (9, -4), "ha": "left"} if name == "3" else {"xytext": (0, -10), "ha": "center"}
         ax.annotate(f"$r_{name}$={value:.1f}", corner, textcoords="offset points", **place)
     state = "saturated" if bool(found.saturated) else f"sup = {float(found.value):.3f}"
@@ -227,9 +243,10 @@ SIZES = {"smoke": 6, "quick": 9, "paper": 11}  # examples per task up to 2^5, 2^
 
 
 @dataclass
-class TheoremStudy(Study):
+class TheoremStudy:
     """`checks`: exact probabilities of failure; `table`: the worst of each bound; `cases`: random rates and radii."""
 
+    facts: dict[str, Any]
     checks: pd.DataFrame
     cases: pd.DataFrame
     delta: float
@@ -242,7 +259,14 @@ class TheoremStudy(Study):
             violation=("violation", "max"),
             vacuous=("vacuous", "mean"),
         )
-        return found.loc[list(TITLES)].rename(index=TITLES)
+        return captioned(
+            found.loc[list(TITLES)].rename(index=TITLES),
+            f"Largest exact probability that a bound fails on finite classes, delta = {self.delta:g}, and the share of "
+            "classes in which its expected width exceeds the range",
+            data=EXACT,
+            n=f"{len(self.checks)} exact checks",
+            digits=4,
+        )
 
     def figure(self, part: str) -> Figure:
         """ "bounds", "ball" or "player"."""
@@ -265,8 +289,14 @@ class TheoremStudy(Study):
         said.append(f"population gradient in r_t (Prop. 4): the bound fails with probability {failing:.2f}, not 0.05")
         return "\n".join(said)
 
-    def verdicts(self) -> pd.DataFrame:
-        return judged(theorem_claims(self.checks, self.cases, self.delta))
+    def verdicts(self) -> Table:
+        return judged(
+            theorem_claims(self.checks, self.cases, self.delta),
+            caption=f"What the text says on its theory, and what the checks say; delta = {self.delta:g}",
+            data="finite classes and random rates",
+            n=f"{len(self.checks)} exact checks, {len(self.cases):,} cases",
+            wide=True,
+        )
 
     def answer(self) -> str:
         holds = self.checks[self.checks.must_hold]
@@ -282,42 +312,6 @@ class TheoremStudy(Study):
 
 def study(scale: str, delta: float = 0.05) -> TheoremStudy:
     """Every bound by enumeration on finite classes, every constant of the KL ball on random cases."""
-    sizes = [2**k for k in range(1, SIZES[scale])]
-    checks, cases = violation_table(scale, delta), sandwich_cases(CASES[scale])
-    facts = {"scale": scale, "synthetic": True, "notebook": "07_theory_emtl"}
-    facts |= {"config": {"delta": delta, "cases": CASES[scale], "sizes": sizes}}
-    exact = {"data": "two-point examples, all outcomes enumerated", "n": f"{len(checks)} exact checks"}
-    notes: dict[str, dict[str, Any]] = {
-        "table": exact
-        | {
-            "caption": f"Largest exact probability that a bound fails on finite classes, delta = {delta:g}, and the "
-            "share of classes in which its expected width exceeds the range",
-            "digits": 4,
-        },
-        "bounds": exact
-        | {
-            "caption": "Left: expected widths for 2 tasks and 13 hypotheses over n beside the 95 % quantile of the "
-            "real deviation; Theorem 1 does not decay. Middle: Theorem 1 without any variance, Hoeffding over tasks, "
-            "and what Proposition 3 says that no bound by the variance alone can undercut. Right: largest exact "
-            "violation; theorems in blue, negative controls in red",
-        },
-        "ball": {
-            "caption": "Left: remainder over R_- rho (blue, must stay above -1/2) and over R_+ rho (orange, must stay "
-            "below 1/3). Middle: orders in rho. Right: supremum over rho for equally spaced rates",
-            "data": "random and extreme rates",
-            "n": f"{CASES[scale]:,} cases",
-        },
-        "player": {
-            "caption": "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. "
-            "Right: Eq. 10 as printed says that a larger supremum means a smaller variance; it means a larger one",
-            "data": "random and adversarial payoffs",
-            "n": "40 games per point",
-        },
-        "claims": {
-            "caption": f"What the text says on its theory, and what the checks say; delta = {delta:g}",
-            "data": "finite classes and random rates",
-            "n": f"{len(checks)} exact checks, {CASES[scale]:,} cases",
-            "wide": True,
-        },
-    }
-    return TheoremStudy(facts, notes, checks, cases, delta)
+    config = {"delta": delta, "cases": CASES[scale], "sizes": [2**k for k in range(1, SIZES[scale])]}
+    facts = {"scale": scale, "synthetic": True, "notebook": "07_theory_emtl", "config": config}
+    return TheoremStudy(facts, violation_table(scale, delta), sandwich_cases(CASES[scale]), delta)

@@ -8,16 +8,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mtl.experiments.study import Claim
+from mtl.experiments.base import Claim, graded
+from mtl.report import Verdict
 from mtl.solvers import alpha_fair
 from mtl.theory import bounds, fairness
 from mtl.theory.rates import kl_ball_sandwich, mirror_ascent_step, mirror_kkt_residual, player_regret
 
 GRID = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)
-
-
-def _claim(name: str, verdict: str, evidence: str) -> Claim:
-    return {"claim": name, "verdict": verdict, "evidence": evidence}
 
 
 def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05, seed: int = 0) -> list[Claim]:
@@ -41,49 +38,49 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05
     dead = {T: [rho for rho in GRID if rho >= math.log(T)] for T in (2, 3)}
     without = [f"T = {T}: {', '.join(f'{x:g}' for x in xs) or 'none'} without effect" for T, xs in dead.items()]
     return [
-        _claim(
+        Claim(
             "emtl-thm1",
             "not reproduced" if max(counter, worst["population-ratio"]) > delta else "reproduced",
             f"with the population's gradient the bound fails with probability {counter:.2f} on Prop. 4's example and "
             f"up to {worst['population-ratio']:.2f} on finite classes, delta = {delta:g}",
         ),
-        _claim(
+        Claim(
             "emtl-thm1-repaired",
             "conditional" if worst["thm1"] <= delta else "not reproduced",
             f"largest violation {worst['thm1']:.1e} in {len(holds)} exact checks of 5 theorems (worst of all "
             f"{holds.violation.max():.1e}); says something from T = {least} on, and does not decay with n",
         ),
-        _claim(
+        Claim(
             "emtl-variance-alone",
             "not reproduced" if worst["variance-only"] > delta else "reproduced",
             f"without its additive term it fails with probability {worst['variance-only']:.2f}; at zero variance a "
             f"valid width is at least {floors[0]:.2f} B for 2 tasks, {floors[1]:.2f} B for 3",
         ),
-        _claim(
+        Claim(
             "emtl-eq10",
             "conditional" if static > 0 and error < 1e-7 else "reproduced" if static < 0 else "not reproduced",
             f"static: false, rank correlation of the supremum with the variance {static:+.3f}; dynamic: dV/dt = "
             f"-(2/T)(p.r - mean) along r' = -p to {error:.0e}",
         ),
-        _claim(
+        Claim(
             "emtl-surrogate",
             "reproduced" if inside and 0.9 < slope < 1.1 and loose > 0 else "not reproduced",
             f"-R- rho/2 <= remainder <= R+ rho/3 in {len(cases):,} cases, both sharp ({cases.low.min():.3f}, "
             f"{cases.high.max():.3f}; 1/3 for 1/2 fails {loose:,} times); slope of the remainder {slope:.2f}; "
             f"above the surrogate in {100 * (cases.high > 1e-9).mean():.0f} %",
         ),
-        _claim(
+        Claim(
             "emtl-player",
             "reproduced" if residual < 1e-8 and ratio <= 1 else "not reproduced",
             f"KKT residual at most {residual:.0e}; regret at most {ratio:.2f} of its bound, adversarial payoffs "
             "included; all payoffs are seen, so no bandit",
         ),
-        _claim(
+        Claim(
             "emtl-rho-grid",
             "conditional" if any(dead.values()) else "reproduced",
             f"the ball is the whole simplex from rho = ln T on: {'; '.join(without)}",
-        )
-        | {"figure": "07_theory_ball"},  # paper/claims.yml names the figure of the runs on data
+            "07_theory_ball",  # paper/claims.yml names the figure of the runs on data
+        ),
     ]
 
 
@@ -111,7 +108,7 @@ def _player_checks(seed: int) -> tuple[float, float]:
     return residual, ratio
 
 
-OUTCOMES = {
+OUTCOMES: dict[str, Verdict] = {
     "supported": "reproduced",
     "sign unstable": "conditional",
     "inconclusive": "not testable here",
@@ -143,17 +140,16 @@ def gap_claims(table: pd.DataFrame, methods: pd.DataFrame, arms: pd.DataFrame) -
             parts[0] += f" (penalised RRV is {table['manipulation'][hypotheses[0]]:.2f} of the base's, needed: .5)"
             change = f"{strong['gap change']:+.3f} [{strong.low:+.3f}, {strong.high:+.3f}]"
             parts.append(f"descriptive, ten times the dose: RRV {strong['RRV ratio']:.2f} of the base's, gap {change}")
-        claims.append(_claim(name, verdict, "; ".join(parts)))
+        claims.append(Claim(name, verdict, "; ".join(parts)))
     emtl = methods.loc[[m for m in methods.index if m.startswith("emtl")]]
     ratios = emtl["RRV / LS"].tolist()
     lower = [m.split()[1] for m, ratio in zip(emtl.index, ratios, strict=True) if ratio < 1]
-    falls = all(a >= b for a, b in pairwise(ratios))
-    verdict = "reproduced" if len(lower) == len(ratios) and falls else "conditional" if lower else "not reproduced"
+    falls = len(lower) == len(ratios) and all(a >= b for a, b in pairwise(ratios))
     shown = ", ".join(f"rho {m.split()[1]}: {x:.2f}" for m, x in zip(emtl.index, ratios, strict=True))
     last = emtl.iloc[-1]
     tail = f"gap {last['gap change, %']:+.1f} % (± {last['± 95 %']:.1f}) against equal weights at the largest rho"
     evidence = f"RRV over that of equal weights at equal training loss: {shown}; {tail}"
-    return [*claims, _claim("emtl-lowers-variance", verdict, evidence)]
+    return [*claims, Claim("emtl-lowers-variance", graded(falls, bool(lower)), evidence)]
 
 
 def gradient_families(seed: int = 0) -> dict[str, Tensor]:
@@ -211,26 +207,26 @@ def fair_claims(
     tiny, usual = df[df.scale <= 1e-3], df[df.scale >= 0.1]
     bad, ok = float((tiny.published > 1e-3).mean()), float((usual.published <= 1e-3).mean())
     return [
-        _claim(
+        Claim(
             "fairgrad-unique",
             "reproduced" if worst < 1e-8 and refused else "not reproduced",
             "exactly one positive solution iff not Pareto stationary (independence is not needed); backward error at "
             f"most {worst:.0e} on five hard families, a stationary point is {'recognised' if refused else 'missed'}",
         ),
-        _claim(
+        Claim(
             "fairgrad-limits",
             ("conditional" if to_sum > 0.05 else "reproduced") if fine else "not reproduced",
             f"1 - cos: alpha = 1 to Nash's closed form {nash:.0e}, alpha = 300 to MGDA {large:.0e}; alpha = {small:g} "
             f"to the plain sum {friendly:.0e} without strong conflict but {to_sum:.2f} with it, where the limit is the "
             f"dual-cone projection ({to_cone:.0e})",
         ),
-        _claim(
+        Claim(
             "fairgrad-convergence",
             "reproduced" if max(shares) <= 1 and shortfall <= 1e-9 else "not reproduced",
             f"{len(runs)} runs: smallest m^2 so far at most {max(shares):.3f} of 2 L T^2 drop / K, no step short of "
             "the promised decrease; no independence assumed",
         ),
-        _claim(
+        Claim(
             "fairgrad-solver",
             "conditional" if bad > 0.5 and ok > 0.5 else "not reproduced" if bad > 0.5 else "reproduced",
             f"backward error above 1e-3 in {100 * bad:.0f} % of problems with gradient norms <= 1e-3, at most 1e-3 in "

@@ -5,24 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtl.report.captions import VERDICTS, Table, Verdict, caption, manifest, show, tex, verdict
-    from mtl.report.saving import save, save_figure, save_table
+    from mtl.report.saving import captioned, save, save_figure, save_table
     from mtl.report.tables import frame, results_table
 
-__all__ = [
-    "VERDICTS",
-    "Table",
-    "Verdict",
-    "caption",
-    "frame",
-    "manifest",
-    "results_table",
-    "save",
-    "save_figure",
-    "save_table",
-    "show",
-    "tex",
-    "verdict",
-]
+__all__ = ["VERDICTS", "Table", "Verdict", "caption", "captioned", "frame", "manifest", "results_table"]
+__all__ += ["save", "save_figure", "save_table", "show", "tex", "verdict"]
 
 if not TYPE_CHECKING:
 

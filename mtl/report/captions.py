@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from mtl.ledger import Row, plain, stale
 from mtl.scales import SCALES
 
 Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "not reproduced", "conditional", "not testable here")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
 _SYMBOLS |= {"Δ": r"\Delta", "α": r"\alpha", "η": r"\eta", "ρ": r"\rho", "λ": r"\lambda", "→": r"\to", "−": "-"}
@@ -86,14 +86,12 @@ def show(df: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             return "–"
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
-    shown = df.astype(object).map(cell)
-    shown.attrs = {}
-    return shown
+    return df.astype(object).map(cell)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as a notebook shows it: `**x**` is bold, floats have `digits` decimals.
+    """A table as a notebook shows it: `**x**` is bold, floats have `digits` decimals, sentences are whole.
 
     >>> Table(pd.DataFrame({"auc": ["**0.9**"]}))._repr_html_().count("<b>0.9</b>")
     1
@@ -103,7 +101,10 @@ class Table:
     digits: int = 3
 
     def _repr_html_(self) -> str:
-        return BOLD.sub(r"<b>\1</b>", show(self.data, self.digits).to_html(index=not counts(self.data)))
+        with pd.option_context("display.max_colwidth", None):
+            html = show(self.data, self.digits).to_html(index=not counts(self.data))
+        sentences = re.sub(r"<td>(?=[^<]{40})", '<td style="text-align: left">', html)
+        return BOLD.sub(r"<b>\1</b>", sentences)
 
     def __repr__(self) -> str:
         return show(self.data, self.digits).replace(BOLD, r"\1", regex=True).to_string(index=not counts(self.data))

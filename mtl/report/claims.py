@@ -44,13 +44,13 @@ def claims() -> list[dict[str, Any]]:
 def claim_rows(stamps: Iterable[Stamp]) -> list[tuple[str, ...]]:
     """The cells of COLUMNS for each claim; verdict "not run" where no run reached it."""
     reached = verdicts(stamps)
+    known = {claim["id"]: claim for claim in claims()}
     rows: list[tuple[str, ...]] = []
-    for claim in claims():
-        row = reached.pop(claim["id"], {"verdict": "not run", "scale": "–", "figure": None})
+    for name in dict.fromkeys([*known, *reached]):
+        claim = known.get(name, {"paper": "–", "sentence": "(not in paper/claims.yml)", "figure": "–"})
+        row = reached.get(name, {"verdict": "not run", "scale": "–", "figure": None})
         figure = row["figure"] or claim["figure"]
-        rows.append((claim["id"], claim["paper"], claim["sentence"], row["verdict"], row["scale"], figure))
-    for name, row in reached.items():
-        rows.append((name, "–", "(not in paper/claims.yml)", row["verdict"], row["scale"], row["figure"] or "–"))
+        rows.append((name, claim["paper"], claim["sentence"], row["verdict"], row["scale"], figure))
     return rows
 
 

@@ -15,8 +15,8 @@ def trajectories(
     paths: ArrayLike,
     method: str,
     *,
-    front: ArrayLike | None = None,
-    star: ArrayLike | None = None,
+    front: ArrayLike,
+    star: ArrayLike,
     predicted: ArrayLike | None = None,
     contour: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
 ) -> None:
@@ -28,15 +28,13 @@ def trajectories(
     if contour is not None:
         ax.contour(*contour, levels=12, colors="0.75", linewidths=0.4, linestyles="solid", zorder=1)
         ax.grid(False)
-    if front is not None:
-        ax.plot(*np.asarray(front).T, color="0.55", lw=3, alpha=0.6, solid_capstyle="round", zorder=2)
+    ax.plot(*np.asarray(front).T, color="0.55", lw=3, alpha=0.6, solid_capstyle="round", zorder=2)
     for path in np.asarray(paths):
         ax.plot(*path.T, color=colour, lw=0.9, alpha=0.85, zorder=3)
         ax.plot(*path[0], "o", mfc="white", mec=colour, ms=3, mew=0.7, zorder=4)
     for path in np.asarray(paths):
         ax.plot(*path[-1], "o", color=colour, mec="black", mew=0.4, ms=3.6, zorder=6)
-    if star is not None:
-        ax.plot(*np.asarray(star), "*", color="white", mec="black", mew=0.6, ms=7, zorder=5)
+    ax.plot(*np.asarray(star), "*", color="white", mec="black", mew=0.6, ms=7, zorder=5)
     if predicted is not None:
         ax.plot(*np.asarray(predicted), "+", color="black", mew=0.9, ms=7, zorder=7)
 
@@ -44,36 +42,32 @@ def trajectories(
 def intervals(
     axes: Sequence[Axes],
     table: pd.DataFrame,
-    metrics: Mapping[str, str] | Sequence[str],
-    *,
-    reference: Callable[[str], str] | None = None,
+    metrics: Mapping[str, str],
+    reference: Callable[[str], str],
 ) -> None:
     """One axis per metric, one line per method: mean (marker) and 95 % interval, from `results_table(raw=True)`.
 
-    `metrics` maps a metric to its axis label (with unit). Rows are methods, or labels which `reference` maps to
-    methods. The best row is not marked: the interval is the message. A mean far from the crowd (more than eight
-    times the spread of the middle half from its edges) is written at the edge of the axis, with an arrow.
+    `metrics` maps a metric to its axis label (with unit), `reference` a row's label to its method. The best row is not
+    marked: the interval is the message. A mean far from the crowd (more than eight times the spread of the middle half
+    from its edges) is written at the edge of the axis, with an arrow.
     """
-    names = dict(metrics) if isinstance(metrics, Mapping) else {m: m for m in metrics}
-    if len(names) != len(axes):
-        raise ValueError(f"metrics: one axis per metric, found {len(names)} metrics and {len(axes)} axes")
+    if len(metrics) != len(axes):
+        raise ValueError(f"metrics: one axis per metric, found {len(metrics)} metrics and {len(axes)} axes")
     places = np.arange(len(table))[::-1]
-    for ax, (metric, label) in zip(axes, names.items(), strict=True):
+    for ax, (metric, label) in zip(axes, metrics.items(), strict=True):
         means, halves = table[metric, "mean"].to_numpy(float), table[metric, "ci"].fillna(0.0).to_numpy(float)
         low, high = _crowd(means, halves)
-        for place, method, mean, half in zip(places, table.index, means, halves, strict=True):
-            _, colour, marker = look(reference(str(method)) if reference else str(method))
+        for place, line, mean, half in zip(places, table.index, means, halves, strict=True):
+            _, colour, marker = look(reference(str(line)))
             if low <= mean <= high:
                 ax.errorbar(mean, place, xerr=half, fmt=marker, color=colour, ms=4, elinewidth=1, capsize=2)
             elif np.isfinite(mean):  # far outside: named at the edge, so that the others can be told apart
                 left = mean < low
-                text = f"← {mean:.4g}" if left else f"{mean:.4g} →"
-                ax.annotate(
-                    text, (low if left else high, place), ha="left" if left else "right", va="center", color=colour
-                )
+                text, edge, side = (f"← {mean:.4g}", low, "left") if left else (f"{mean:.4g} →", high, "right")
+                ax.annotate(text, (edge, place), ha=side, va="center", color=colour)
         ax.set_xlim(low, high)
         ax.set(xlabel=label, yticks=places, ylim=(-0.6, len(table) - 0.4))
-        ax.set_yticklabels([str(m) if reference else look(str(m))[0] for m in table.index] if ax is axes[0] else [])
+        ax.set_yticklabels(map(str, table.index) if ax is axes[0] else [])
         ax.grid(axis="y", visible=False)
         ax.locator_params(axis="x", nbins=3)
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from mtl.report import captions
 from mtl.report.captions import BOLD, Table, counts, embedded, manifest, show, tex
 
 Card = dict[str, Any]
+Made = TypeVar("Made", Figure, pd.DataFrame)
 
 
 class Shown(Protocol):
@@ -27,17 +28,29 @@ class Shown(Protocol):
     def facts(self) -> Mapping[str, Any]: ...
 
 
-def save(study: Shown, name: str, made: Figure | pd.DataFrame | None = None, **more: Any) -> Table | None:
+def captioned(made: Made, caption: str, **facts: Any) -> Made:
+    """`made` with its caption, and with the facts and looks that are its own and not all its study's, for `save`."""
+    _said(made).update(caption=caption, facts=facts)
+    return made
+
+
+def _said(made: Figure | pd.DataFrame) -> dict[Any, Any]:
+    found: dict[Any, Any] = made.attrs if isinstance(made, pd.DataFrame) else vars(made).setdefault("attrs", {})
+    return found
+
+
+def save(study: Shown, name: str, made: Figure | pd.DataFrame | Table | None = None, **more: Any) -> Table | None:
     """Save a figure or a table of a study, by default its own table, under the caption that was made with it.
 
-    Data, n, seeds, configuration, scale and command come from the study; `more` goes to `save_figure` or
-    `save_table`. A table comes back as a notebook shows it.
+    Data, n, seeds, configuration, scale and command come from the study, or else from what `captioned` said; `more`
+    goes to `save_figure` or `save_table`. A table comes back as a notebook shows it.
     """
-    given = {**study.facts, **more}
+    made = study.table if made is None else made.data if isinstance(made, Table) else made
+    said = _said(made)
+    given = {"caption": said.get("caption", ""), **study.facts, **said.get("facts", {}), **more}
     if isinstance(made, Figure):
         save_figure(made, name, **given)
         return None
-    made = study.table if made is None else made
     save_table(made, name, **given)
     return Table(made, given.get("digits", 3))
 
@@ -47,13 +60,11 @@ def save_figure(
 ) -> Path:
     """Write figures/`name`.pdf, .png (200 dpi) and .json, and a figure environment for the paper; return the PDF.
 
-    `facts` are those of `card`; without a caption, `fig`'s label is it. PDF and PNG hold no date, so equal runs give
-    equal bytes, and files of which nothing but the time of making changed stay as they are. Runs at smoke scale write
-    to a folder `smoke/` of their own: looking at a notebook never replaces a figure of the paper. `at` is the
-    notebook's scale where `scale`, that of the rows, is another (published rows).
-    Raises ValueError for a scale or name out of the rule.
+    `facts` are those of `card`. PDF and PNG hold no date, so equal runs give equal bytes, and files of which nothing
+    but the time of making changed stay as they are. Runs at smoke scale write to a folder `smoke/` of their own:
+    looking at a notebook never replaces a figure of the paper. `at` is the notebook's scale where `scale`, that of the
+    rows, is another (published rows). Raises ValueError for a scale or name out of the rule.
     """
-    facts.setdefault("caption", str(fig.get_label()))
     made = card("figure", name, at=at, **facts)
     path = _folder("figures", at or made["scale"]) / f"{name}.pdf"
     files = {path: _drawn(fig, format="pdf", metadata={"CreationDate": None, "ModDate": None})}
@@ -72,16 +83,15 @@ def save_table(
 ) -> Path:
     """Write paper/generated/`name`.tex (booktabs), .md and .json; return the .tex.
 
-    `facts` and `at` as in `save_figure`; without a caption, `df.attrs["caption"]` is it, and `df.attrs["note"]` ends
-    it. Cells are shown with `digits` decimals; `**x**` in a cell is bold.
+    `facts` and `at` as in `save_figure`; `df.attrs["note"]` ends the caption. Cells are shown with `digits` decimals;
+    `**x**` in a cell is bold.
     """
-    facts.setdefault("caption", df.attrs.get("caption", ""))
     made = card("table", name, note=df.attrs.get("note", ""), at=at, **facts)
     path = _folder("paper/generated", at or made["scale"]) / f"{name}.tex"
     cells = _with_index(show(df, digits))
     align = "".join("r" if re.match(r"\**[-−+]?[\d.]", str(column.iloc[0])) else "l" for _, column in cells.items())
-    bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell)))
-    bold.columns = _labels(bold.columns, tex)
+    bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell))).rename(columns=tex)
+    bold.columns.names = [None] * bold.columns.nlevels
     latex = bold.style.hide(axis="index").to_latex(
         hrules=True,
         caption=tex(made["caption"]),
@@ -92,11 +102,11 @@ def save_table(
         environment="table*" if wide else "table",
         multicol_align="c",
     )
-    heads = [" ".join(str(part) for part in label if part != "") for label in _tuples(cells.columns)]
+    labels = [label if isinstance(label, tuple) else (label,) for label in cells.columns]
+    heads = [" ".join(str(part) for part in label if part != "") for label in labels]
     rules = ["---:" if side == "r" else ":---" for side in align]
-    lines = [heads, rules, *cells.to_numpy().tolist()]
-    body = "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    markdown = f"{body}\n\n{made['caption']}\n"
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (heads, rules, *cells.to_numpy().tolist())]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{made['caption']}\n"
     _write(path, {path: latex.encode(), path.with_suffix(".md"): markdown.encode()}, made, facts.get("rows", ()))
     return path
 
@@ -105,7 +115,7 @@ def card(
     kind: str,
     name: str,
     *,
-    caption: str,
+    caption: str = "",
     rows: Sequence[Row] = (),
     scale: str = "",
     data: str = "",
@@ -154,12 +164,10 @@ def card(
 
 
 def _only(name: str, found: Sequence[Any]) -> str:
-    values = {value for value in found if value}
+    values = {str(value) for value in found if value}
     if len(values) != 1:
-        raise ValueError(
-            f"{name}: give it where the rows do not say one, found {', '.join(map(str, values)) or 'none'}"
-        )
-    return str(values.pop())
+        raise ValueError(f"{name}: give it where the rows do not say one, found {', '.join(values) or 'none'}")
+    return values.pop()
 
 
 def _drawn(fig: Figure, **how: Any) -> bytes:
@@ -196,10 +204,6 @@ def _relative(path: Path) -> str:
     return path.relative_to(root()).as_posix()
 
 
-def _tuples(index: pd.Index) -> list[tuple[Any, ...]]:
-    return [label if isinstance(label, tuple) else (label,) for label in index]
-
-
 def _columns(cells: pd.DataFrame, align: str, longest: int = 32) -> str:
     """LaTeX column letters: columns of sentences become paragraphs, which share the line by their length."""
     lengths = [min(max(len(str(cell)) for cell in (name, *column)), 90) for name, column in cells.items()]
@@ -208,11 +212,6 @@ def _columns(cells: pd.DataFrame, align: str, longest: int = 32) -> str:
     return "".join(
         rf"p{{{share:.2f}\linewidth}}" if side == "l" and length > longest else side for side, length, share in sides
     )
-
-
-def _labels(index: pd.Index, change: Any) -> pd.Index:
-    changed = [tuple(change(part) for part in label) for label in _tuples(index)]
-    return pd.MultiIndex.from_tuples(changed) if index.nlevels > 1 else pd.Index([label[0] for label in changed])
 
 
 def _with_index(df: pd.DataFrame) -> pd.DataFrame:

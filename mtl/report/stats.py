@@ -1,6 +1,6 @@
 """Means, intervals and tests over few seeds; each says what it can and cannot show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two-sided sign-flip test of paired differences a - b.
+    """Two-sided sign-flip test of paired differences a - b; `smallest` is the least p that any of their signs can give.
 
-    `smallest` is the smallest p that these differences could have given whatever their signs: 5 pairs
-    never reach p < 0.05 (2/32 = 0.0625), so p = smallest must not be read as weak evidence.
+    5 pairs never reach p < 0.05 (2/32 = 0.0625), so p = smallest must not be read as weak evidence.
     """
 
     difference: float
@@ -42,8 +41,7 @@ class PairedTest:
 
 
 def _sample(x: Any, name: str = "x") -> Array:
-    values = np.asarray(x, dtype=np.float64)
-    if values.ndim != 1 or values.size < 1:
+    if (values := np.asarray(x, dtype=np.float64)).ndim != 1 or values.size < 1:
         raise ValueError(f"{name}: needs a vector of at least 1 values, found shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: needs finite values, found {values[~np.isfinite(values)][0]} among {values.size}")
@@ -113,28 +111,20 @@ def holm(p: Any) -> Array:
     return np.minimum(steps, 1.0)[np.argsort(order)]
 
 
-def mean_rank(
-    table: pd.DataFrame, higher_is_better: bool | Mapping[str, bool] | Sequence[bool] = True
-) -> "pd.Series[float]":
-    """Mean over the columns of each row's rank (1 is best, ties share); averages (M + 1) / 2 over M rows.
+def mean_rank(table: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> "pd.Series[float]":
+    """Mean over the metrics (columns) of each row's rank (1 is best, ties share); averages (M + 1) / 2 over M rows.
 
-    `table` has one row per method and one column per metric; `higher_is_better` is one flag, one per
-    column, or a mapping. Raises ValueError for a missing value, which would make ranks incomparable.
+    Raises ValueError for a missing value, which would make ranks incomparable.
 
-    >>> mean_rank(pd.DataFrame({"auc": [0.9, 0.8], "loss": [1.0, 0.5]}, index=["a", "b"]), [True, False]).tolist()
+    >>> table = pd.DataFrame({"auc": [0.9, 0.8], "loss": [1.0, 0.5]}, index=["a", "b"])
+    >>> mean_rank(table, {"auc": True, "loss": False}).tolist()
     [1.5, 1.5]
     """
-    flags = higher_is_better
-    if isinstance(flags, Mapping):
-        if missing := [c for c in table.columns if c not in flags]:
-            raise ValueError(f"higher_is_better: needs every column, found none for {missing}")
-        flags = [flags[c] for c in table.columns]
-    flags = [flags] * table.shape[1] if isinstance(flags, bool) else list(flags)
-    if len(flags) != table.shape[1]:
-        raise ValueError(f"higher_is_better: needs one flag per column ({table.shape[1]}), found {len(flags)}")
+    if missing := [c for c in table.columns if c not in higher_is_better]:
+        raise ValueError(f"higher_is_better: needs every column, found none for {missing}")
     if table.size == 0:
         raise ValueError(f"table: needs at least one row and one column, found shape {table.shape}")
     if (holes := table.isna().any(axis=1)).any():
         raise ValueError(f"table: ranks need every value, found none for {list(table.index[holes])}")
-    signed = table.astype(float) * np.where(flags, -1.0, 1.0)
+    signed = table.astype(float) * np.where([higher_is_better[c] for c in table.columns], -1.0, 1.0)
     return signed.rank().mean(axis=1).rename("mean rank")

@@ -11,49 +11,29 @@ from mtl.methods import look_of
 WIDTHS = {"column": 3.3, "text": 6.9}  # inches
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "figure.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 7.5),
+    **dict.fromkeys(("axes.titlesize", "figure.titlesize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow", "figure.constrained_layout.use"), True),
+    **dict.fromkeys(("figure.constrained_layout.w_pad", "figure.constrained_layout.h_pad"), 0.02),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "grid.color": "0.9",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.1,
     "lines.markersize": 4,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.frameon": False,
     "legend.handlelength": 1.4,
     "figure.dpi": 100,
     "savefig.dpi": 200,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.02,
-    "figure.constrained_layout.h_pad": 0.02,
     "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, as most venues ask
 }
 
 # Okabe and Ito's palette without its yellow, which vanishes on white; colour and marker together are unique.
 BLACK, GREY, ORANGE, SKY = "#000000", "#8A8A8A", "#E69F00", "#56B4E9"
 GREEN, BLUE, RED, PINK = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-FAMILIES = {
-    "simple": BLACK,
-    "levels": GREY,
-    "conflicts": ORANGE,
-    "min-norm": SKY,
-    "geometry": GREEN,
-    "fairness": BLUE,
-    "rates": RED,
-    "impartial": PINK,
-}
+FAMILIES = {"simple": BLACK, "levels": GREY, "conflicts": ORANGE, "min-norm": SKY}
+FAMILIES |= {"geometry": GREEN, "fairness": BLUE, "rates": RED, "impartial": PINK}
 
 
 def look(method: str) -> tuple[str, str, str]:

@@ -1,7 +1,6 @@
 """Ledger rows as tables: mean, interval, n, paired test, rank."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 def results_table(
     rows: pd.DataFrame | Iterable[Row],
-    metrics: Mapping[str, bool] | Iterable[Any],
+    metrics: Mapping[str, bool],
     *,
     by: str = "method",
     baseline: str | None = None,
@@ -41,19 +40,18 @@ def results_table(
 ) -> pd.DataFrame:
     """Mean ± half of the 95 % t interval over seeds, n, paired p and mean rank; one row per `by`, in order of arrival.
 
-    `metrics` maps a column to "higher is better", or holds the metrics of a problem. p is the exact
-    sign-flip test over common seeds against `baseline`, or else against the best other row. `reference_row`
-    (STL) comes first, is neither ranked nor a competitor. Formatted: best mean bold, p of the `primary`
-    (else first) metric. `raw`: numbers, columns (metric, mean | ci | n | p | smallest p) and ("", "mean rank").
-    Raises ValueError for two runs of one row and seed, and where real and synthetic runs would share a column.
+    `metrics` maps a column to "higher is better". p is the exact sign-flip test over common seeds against `baseline`,
+    or else against the best other row. `reference_row` (STL) comes first, is neither ranked nor a competitor.
+    Formatted: best mean bold, p of the `primary` (else first) metric. `raw`: numbers, columns (metric, mean | ci | n |
+    p | smallest p) and ("", "mean rank"). Raises ValueError for two runs of one row and seed, and where real and
+    synthetic runs would share a column.
 
     >>> runs = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "auc": [0.8, 0.9, 0.6, 0.7]})
     >>> results_table(runs, {"auc": True}, digits=2).loc["a"].tolist()
     ['**0.85 ± 0.64**', '2', '0.50', '1.0']
     """
     data = rows if isinstance(rows, pd.DataFrame) else frame(rows)
-    higher = _directions(metrics)
-    if lost := [name for name in (*higher, by, "seed") if name not in data]:
+    if lost := [name for name in (*metrics, by, "seed") if name not in data]:
         raise ValueError(f"rows: no column {lost[0]!r}; found {', '.join(map(str, data.columns))}")
     if "synthetic" in data and data["synthetic"].nunique() > 1:
         raise ValueError("rows: real and synthetic runs never share a column, found both; split them")
@@ -67,7 +65,7 @@ def results_table(
     order.sort(key=lambda name: name != reference_row)
     cells: dict[tuple[str, str], dict[str, float]] = {}
     contest = [name for name in order if name != reference_row]
-    for metric, up in higher.items():
+    for metric, up in metrics.items():
         runs = data.pivot(index="seed", columns=by, values=metric).astype(float)
         best = runs[contest].mean().sort_values(ascending=not up, kind="stable").index
         for name in order:
@@ -75,21 +73,13 @@ def results_table(
             for column, value in _cell(runs, name, other).items():
                 cells.setdefault((metric, column), {})[name] = value
     numbers = pd.DataFrame(cells).reindex(order).rename_axis(by)
-    means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in higher}).loc[contest]
-    numbers["", "mean rank"] = mean_rank(means.dropna(), higher)
+    means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in metrics}).loc[contest]
+    numbers["", "mean rank"] = mean_rank(means.dropna(), metrics)
     note = f"p: paired sign-flip test against {baseline or 'the best other row'}"
-    least = numbers[next(iter(higher)), "smallest p"].min()
+    first = next(iter(metrics))
+    least = numbers[first, "smallest p"].min()
     numbers.attrs["note"] = note + (f"; {least:.3f} is the smallest that n can give." if least == least else ".")
-    return numbers if raw else _formatted(numbers, higher, contest, primary or next(iter(higher)), digits)
-
-
-def _directions(metrics: Mapping[str, bool] | Iterable[Any]) -> dict[str, bool]:
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    found = list(metrics)
-    if plain_names := [m for m in found if isinstance(m, str)]:
-        raise ValueError(f"metrics: say whether higher is better, as {{name: True}}, found {plain_names[0]!r} alone")
-    return {f"{m.task}/{m.name}": bool(m.higher_is_better) for m in found}
+    return numbers if raw else _formatted(numbers, metrics, contest, primary or first, digits)
 
 
 def _cell(runs: pd.DataFrame, name: str, other: str | None) -> dict[str, float]:

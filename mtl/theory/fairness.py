@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from mtl.solvers import alpha_fair, dual_cone, min_norm
 def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: float) -> Tensor:
     """The solution of K w = w^(-1/alpha), w > 0, for K = G G^T with task gradients in the rows of G (T, d).
 
-    A thin wrapper of `mtl.solvers.alpha_fair`, which also certifies it. alpha -> 0 is the dual-cone projection
-    of the sum, 1 Nash-MTL, infinity MGDA over its squared length (`fair_limit`).
+    That is `mtl.solvers.alpha_fair` without its certificate. alpha -> 0 is the dual-cone projection of the sum, 1
+    Nash-MTL, infinity MGDA over its squared length (`fair_limit`).
 
     >>> float(fair_weights(torch.eye(2, dtype=torch.float64), alpha=2.0)[0])
     1.0
@@ -25,10 +25,13 @@ def fair_weights(K: Tensor | None = None, *, G: Tensor | None = None, alpha: flo
         raise ValueError("K, G: give exactly one of Gram matrix and task gradients, found both or neither")
     if alpha <= 0:
         raise ValueError(f"alpha: the system needs alpha > 0, found {alpha}")
-    if K is None:
-        assert G is not None
-        K = G @ G.mT
+    K = G @ G.mT if G is not None else K
+    assert K is not None
     return alpha_fair(K, alpha)[0]
+
+
+def _times(K: Tensor, w: Tensor) -> Tensor:
+    return (K @ w[..., None])[..., 0]
 
 
 def fair_residual(w: Tensor, K: Tensor, alpha: float) -> Tensor:
@@ -38,9 +41,7 @@ def fair_residual(w: Tensor, K: Tensor, alpha: float) -> Tensor:
     0.0
     """
     target = w.pow(-1 / alpha)
-    product = (K @ w[..., None])[..., 0]
-    size = (K.abs() @ w.abs()[..., None])[..., 0] + target
-    return ((product - target).abs() / size).amax(-1)
+    return ((_times(K, w) - target).abs() / (_times(K.abs(), w.abs()) + target)).amax(-1)
 
 
 def fair_limit(K: Tensor, which: str) -> Tensor:
@@ -52,10 +53,9 @@ def fair_limit(K: Tensor, which: str) -> Tensor:
     """
     if which == "inf":
         v, _ = min_norm(K)
-        return v / (v * (K @ v[..., None])[..., 0]).sum(-1, keepdim=True)
+        return v / (v * _times(K, v)).sum(-1, keepdim=True)
     if which == "zero":
-        w, _ = dual_cone(K, torch.ones_like(K[..., 0]))
-        return w
+        return dual_cone(K, torch.ones_like(K[..., 0]))[0]
     raise ValueError(f'which: "zero" or "inf", found {which!r}')
 
 
@@ -69,13 +69,7 @@ def pareto_stationarity(K: Tensor) -> tuple[Tensor, Tensor]:
     True
     """
     v, _ = min_norm(K)
-    return (v * (K @ v[..., None])[..., 0]).sum(-1).clamp_min(0), v
-
-
-def fair_step_size(w: Tensor, K: Tensor, smoothness: float) -> Tensor:
-    """eta = sum(u) / (L T ||d||^2), u = K w, ||d||^2 = w'Kw: the step of the rate theorem, (...)."""
-    u = (K @ w[..., None])[..., 0]
-    return u.sum(-1) / (smoothness * w.shape[-1] * (w * u).sum(-1))
+    return (v * _times(K, v)).sum(-1).clamp_min(0), v
 
 
 def fair_rate_bound(smoothness: float, n_tasks: int, drop: float, steps: int) -> float:
@@ -87,9 +81,8 @@ def fair_rate_bound(smoothness: float, n_tasks: int, drop: float, steps: int) ->
     return 2 * smoothness * n_tasks**2 * drop / steps
 
 
-@dataclass(frozen=True)
-class Descent:
-    """Stationarity m_k^2 and mean loss along a run, and how often the promised decrease failed."""
+class Descent(NamedTuple):
+    """Stationarity m_k^2 and mean loss along a run, and by how much the promised decrease failed."""
 
     stationarity: Tensor
     mean_loss: Tensor
@@ -99,7 +92,7 @@ class Descent:
 def fair_descent(
     losses: Callable[[Tensor], Tensor], start: Tensor, alpha: float, smoothness: float, steps: int, tol: float = 1e-10
 ) -> Descent:
-    """Gradient descent along FairGrad's direction with `fair_step_size`, for T losses of theta (d,).
+    """Gradient descent along FairGrad's d for T losses of theta (d,), step sum(u) / (L T w'Kw) with u = K w.
 
     `shortfall` is the largest amount by which a step's decrease of the mean loss fell below
     (sum u)^2 / (2 L T^2 ||d||^2); the theorem says that it is <= 0. Stops where m^2 <= tol.
@@ -114,8 +107,8 @@ def fair_descent(
         if m2 <= tol:
             break
         w = fair_weights(K, alpha=alpha)
-        u, d = K @ w, w @ G
-        theta = theta - fair_step_size(w, K, smoothness) * d
+        u, d = _times(K, w), w @ G
+        theta = theta - u.sum() / (smoothness * len(w) * (w * u).sum()) * d
         means.append(float(losses(theta).mean()))
         promised = float(u.sum() ** 2 / (2 * smoothness * len(w) ** 2 * (d @ d)))
         shortfall = max(shortfall, promised - (means[-2] - means[-1]))
@@ -128,14 +121,11 @@ def published_solver(K: np.ndarray, alpha: float) -> np.ndarray:
     Formula and settings as the paper's repository states them, written anew. On small gradients it
     returns, without a word, weights that are still as equal as at the start.
     """
-    T = len(K)
-    start = np.full(T, 1 / T)
 
     def residual(x: np.ndarray) -> np.ndarray:
         return np.asarray(K @ x - np.power(1 / x, 1 / alpha))
 
-    solution = least_squares(residual, start, bounds=(0, np.inf))
-    return np.asarray(solution.x)
+    return np.asarray(least_squares(residual, np.full(len(K), 1 / len(K)), bounds=(0, np.inf)).x)
 
 
 def solver_errors(

@@ -96,7 +96,7 @@ class FiniteClass:
         q95 (95 % quantile of sup_h (target - empirical)), scale (range of the statistic), vacuous.
         """
         counts, weight = self.outcomes()
-        q, pmf, T, H = self.probabilities(), self.pmf(), self.n_tasks, len(self.thetas)
+        q, pmf, n, T, H, c = self.probabilities(), self.pmf(), self.n, self.n_tasks, len(self.thetas), self.c
         names = ["thm1", "hoeffding", "thm2", "thm2-within", "thm5-mixture", "variance-only", "population-ratio"]
         fails = {name: torch.zeros_like(weight, dtype=torch.bool) for name in names}
         worst = {name: torch.full_like(weight, -math.inf) for name in names}
@@ -106,28 +106,20 @@ class FiniteClass:
             loss, rate = loss_k[counts], rate_k[counts]
             population = 0.5 * (theta**2 + 1) - theta * (2 * q - 1)
             expected = (pmf @ rate_k).mean()
-            ratio = relative_rate(population, (theta - (2 * q - 1)).abs(), self.c).mean()
+            ratio = relative_rate(population, (theta - (2 * q - 1)).abs(), c).mean()
             mean_rate, mean_loss = rate.mean(1), loss.mean(1)
             mixture = kl_ball_sup(population, rho).value
-            bound = bounds.mixture_risk_bound(loss, self.M, self.n, rho, delta, H)
+            bound = bounds.mixture_risk_bound(loss, self.M, n, rho, delta, H)
             cases: dict[str, tuple[Tensor, Tensor, Tensor | float]] = {
                 "thm1": (expected, mean_rate, bounds.block_bernstein_width(rate, self.B, delta, H)),
                 "hoeffding": (expected, mean_rate, bounds.block_hoeffding_width(T, self.B, delta, H)),
-                "thm2": (
-                    expected,
-                    mean_rate,
-                    bounds.floor_mcdiarmid_width(self.M, self.G, self.c, self.n, T, delta, H),
-                ),
+                "thm2": (expected, mean_rate, bounds.floor_mcdiarmid_width(self.M, self.G, c, n, T, delta, H)),
                 "thm5-mixture": (mixture, mean_loss, bound - mean_loss),
                 "variance-only": (expected, mean_rate, bounds.variance_only_width(rate, delta, H)),
-                "population-ratio": (
-                    ratio,
-                    mean_rate,
-                    bounds.population_ratio_width(self.B, self.n, T, delta, H),
-                ),
+                "population-ratio": (ratio, mean_rate, bounds.population_ratio_width(self.B, n, T, delta, H)),
             }
-            if self.n >= 2:
-                within = bounds.stratified_bernstein_width(within_k[counts], self.n, self.M, delta, H)
+            if n >= 2:
+                within = bounds.stratified_bernstein_width(within_k[counts], n, self.M, delta, H)
                 cases["thm2-within"] = (population.mean(), mean_loss, within)
             for name, (target, empirical, extra) in cases.items():
                 fails[name] |= target - empirical - extra > 1e-12
@@ -141,52 +133,26 @@ class FiniteClass:
             scale = self.M if name in ("thm2-within", "thm5-mixture") else self.B
             order = worst[name].argsort()
             q95 = worst[name][order][(weight[order].cumsum(0) >= 0.95 - 1e-12).nonzero()[0, 0]]
-            rows.append(
-                {
-                    "bound": name,
-                    "must_hold": name not in ("variance-only", "population-ratio"),
-                    "T": T,
-                    "n": self.n,
-                    "H": H,
-                    "delta": delta,
-                    "violation": float(weight[fails[name]].sum()),
-                    "width": width[name],
-                    "q95": float(q95),
-                    "scale": scale,
-                    "vacuous": width[name] >= scale,
-                }
-            )
+            row = {"bound": name, "must_hold": name not in ("variance-only", "population-ratio")}
+            row |= {"T": T, "n": n, "H": H, "delta": delta, "violation": float(weight[fails[name]].sum())}
+            row |= {"width": width[name], "q95": float(q95), "scale": scale, "vacuous": width[name] >= scale}
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
-GRID: dict[str, list[FiniteClass]] = {
-    "smoke": [
-        FiniteClass(3, 6, 0.5, CLASSES[1], 0.1),
-        FiniteClass(3, 6, (0.3, 0.5, 0.8), CLASSES[13], 0.3),
-        FiniteClass(10, 2, 0.5, CLASSES[13], 0.3),
-        FiniteClass(40, 2, 0.5, CLASSES[1], 0.1),
-    ],
-}
-GRID["quick"] = GRID["smoke"] + [
-    FiniteClass(2, 200, (0.5, 0.7), CLASSES[13], 0.3),
-    FiniteClass(3, 32, (0.3, 0.5, 0.8), CLASSES[13], 0.3),
-    FiniteClass(3, 2, 0.95, CLASSES[13], 0.3),
-    FiniteClass(5, 4, 0.9, CLASSES[13], 0.5),
-    FiniteClass(10, 4, 0.5, CLASSES[1], 0.05),
-    FiniteClass(200, 2, 0.5, CLASSES[1], 0.3),
-]
-GRID["paper"] = GRID["quick"] + [
-    FiniteClass(2, 1000, (0.5, 0.7), CLASSES[13], 0.3),
-    FiniteClass(3, 100, (0.3, 0.5, 0.8), CLASSES[13], 0.3),
-    FiniteClass(5, 15, (0.2, 0.4, 0.5, 0.6, 0.9), CLASSES[13], 0.1),
-    FiniteClass(10, 6, 0.7, CLASSES[13], 0.3),
-    FiniteClass(40, 3, 0.5, CLASSES[13], 0.1),
-    FiniteClass(200, 2, 0.7, CLASSES[1], 0.4),
-]
+Cell = tuple[int, int, float | tuple[float, ...], int, float]  # T, n, q, |H|, c
+SMOKE: list[Cell] = [(3, 6, 0.5, 1, 0.1), (3, 6, (0.3, 0.5, 0.8), 13, 0.3), (10, 2, 0.5, 13, 0.3), (40, 2, 0.5, 1, 0.1)]
+QUICK: list[Cell] = [(2, 200, (0.5, 0.7), 13, 0.3), (3, 32, (0.3, 0.5, 0.8), 13, 0.3), (3, 2, 0.95, 13, 0.3)]
+QUICK += [(5, 4, 0.9, 13, 0.5), (10, 4, 0.5, 1, 0.05), (200, 2, 0.5, 1, 0.3)]
+PAPER: list[Cell] = [(2, 1000, (0.5, 0.7), 13, 0.3), (3, 100, (0.3, 0.5, 0.8), 13, 0.3)]
+PAPER += [(5, 15, (0.2, 0.4, 0.5, 0.6, 0.9), 13, 0.1), (10, 6, 0.7, 13, 0.3), (40, 3, 0.5, 13, 0.1)]
+PAPER += [(200, 2, 0.7, 1, 0.4)]
+GRID = {"smoke": SMOKE, "quick": SMOKE + QUICK, "paper": SMOKE + QUICK + PAPER}
 
 
 def violation_table(scale: str = "smoke", delta: float = 0.05) -> pd.DataFrame:
     """`FiniteClass.check` over the grid of `scale`; a row with must_hold and violation > delta refutes its theorem."""
     if scale not in GRID:
         raise ValueError(f"scale: one of {sorted(GRID)}, found {scale!r}")
-    return pd.concat([problem.check(delta) for problem in GRID[scale]], ignore_index=True)
+    cells = [FiniteClass(T, n, q, CLASSES[size], c).check(delta) for T, n, q, size, c in GRID[scale]]
+    return pd.concat(cells, ignore_index=True)

@@ -1,7 +1,7 @@
 """Relative rates, the KL ball around the uniform mixture, and the player's mirror step."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,19 +38,13 @@ def relative_rate_variance(r: Tensor, *, normalised: bool = False, unbiased: boo
     return variance / mean.square() if normalised else variance
 
 
-@dataclass(frozen=True)
-class KLBall:
-    """sup of p.r over KL(p || 1/T) <= rho, the p that attains it, and how exactly.
-
-    `gap` is dual minus primal value, >= 0 up to rounding: both are bounds of the supremum. `saturated`
-    says that the ball holds a p on the best tasks only, hence that value = max r.
-    """
+class KLBall(NamedTuple):
+    """sup of p.r over KL(p || 1/T) <= rho, and the p that attains it."""
 
     value: Tensor
     p: Tensor
-    beta: Tensor
-    saturated: Tensor
-    gap: Tensor
+    saturated: Tensor  # whether the ball holds a p on the best tasks only, hence that value = max r
+    gap: Tensor  # dual minus primal value, >= 0 up to rounding: both are bounds of the supremum
 
 
 def _divergence(p: Tensor) -> Tensor:
@@ -89,11 +83,10 @@ def kl_ball_sup(r: Tensor, rho: float | Tensor, steps: int = 56) -> KLBall:
     log_mean = torch.logsumexp(beta[..., None] * x, -1) - math.log(n_tasks)
     dual = torch.where(beta > 0, (log_mean + rho) / beta.clamp_min(1e-300), x.mean(-1))
     dual = torch.where(saturated, value, top[..., 0] + span[..., 0] * dual)
-    return KLBall(value, p, beta / span[..., 0], saturated, dual - value)
+    return KLBall(value, p, saturated, dual - value)
 
 
-@dataclass(frozen=True)
-class Sandwich:
+class Sandwich(NamedTuple):
     """Theorem 5, every entry of shape (...): lower <= exact <= upper around surrogate = mean + sqrt(2 rho V)."""
 
     lower: Tensor
@@ -165,27 +158,22 @@ def mirror_kkt_residual(q: Tensor, p: Tensor, r: Tensor, eta: float, rho: float,
     spread = (stationary.amax(-1) - stationary.amin(-1)) / (1 + multiplier)
     excess = _divergence(q) - rho
     total = (q.sum(-1) - 1).abs()
-    return torch.stack(
-        [spread, excess.clamp_min(0), total, (-multiplier).clamp_min(0), (multiplier * excess / (1 + multiplier)).abs()]
-    ).amax(0)
+    slack = (multiplier * excess / (1 + multiplier)).abs()
+    return torch.stack([spread, excess.clamp_min(0), total, (-multiplier).clamp_min(0), slack]).amax(0)
 
 
-@dataclass(frozen=True)
-class Regret:
-    """Regret of the player over K rounds, its bound, and the mixtures played, (..., K, T)."""
+class Regret(NamedTuple):
+    """Regret of the player over K rounds, (...), and its bound."""
 
     regret: Tensor
     bound: float
-    eta: float
-    path: Tensor
 
 
 def player_regret(payoffs: Tensor, rho: float, eta: float | None = None, *, adversarial: bool = False) -> Regret:
     """Proposition 7: max_P sum_k p.r^k - sum_k p^k.r^k <= rho'/eta + eta K R^2/8 for payoffs (..., K, T) of range R.
 
     rho' = min(rho, ln T) and, by default, eta = sqrt(8 rho'/(K R^2)), which gives R sqrt(rho' K/2).
-    `adversarial` turns each round's payoffs against the mixture just played: the lowest payoff goes to
-    the task with the largest p; the bound must hold against that as well.
+    `adversarial` turns each round's payoffs against the mixture just played: the lowest goes to the largest p.
 
     >>> game = player_regret(torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double(), rho=0.3)
     >>> bool(game.regret <= game.bound)
@@ -198,13 +186,12 @@ def player_regret(payoffs: Tensor, rho: float, eta: float | None = None, *, adve
         raise ValueError(f"payoffs, rho: a game needs rho > 0 and payoffs that differ, found rho={rho}, range={span}")
     eta = math.sqrt(8 * radius / (rounds * span**2)) if eta is None else eta
     log_p = torch.full_like(payoffs[..., 0, :], -math.log(n_tasks))
-    path, gains, total = [], torch.zeros_like(log_p[..., 0]), torch.zeros_like(log_p)
+    gains, total = torch.zeros_like(log_p[..., 0]), torch.zeros_like(log_p)
     for k in range(rounds):
         r, p = payoffs[..., k, :], log_p.exp()
         if adversarial:
             r = r.sort(-1).values.gather(-1, p.argsort(-1, descending=True).argsort(-1))
-        path.append(p)
         gains, total = gains + (p * r).sum(-1), total + r
         log_p = kl_ball_step(log_p, r, eta, rho).log_p
     best = kl_ball_sup(total, rho).value
-    return Regret(best - gains, radius / eta + eta * rounds * span**2 / 8, eta, torch.stack(path, -2))
+    return Regret(best - gains, radius / eta + eta * rounds * span**2 / 8)

@@ -112,8 +112,9 @@ def test_panels_show_every_row_and_mark_harm() -> None:
 
 def test_cost_lines_draw_a_line_per_method() -> None:
     table = pd.DataFrame({"method": [cost.PLAIN, cost.PLAIN, "emtl", "emtl"], "T": [2, 4, 2, 4]})
-    fig, axes = style.subplots(1, 2)
-    cost.lines(axes[0], table.assign(x_plain=[1, 1, 2, 4], mib=[1, 1, 3, 5]))
-    assert [line.get_label() for line in axes[0, 1].get_lines()] == [cost.PLAIN, "EMTL"]
-    assert list(axes[0, 0].get_lines()[1].get_ydata()) == [2, 4]
+    facts = {"config": cost.SETTINGS["quick"] | {"device": "cpu"}}
+    fig = cost.CostStudy(facts, table.assign(x_plain=[1, 1, 2, 4], mib=[1, 1, 3, 5]), None).figure()
+    time, memory = fig.axes
+    assert [line.get_label() for line in memory.get_lines()] == [cost.PLAIN, "EMTL"]
+    assert list(time.get_lines()[1].get_ydata()) == [2, 4]
     plt.close(fig)

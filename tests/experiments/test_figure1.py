@@ -13,6 +13,10 @@ from scipy.optimize import brentq, minimize_scalar
 
 import mtl.methods as methods
 from mtl.experiments import figure1 as toy
+from mtl.experiments.figure1 import config as known
+from mtl.experiments.figure1 import ends as told
+from mtl.experiments.figure1 import groups, plane
+from mtl.experiments.figure1 import weights as closed
 
 
 @pytest.fixture
@@ -24,12 +28,24 @@ def points(rng: np.random.Generator, n: int = 400) -> np.ndarray:
     return rng.uniform(-11, 11, size=(n, 2))
 
 
+def landscape(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """The two losses (..., 2) at x (..., 2), differentiable, as the papers print them."""
+    x1, x2 = x.unbind(-1)
+    upper, lower = torch.tanh(x2 / 2).clamp(min=0), torch.tanh(-x2 / 2).clamp(min=0)
+    bow = 0.1 * (x2 + 8) ** 2
+    valley_1 = (0.5 * (-x1 - 7) + torch.tanh(x2)).abs().clamp(min=plane.CLIP).log() + 6
+    valley_2 = (0.5 * (-x1 + 3) - torch.tanh(x2) + 2).abs().clamp(min=plane.CLIP).log() + 6
+    first = valley_1 * upper + (((x1 - 7) ** 2 + bow) / 10 - 20) * lower
+    second = valley_2 * upper + (((x1 + 7) ** 2 + bow) / 10 - 20) * lower
+    return torch.stack([scale * first, second], -1)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.01])
 def test_losses_and_gradients_agree_with_autograd(scale: float, rng: np.random.Generator) -> None:
     x = np.vstack([points(rng), toy.STARTS, [[3.0, 0.0], [-7.0, 0.0]]])
-    f, grads = toy.ToyProblem(scale).losses(x)
+    f, grads = plane.evaluate(x, scale)
     leaf = torch.tensor(x, requires_grad=True)
-    values = toy.landscape(leaf, scale)
+    values = landscape(leaf, scale)
     torch.testing.assert_close(torch.tensor(f), values.detach(), rtol=1e-12, atol=1e-12)
     for task in range(2):
         (oracle,) = torch.autograd.grad(values[:, task].sum(), leaf, retain_graph=True)
@@ -39,51 +55,51 @@ def test_losses_and_gradients_agree_with_autograd(scale: float, rng: np.random.G
 def test_landscape_is_clipped_in_its_valleys() -> None:
     x2 = 1.0
     bottom = np.array([[-7 + 2 * np.tanh(x2), x2]])
-    f, grads = toy.ToyProblem().losses(bottom)
+    f, grads = plane.evaluate(bottom)
     assert f[0, 0] == pytest.approx((np.log(5e-6) + 6) * np.tanh(0.5))
     assert np.isfinite(grads).all()
 
 
 def test_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"x: points of the plane, shape \(B, 2\), found \(3,\)"):
-        toy.ToyProblem().losses(np.zeros(3))
+        plane.evaluate(np.zeros(3))
 
 
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1, 0.01])
 def test_star_is_the_best_average_of_the_plane(scale: float) -> None:
     grid = np.stack(np.meshgrid(np.linspace(-10, 10, 401), np.linspace(-12, 10, 441)), -1).reshape(-1, 2)
     best = toy.star(scale)
-    value = toy.ToyProblem(scale).losses(best[None])[0].mean()
-    assert value <= toy.ToyProblem(scale).losses(grid)[0].mean(1).min() + 1e-9
+    value = plane.evaluate(best[None], scale)[0].mean()
+    assert value <= plane.evaluate(grid, scale)[0].mean(1).min() + 1e-9
     assert best[0] == pytest.approx(7 * (scale - 1) / (scale + 1))
-    assert abs(toy.ToyProblem(scale).losses(best[None])[1].sum(1)).max() < 1e-5
+    assert abs(plane.evaluate(best[None], scale)[1].sum(1)).max() < 1e-5
 
 
 def test_front_is_pareto_stationary_and_undominated(rng: np.random.Generator) -> None:
-    x, f = toy.pareto_front(0.1, n=101)
-    _, (g1, g2) = f, toy.ToyProblem(0.1).losses(x)[1].transpose(1, 0, 2)
+    x, f = plane.pareto_front(0.1, n=101)
+    _, (g1, g2) = f, plane.evaluate(x, 0.1)[1].transpose(1, 0, 2)
     sine = np.cross(np.pad(g1, ((0, 0), (0, 1))), np.pad(g2, ((0, 0), (0, 1))))[:, 2]
     assert np.abs(sine).max() < 1e-12
-    others = toy.ToyProblem(0.1).losses(points(rng, 4000))[0]
+    others = plane.evaluate(points(rng, 4000), 0.1)[0]
     better = (others[:, None] < f[None] - 1e-9).all(-1)
     assert not better.any()
 
 
 @given(st.floats(0.01, 0.65))
 def test_edge_lies_on_the_ball(rho: float) -> None:
-    p = 1 / (1 + np.exp(-toy.edge(rho)))
+    p = 1 / (1 + np.exp(-closed.edge(rho)))
     assert p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)) == pytest.approx(rho, abs=1e-9)
 
 
 def test_no_ball_is_left_from_ln_2_on() -> None:
-    assert toy.edge(np.log(2)) == np.inf
+    assert closed.edge(np.log(2)) == np.inf
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0, 5.0, 20.0])
 def test_alpha_fair_solves_its_equation(alpha: float, rng: np.random.Generator) -> None:
     g = rng.normal(size=(2, 2, 2000)) * 10 ** rng.uniform(-3, 3, size=(2, 1, 2000))
-    at = toy.Point.at(*np.zeros((2, 2000)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
-    w1, w2 = toy.alpha_fair(at, np.full(2000, alpha))
+    at = closed.Point.at(*np.zeros((2, 2000)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
+    w1, w2 = closed.alpha_fair(at, np.full(2000, alpha))
     gap = 0.0
     for row, own in ((at.a * w1 + at.b * w2, w1), (at.b * w1 + at.c * w2, w2)):
         size = np.abs(at.a * w1 if own is w1 else at.c * w2) + np.abs(at.b) * (w2 if own is w1 else w1)
@@ -94,8 +110,8 @@ def test_alpha_fair_solves_its_equation(alpha: float, rng: np.random.Generator) 
 def test_cagrad_is_the_minimum_of_its_dual(rng: np.random.Generator) -> None:
     g = rng.normal(size=(2, 2, 200))
     g[1] *= 10 ** rng.uniform(-2, 2, size=200)
-    at = toy.Point.at(*np.zeros((2, 200)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
-    w1, w2 = toy.cagrad(at, np.full(200, 0.4))
+    at = closed.Point.at(*np.zeros((2, 200)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
+    w1, w2 = closed.cagrad(at, np.full(200, 0.4))
     for i in range(200):
         mean = g[..., i].mean(0)
 
@@ -117,7 +133,7 @@ PLAYERS = [("bandit", {"rho": rho, "eta": 0.5}) for rho in (0.1, 0.5, 1.2)]
 PLAYERS += [
     ("emtl", {"rho": rho, "eta": 0.5, "alpha": 0.25, "rate": rate, "combine": combine, "strict": rho > 1})
     for rho in (0.1, 1.2)
-    for rate in toy.RATES
+    for rate in known.RATES
     for combine in toy.COMBINES
 ]
 REMEMBERING: list[tuple[str, dict[str, Any]]] = [
@@ -132,8 +148,8 @@ REMEMBERING += [
 REMEMBERING += [("famo", {"gamma": gamma}) for gamma in (0.0, 0.05)]
 
 
-def group(name: str, hyper: dict[str, Any], n: int) -> toy.Group:
-    return toy.make_group([toy.Config(name, hyper, 1.0)] * n)
+def group(name: str, hyper: dict[str, Any], n: int) -> groups.Group:
+    return groups.make_group([known.Config(name, hyper, 1.0)] * n)
 
 
 def theirs(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
@@ -148,8 +164,8 @@ def test_closed_forms_give_the_directions_of_the_methods(
     g = rng.normal(size=(2, 2, 40))
     g[1] *= 10 ** rng.uniform(-1, 1, size=40)
     losses = rng.normal(size=(2, 40)) * 10
-    losses = np.abs(losses) if name in toy.POSITIVE else losses
-    w1, w2 = group(name, hyper, 40).weights(toy.Point.at(*losses, g[0, 0], g[0, 1], g[1, 0], g[1, 1]))
+    losses = np.abs(losses) if name in known.POSITIVE else losses
+    w1, w2 = group(name, hyper, 40).weights(closed.Point.at(*losses, g[0, 0], g[0, 1], g[1, 0], g[1, 1]))
     found = w1 * g[0] + w2 * g[1]
     ratios = []
     for i in range(40):
@@ -164,7 +180,7 @@ def test_closed_forms_give_the_directions_of_the_methods(
 @pytest.mark.parametrize("opposed", [False, True])
 def test_aligned_cuts_the_rank_where_the_method_does(opposed: bool) -> None:
     g = np.array([[1.0, 2.0], [-3.0, -6.0 if opposed else -6.0001]])
-    at = toy.Point.at(*np.ones((2, 1)), *g.reshape(4, 1))
+    at = closed.Point.at(*np.ones((2, 1)), *g.reshape(4, 1))
     w = np.array(group("aligned", {}, 1).weights(at))[:, 0]
     oracle = methods.aggregate("aligned", grads=torch.tensor(g), losses=torch.ones(2, dtype=torch.float64))
     assert oracle.weights is not None
@@ -176,7 +192,7 @@ def test_players_move_as_those_of_the_methods(name: str, hyper: dict[str, Any], 
     ours, oracles = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
     for step in range(8):
         g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], rng.normal(size=2)
-        at = toy.Point.at(*losses[:, None], *g.reshape(4, 1))
+        at = closed.Point.at(*losses[:, None], *g.reshape(4, 1))
         found = np.array(ours.weights(at))[:, 0]
         oracle = oracles.weights(torch.tensor(losses), torch.tensor(g @ g.T)).numpy()
         np.testing.assert_allclose(found / found.sum(), oracle / oracle.sum(), atol=1e-7, err_msg=f"step {step}")
@@ -192,7 +208,7 @@ def test_methods_with_a_memory_move_step_by_step_as_the_methods(
     after = torch.tensor(rng.uniform(0.1, 3, size=2))
     for step in range(110):
         g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], after
-        found = np.array(ours.weights(toy.Point.at(*losses.numpy()[:, None], *g.reshape(4, 1))))[:, 0]
+        found = np.array(ours.weights(closed.Point.at(*losses.numpy()[:, None], *g.reshape(4, 1))))[:, 0]
         if ours.elementwise:
             oracle = oracles.combine([torch.tensor(g)], losses)[0]
         else:
@@ -208,37 +224,37 @@ def test_methods_with_a_memory_move_step_by_step_as_the_methods(
 def test_every_method_is_on_the_landscape_or_named_as_absent() -> None:
     all_of_them = {name for name in methods.METHODS if "@" not in name}
     assert set(toy.DEFAULTS) | set(toy.ABSENT) == all_of_them and not set(toy.DEFAULTS) & set(toy.ABSENT)
-    assert {n for n in toy.DEFAULTS if methods.method(n, n_tasks=2).positive_losses} == set(toy.POSITIVE)
+    assert {n for n in toy.DEFAULTS if methods.method(n, n_tasks=2).positive_losses} == set(known.POSITIVE)
     told = {name for name, _ in toy.bounded()}
-    assert told > set(toy.POSITIVE) and "b" not in toy.DEFAULTS["bandit"]
+    assert told > set(known.POSITIVE) and "b" not in toy.DEFAULTS["bandit"]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 def test_a_method_is_told_its_losses_above_their_bound(scale: float) -> None:
-    at = toy.Point.at(*np.array([[-4.0 * scale], [-20.0], [1.0], [0.0], [0.0], [1.0]]))
-    w1, w2 = toy.make_group([toy.Config("si", {"b": -21.0}, scale)]).weights(at)
+    at = closed.Point.at(*np.array([[-4.0 * scale], [-20.0], [1.0], [0.0], [0.0], [1.0]]))
+    w1, w2 = groups.make_group([known.Config("si", {"b": -21.0}, scale)]).weights(at)
     assert (w1[0], w2[0]) == pytest.approx((1 / (17 * scale), 1.0))
 
 
-@pytest.mark.parametrize("name", toy.POSITIVE)
+@pytest.mark.parametrize("name", known.POSITIVE)
 def test_where_a_formula_is_undefined_the_run_ends_and_the_table_says_so(name: str) -> None:
     runs = toy.run_toy(toy.grid([name, (name, {"b": -21.0}), "mgda"], [0.1]), steps=60, lr=0.05, record_every=20)
-    table = toy.summarise(runs).set_index("method")
-    below = (toy.ToyProblem(0.1).losses(toy.STARTS)[0] <= 0).any(1).sum()
+    table = told.summarise(runs).set_index("method")
+    below = (plane.evaluate(toy.STARTS, 0.1)[0] <= 0).any(1).sum()
     assert table.loc[name, "undefined"] >= below == 3 and table.loc[name, "n_front"] == 0
     assert table.loc[f"{name} (b=-21)", "undefined"] == table.loc["mgda", "undefined"] == 0
-    shown = toy.ends(toy.summarise(runs))["s = 0.1"]
+    shown = told.ends(told.summarise(runs))["s = 0.1"]
     assert "undefined" in shown[name] and "undefined" not in shown[f"{name} (b=-21)"]
     assert np.isnan(runs.x[-1, 0]).any() and np.isfinite(runs.x[-1, 1]).all()
 
 
 def test_adam_is_torch_adam() -> None:
-    runs = toy.run_toy([toy.Config("ls", {}, 0.1)], steps=200, lr=0.05, record_every=50)
+    runs = toy.run_toy([known.Config("ls", {}, 0.1)], steps=200, lr=0.05, record_every=50)
     x = torch.tensor(toy.STARTS, requires_grad=True)
     adam = torch.optim.Adam([x], lr=0.05)
     for _ in range(200):
         adam.zero_grad()
-        toy.landscape(x, 0.1).sum().backward()
+        landscape(x, 0.1).sum().backward()
         adam.step()
     np.testing.assert_allclose(runs.x[-1, 0], x.detach().numpy(), rtol=1e-8, atol=1e-8)
 
@@ -270,7 +286,7 @@ def table() -> object:
     methods = ["ls", "bandit", ("bandit", {"rho": 0.1}), "mgda", "nash", "imtl-g", "emtl"]
     methods += [("emtl", {"combine": "frozen_norm"}), ("emtl", {"combine": "frozen_norm", "rate": "raw"})]
     runs = toy.run_toy(toy.grid(methods, [1.0, 0.1]), steps=50_000, record_every=1000)
-    return toy.summarise(runs)
+    return told.summarise(runs)
 
 
 COUNTS = [("ls", 1, 3, 3), ("bandit (rho=0.1)", 1, 3, 3), ("bandit", 1, 5, 5), ("mgda", 1, 5, 1), ("emtl", 1, 5, 5)]
@@ -292,12 +308,12 @@ def test_ends_that_rounding_decides_are_counted() -> None:
     runs, nudged = (toy.run_toy(configs, 6_000, starts=toy.STARTS[:2] + e, record_every=1_000) for e in (0.0, 1e-10))
     assert np.abs(runs.x[2, 0] - runs.x[2, 1]).max() < 1e-6  # after 2,000 steps
     assert np.abs(runs.x[-1, 0] - runs.x[-1, 1]).max() > 0.2
-    table = toy.summarise(runs, nudged).set_index("method")
+    table = told.summarise(runs, nudged).set_index("method")
     assert table["by_rounding"].tolist() == [1, 0, 0]  # one nudge finds some
-    assert toy.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
-    assert toy.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
+    assert told.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
+    assert told.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="nudged"):
-        toy.summarise(runs, toy.run_toy(configs[:2], 1))
+        told.summarise(runs, toy.run_toy(configs[:2], 1))
 
 
 def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: ignore[no-untyped-def]
@@ -312,48 +328,48 @@ def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: i
 
 @pytest.mark.slow
 def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # type: ignore[no-untyped-def]
-    verdicts = [row["verdict"] for row in toy.claims(table)]
+    verdicts = [c.verdict for c in told.claims(table)]
     assert verdicts == ["conditional", "conditional", "reproduced", "conditional"]
     perfect = table.assign(n_star=table["n"], n_front=table["n"])
-    assert [row["verdict"] for row in toy.claims(perfect)][2:] == ["not reproduced", "reproduced"]
-    assert {row["verdict"] for row in toy.claims(table, short=True)} == {"not testable here"}
+    assert [c.verdict for c in told.claims(perfect)][2:] == ["not reproduced", "reproduced"]
+    assert {c.verdict for c in told.claims(table, short=True)} == {"not testable here"}
 
 
 @pytest.mark.slow
 def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale() -> None:
     readings = [{"combine": "frozen_norm"}, {"combine": "frozen_norm", "rate": "raw"}]
     runs = toy.run_toy(toy.grid([("emtl", r) for r in readings], [10.0, 1.0, 0.1, 0.01]), record_every=10_000)
-    table = toy.summarise(runs)
+    table = told.summarise(runs)
     assert (table["n_front"] == 5).all()
     ends = runs.x[-1, :, :, 0].reshape(4, 2, 5)
     assert np.abs(ends[:, 1]).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
     assert np.ptp(ends[:, 0].mean(1)) > 5, "with it the end moves with the scale"
-    assert toy.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
+    assert told.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
 
 
 def test_predicted_ends_of_the_reference_table() -> None:
-    assert toy.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
-    assert toy.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
-    assert toy.predicted_end(0.1, 0.5, combine="frozen_norm") == pytest.approx(-2.850, abs=1e-3)
-    assert toy.predicted_end(0.01, 0.5, combine="frozen_norm") == pytest.approx(-4.852, abs=1e-3)
+    assert told.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
+    assert told.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
+    assert told.predicted_end(0.1, 0.5, combine="frozen_norm") == pytest.approx(-2.850, abs=1e-3)
+    assert told.predicted_end(0.01, 0.5, combine="frozen_norm") == pytest.approx(-4.852, abs=1e-3)
     for scale in (10.0, 0.1, 0.01):
-        assert toy.predicted_end(scale, 0.5, "raw", "frozen_norm") == pytest.approx(0, abs=1e-6)
+        assert told.predicted_end(scale, 0.5, "raw", "frozen_norm") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.8])
 def test_fixed_weights_end_where_their_sum_is_least(scale: float, c: float) -> None:
-    end = toy.predicted_x1(toy.Config("scalarization", {"c": c}, scale))
+    end = told.predicted_x1(known.Config("scalarization", {"c": c}, scale))
     assert end == pytest.approx(7 * (c * scale - (1 - c)) / (c * scale + 1 - c), abs=1e-4)
 
 
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
 def test_smooth_tchebycheff_ends_where_its_objective_is_least_on_the_front(scale: float) -> None:
     for hyper in ({"mu": 0.5}, {"mu": 1.0, "b": -21.0}):
-        x, f = toy.pareto_front(scale, n=2801)
+        x, f = plane.pareto_front(scale, n=2801)
         told = f - np.array([scale, 1.0]) * hyper.get("b", 0.0)
         objective = np.logaddexp.reduce(told / (2 * hyper["mu"]), axis=1)
-        end = toy.predicted_x1(toy.Config("stch", hyper, scale))
+        end = told.predicted_x1(known.Config("stch", hyper, scale))
         assert end == pytest.approx(x[objective.argmin(), 0], abs=6e-3)
 
 
@@ -369,19 +385,19 @@ def test_readings_of_emtl_are_told_apart() -> None:
         }.items()
         for s, k in zip((1.0, 0.1), found, strict=True)
     ]
-    found = toy.reconstructions(pd.DataFrame(rows))
+    found = told.reconstructions(pd.DataFrame(rows))
     assert found["s = 1"].tolist() == ["star", "front"] and found["s = 0.1"].tolist() == ["no", "one point"]
     assert found["verdict"].tolist() == ["conditional", "not reproduced"]
-    assert toy.reconstructions(pd.DataFrame(rows[:1])).loc["emtl", "verdict"] == "reproduced"
-    assert set(toy.reconstructions(pd.DataFrame(rows), short=True)["verdict"]) == {"not testable here"}
+    assert told.reconstructions(pd.DataFrame(rows[:1])).loc["emtl", "verdict"] == "reproduced"
+    assert set(told.reconstructions(pd.DataFrame(rows), short=True)["verdict"]) == {"not testable here"}
 
 
 def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
     def gap(x1: float) -> float:
-        f, (g,) = toy.ToyProblem(0.1).losses(toy.on_front(x1)[None])
+        f, (g,) = plane.evaluate(plane.on_front(x1)[None], 0.1)
         return float(f[0, 0] / (g[0] @ g[0]) - f[0, 1] / (g[1] @ g[1]))
 
-    assert brentq(gap, -6, 6) == pytest.approx(toy.predicted_end(0.1, 0.5), abs=1e-3)
+    assert brentq(gap, -6, 6) == pytest.approx(told.predicted_end(0.1, 0.5), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -404,4 +420,4 @@ def test_unknown_run_and_missing_rows_are_named() -> None:
     with pytest.raises(ValueError, match=r"label: no run of 'mgda' at scale 1.0"):
         runs.index("mgda", 1.0)
     with pytest.raises(ValueError, match="found none for bandit"):
-        toy.claims(toy.summarise(runs))
+        told.claims(told.summarise(runs))

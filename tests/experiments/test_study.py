@@ -4,27 +4,12 @@ import pandas as pd
 import pytest
 
 from mtl.experiments import cost, gallery
-from mtl.experiments.study import Study
 from mtl.methods import METHODS
-
-
-def test_a_part_is_named_and_overrides_the_facts() -> None:
-    study = Study({"scale": "smoke", "n": 1}, {"a": {"caption": "One.", "n": 2}})
-    assert study.about("a") == {"scale": "smoke", "caption": "One.", "n": 2} and study.facts["n"] == 1
-    with pytest.raises(ValueError, match="part: one of a, found 'b'"):
-        study.about("b")
-
-
-def test_readable_is_the_same_twice_and_cuts_nothing() -> None:
-    claims = pd.DataFrame({"claim": ["x"], "evidence": ["long " * 50]})
-    study = Study({}, {})
-    assert study.readable(claims).to_html() == study.readable(claims).to_html()
-    assert "long " * 50 in study.readable(claims).to_html()
 
 
 def test_the_gallery_shows_every_method_and_says_who_harms() -> None:
     study = gallery.study("smoke")
-    assert set(study.notes) == {*gallery.FAMILIES, "table"} and set(study.rows["family"]) == set(gallery.FAMILIES)
+    assert set(study.rows["family"]) == set(gallery.FAMILIES)
     assert f"All {len(METHODS)} methods are shown" in study.answer()
     harmless = study.rows.set_index("method")[["change of L_1", "change of L_2"]].max(axis=1) <= 1e-9
     assert harmless["fairgrad"] and not harmless["ls"]
@@ -46,12 +31,12 @@ def test_the_answer_on_cost_tells_steep_from_flat() -> None:
             for i, (T, ms) in enumerate(zip((2, 8), both, strict=True))
         ]
     )
-    past = pd.DataFrame({"row": ["mtl ls"], "workload": ["W4"], "x_plain": [1.25], "x_floor": [0.5]})
-    study = cost.CostStudy({"scale": "quick"}, {}, table, past)
+    past = pd.DataFrame({"row": ["mtl ls"], "workload": ["W4"], "x_plain": [1.25], "x_floor": [0.5], "rounds": [5]})
+    study = cost.CostStudy({"scale": "quick", "config": cost.SETTINGS["quick"] | {"device": "cpu"}}, table, past)
     flat, steep, memory = study.answer().splitlines()
     assert flat.startswith("Cost grows clearly slower than T backwards: ls; at T = 8 a step takes 1.0 to 1.0 times")
     assert steep.startswith("Cost grows about as T backwards: mgda; at T = 8 a step takes 12.0 to 12.0 times")
     assert memory.startswith("Most memory at T = 8: mgda, 12.0 MiB")
-    assert study.wide().loc["mgda"].tolist() == ["3.00 (1.50), 3.0", "12.00 (1.50), 12.0", "T^1.00"]
+    assert study.table.loc["mgda"].tolist() == ["3.00 (1.50), 3.0", "12.00 (1.50), 12.0", "T^1.00"]
     shown = study.workloads()
     assert shown is not None and shown.loc["mtl ls", "W4"] == "1.25 (0.50)"

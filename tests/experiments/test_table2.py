@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mtl.cli import app
 from mtl.experiments import table2
-from mtl.experiments.table2 import TABLE2, figures, results, verdicts
+from mtl.experiments.table2 import TABLE2, figures, results
 from mtl.ledger import Ledger, find_row, publish
 from mtl.methods import method
 from mtl.problems import problem
@@ -63,26 +63,26 @@ def test_ranks_average_to_the_middle_and_leave_stl_out():
     ("emtl", "verdict"), [(GOOD**2, "reproduced"), (GOOD**0.95, "not reproduced"), (GOOD**1.02, "conditional")]
 )
 def test_best_verdict_goes_all_ways(emtl, verdict):
-    found, said = verdicts.best_verdict(results.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
+    found, said = results.best_verdict(results.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
     assert found == verdict and "n = 3" in said
 
 
 def test_other_verdicts_go_both_ways():
     fair, worse = "Fair LS (alpha=0.5)", 2 - GOOD
     table = results.lines(rows(LS=1.0, MGDA=1.0, EMTL=GOOD, CAGrad=1.0, **{"FairGrad (alpha=2)": worse, fair: worse}))
-    assert verdicts.stl_verdict(table)[0] == "reproduced"
-    assert verdicts.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
-    assert verdicts.fairgrad_verdict(table)[0] == "not reproduced"
-    assert verdicts.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
-    assert verdicts.fair_loss_verdict(table)[0] == "not reproduced"
-    assert verdicts.metrics_verdict(table)[0] == "reproduced"
-    found, said = verdicts.metrics_verdict(table, "LS")
+    assert results.stl_verdict(table)[0] == "reproduced"
+    assert results.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
+    assert results.fairgrad_verdict(table)[0] == "not reproduced"
+    assert results.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
+    assert results.fair_loss_verdict(table)[0] == "not reproduced"
+    assert results.metrics_verdict(table)[0] == "reproduced"
+    found, said = results.metrics_verdict(table, "LS")
     assert found == "not reproduced" and said == "LS best at 0 of 10 metrics among 6 methods; EMTL 10"
     some = rows(MGDA=1.0, EMTL=GOOD)
-    assert verdicts.mgda_verdict(some, results.lines(some))[0] == "reproduced"
+    assert results.mgda_verdict(some, results.lines(some))[0] == "reproduced"
     for row in some:
         row["history"][0]["rates"] = [5.0, 1.0, 0.1]  # now segmentation has the smallest gradient norm
-    assert verdicts.mgda_verdict(some, results.lines(some))[0] == "conditional"
+    assert results.mgda_verdict(some, results.lines(some))[0] == "conditional"
 
 
 def test_what_the_printed_table_says_of_its_own_text():

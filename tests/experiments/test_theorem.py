@@ -13,18 +13,18 @@ import mtl
 from mtl.experiments import fairness as fair_figures
 from mtl.experiments import theorem as figures
 from mtl.experiments import theory_claims as verdicts
+from mtl.experiments.base import Claim, judged
 from mtl.experiments.gap import figures as gap_figures
 from mtl.experiments.gap import hypotheses as gap_tests
 from mtl.experiments.gap import runs as gap
-from mtl.experiments.study import judged
 from mtl.report import VERDICTS
 from mtl.report import claims as summary
 from mtl.theory import fairness, finite
 from tests.experiments.test_gap import planted
 
 
-def by_name(claims: list[verdicts.Claim]) -> dict[str, str]:
-    return {c["claim"]: c["verdict"] for c in claims}
+def by_name(claims: list[Claim]) -> dict[str, str]:
+    return {c.name: c.verdict for c in claims}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rows() -> list[dict[str, Any]]:
 
 def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.DataFrame) -> None:
     found = verdicts.theorem_claims(table, cases)
-    assert all(c["verdict"] in VERDICTS and c["evidence"] for c in found)
+    assert all(c.verdict in VERDICTS and c.evidence for c in found)
     assert by_name(found) == {
         "emtl-thm1": "not reproduced",
         "emtl-thm1-repaired": "conditional",
@@ -63,7 +63,7 @@ def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.Da
 def test_fair_claims_follow_from_the_checks() -> None:
     rows = fairness.solver_errors([1e-4, 1.0], [0.5, 2.0], draws=2)
     runs = fairness.quadratic_descents([1.0], 20)
-    found = verdicts.fair_claims(rows, runs, lambda drop, k: fairness.fair_rate_bound(1.0, 3, drop, k))
+    found = verdicts.fair_claims(rows, runs, fair_figures.bound)
     assert by_name(found) == {
         "fairgrad-unique": "reproduced",
         "fairgrad-limits": "conditional",
@@ -73,7 +73,7 @@ def test_fair_claims_follow_from_the_checks() -> None:
     tight = verdicts.fair_claims(rows, runs, lambda drop, k: 1e-3 * drop / k)
     assert by_name(tight)["fairgrad-convergence"] == "not reproduced"
     assert isinstance(fair_figures.solver_figure(rows), Figure)
-    assert isinstance(fair_figures.rate_figure(runs, 1.0, 3), Figure)
+    assert isinstance(fair_figures.rate_figure(runs, 20), Figure)
 
 
 def test_gap_claims_use_the_words_of_the_claims_table(rows: list[dict[str, Any]]) -> None:
@@ -130,7 +130,7 @@ def test_every_claim_on_theory_has_a_test_a_verdict_and_a_figure() -> None:
     assert {claim["id"] for claim in claims if "tests" in claim} == {claim["id"] for claim in ours} | {
         "emtl-rho-grid"  # also decided on data, in notebook 04
     }
-    shown = judged([{"claim": "emtl-player", "verdict": "reproduced", "evidence": "so"}]).loc[0]
+    shown = judged([Claim("emtl-player", "reproduced", "so")]).data.loc[0]
     assert shown["figure"] == "07_theory_player" and shown["test"].startswith("theory/rates::mirror step")
 
 
@@ -150,9 +150,7 @@ def test_pictures_can_be_drawn(table: pd.DataFrame, cases: pd.DataFrame, rows: l
 def test_the_picture_of_the_cone_is_that_of_the_numbers() -> None:
     """What lies in the green triangle hurts no task, what lies outside hurts one."""
     G = fair_figures.CONE3
-    rays = torch.stack([torch.linalg.cross(G[(t + 1) % 3], G[(t + 2) % 3]) for t in range(3)])
-    rays = rays * torch.sign((rays * G).sum(1, keepdim=True))
-    corners = fair_figures.cut(G, rays)
+    corners = fair_figures.cut(G, fair_figures.dual_edges(G))
     g = torch.Generator().manual_seed(0)
     inside = outside = 0
     for d in torch.rand(800, 3, generator=g, dtype=torch.float64) @ (G / G.norm(dim=1, keepdim=True)):

@@ -77,18 +77,18 @@ def test_intervals_show_mean_and_half_width() -> None:
     frame = pd.DataFrame({"method": ["ls"] * 3 + ["emtl"] * 3, "seed": [0, 1, 2] * 2, "auc": [1, 2, 3, 2, 3, 4.0]})
     table = report.results_table(frame, {"auc": True}, raw=True)
     fig, axes = style.subplots(width="column", height=1.5)
-    plots.intervals(axes[0], table, {"auc": "AUC"})
+    plots.intervals(axes[0], table, {"auc": "AUC"}, str)
     segments = [c.get_segments()[0] for c in axes[0, 0].collections]
     halves = [(s[1][0] - s[0][0]) / 2 for s in segments]
     np.testing.assert_allclose(halves, table["auc", "ci"])
-    assert [t.get_text() for t in axes[0, 0].get_yticklabels()] == ["LS", "EMTL"]
+    assert [t.get_text() for t in axes[0, 0].get_yticklabels()] == ["ls", "emtl"]
     assert small_text(fig) == [] and outside(fig) == []
 
 
 def test_intervals_need_one_axis_per_metric() -> None:
     _, axes = style.subplots(1, 2)
     with pytest.raises(ValueError, match="metrics: one axis per metric, found 1 metrics and 2 axes"):
-        plots.intervals(axes[0], pd.DataFrame(), {"auc": "AUC"})
+        plots.intervals(axes[0], pd.DataFrame(), {"auc": "AUC"}, str)
 
 
 def test_weights_over_time_takes_one_run_or_many() -> None:
@@ -105,7 +105,7 @@ def test_weights_over_time_takes_one_run_or_many() -> None:
 def test_safe_cone_is_where_no_task_loses(angle: float) -> None:
     grads = np.array([[1.0, 0.0], [2 * np.cos(angle), 2 * np.sin(angle)]])
     _, axes = style.subplots(width="column", height=3.3)
-    gallery.gradient_arrows(axes[0, 0], grads, {"mgda": [1.0, 1.0], "nash": [0.0, 3.0]})
+    gallery.gradient_arrows(axes[0, 0], grads, {"mgda": [0.6, 0.8], "nash": [0.0, 1.0]})
     cone = axes[0, 0].patches[0].get_xy()[1:-1]
     assert (cone @ grads.T >= -1e-6).all()
     assert np.degrees(np.arccos(np.clip(cone[0] @ cone[-1], -1, 1))) == pytest.approx(180 - np.degrees(angle), abs=1.5)
@@ -125,7 +125,7 @@ def test_a_mean_far_from_the_crowd_is_written_at_the_edge() -> None:
         {("auc", "mean"): means, ("auc", "ci"): [0.001] * 5}, index=["ls", "uw", "mgda", "emtl", "bandit"]
     )
     _, axes = style.subplots()
-    plots.intervals(axes[0], table, ["auc"])
+    plots.intervals(axes[0], table, {"auc": "AUC"}, str)
     low, high = axes[0, 0].get_xlim()
     assert 0.93 < low < 0.939 and 0.942 < high < 0.95, "the crowd sets the limits"
     assert [text.get_text() for text in axes[0, 0].texts] == ["← 0.8"]

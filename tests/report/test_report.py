@@ -117,7 +117,6 @@ def test_one_seed_and_failed_runs_are_shown_as_such() -> None:
             "never share a column",
         ),
         (runs(), {"t/ap": True}, "no column 't/ap'; found"),
-        (runs(), ["t/auc"], "say whether higher is better"),
     ],
 )
 def test_rows_that_make_no_table(rows: Any, metrics: Any, wording: str) -> None:
@@ -249,13 +248,19 @@ def test_a_study_is_saved_under_the_caption_made_with_it_and_bold_is_bold(folder
     shown = report.save(Study(), "t")  # type: ignore[arg-type]
     assert shown is not None and "<b>1 ± 2</b>" in shown._repr_html_() and "3 &lt; 4" in shown._repr_html_()
     assert "*" not in repr(shown) + shown._repr_html_()
-    fig, _ = plt.subplots()
-    fig.set_label("A figure")
-    assert report.save(Study(), "t", fig, caption="Another") is None  # type: ignore[arg-type]
+    fig = report.captioned(plt.subplots()[0], "A figure", n="9 points")
+    assert report.save(Study(), "f", fig) is None  # type: ignore[arg-type]
+    assert report.save(Study(), "g", fig, caption="Another", n=3) is None  # type: ignore[arg-type]
     plt.close(fig)
-    for path, caption in (("paper/generated/t.json", "Its own."), ("figures/t.json", "Another.")):
-        card = json.loads((folder / path).read_text())
-        assert card["caption"].startswith(caption) and card["command"] == "mtl run x"
+    said = {"paper/generated/t": ("Its own.", 3), "figures/f": ("A figure.", "9 points"), "figures/g": ("Another.", 3)}
+    for path, (caption, n) in said.items():
+        card = json.loads((folder / f"{path}.json").read_text())
+        assert card["caption"].startswith(caption) and card["command"] == "mtl run x" and card["n"] == n
+
+
+def test_a_table_shows_sentences_whole_and_to_the_left() -> None:
+    html = report.Table(pd.DataFrame({"claim": ["x"], "evidence": ["long " * 50]}))._repr_html_()
+    assert ("long " * 50).strip() in html and html.count("text-align: left") == 1
 
 
 def test_a_file_is_written_again_only_where_its_substance_changed(

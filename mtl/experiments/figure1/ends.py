@@ -1,25 +1,16 @@
 """Where runs end, where they must end, and what becomes of the sentences written about Figure 1."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from mtl.experiments.base import Claim, graded
 from mtl.experiments.figure1.config import CAP, DEFAULTS, Config
-from mtl.experiments.figure1.plane import ToyProblem, losses, pareto_front, star
+from mtl.experiments.figure1.plane import evaluate, losses, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.experiments.figure1.weights import edge
-
-Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
-
-
-class Claim(TypedDict):
-    """What `mtl.report.verdict` takes."""
-
-    claim: str
-    verdict: Verdict
-    evidence: str
 
 
 def ball_edge(config: Config) -> float:
@@ -100,10 +91,10 @@ def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0
     for i, config in enumerate(runs.configs):
         end, best = runs.x[-1, i], star(config.scale)
         away = np.sqrt(((end[:, None] - curve[None]) ** 2).sum(-1)).min(1)
-        least = ToyProblem(config.scale).losses(best[None])[0].mean()
-        moved = np.zeros(len(end)) if nudged is None else np.linalg.norm(end - nudged.x[-1, i], axis=1)
-        if nudged is not None:  # NaN in both: undefined either way
-            moved[np.isnan(end).any(1) & np.isnan(nudged.x[-1, i]).any(1)] = 0
+        least = evaluate(best[None], config.scale)[0].mean()
+        other = end if nudged is None else nudged.x[-1, i]
+        moved = np.linalg.norm(end - other, axis=1)
+        moved[np.isnan(end).any(1) & np.isnan(other).any(1)] = 0  # undefined either way
         lines.append(
             {
                 "scale": config.scale,
@@ -177,9 +168,9 @@ def settings(table: pd.DataFrame) -> pd.DataFrame:
 def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> list[Claim]:
     """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
 
-    Claims go by their ids in paper/claims.yml. A sentence that holds at every scale is reproduced, at none not
-    reproduced, at some conditional; the evidence gives the counts. Runs too `short` to have ended judge nothing.
-    Needs the rows bandit, mgda, nash, imtl-g and emtl. A corner is |x1| > `corner`.
+    A sentence that holds at every scale is reproduced, at none not reproduced, at some conditional; the evidence gives
+    the counts. Runs too `short` to have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. A
+    corner is |x1| > `corner`.
     """
     names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
     rows = {name: table[table["method"] == name] for name in names}
@@ -187,44 +178,29 @@ def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> 
         raise ValueError(f"table: needs the rows {', '.join(names)} at default settings, found none for {empty[0]}")
 
     def counts(name: str, column: str) -> str:
-        found = rows[name]
-        return ", ".join(
-            f"{k}/{n} at s={s:g}" for s, k, n in zip(found["scale"], found[column], found["n"], strict=True)
-        )
+        found = rows[name][["scale", column, "n"]].itertuples(index=False)
+        return ", ".join(f"{k}/{n} at s={s:g}" for s, k, n in found)
 
-    def judged(claim: str, holds: Iterable[bool], evidence: str) -> Claim:
-        found = [bool(one) for one in holds]
-        said: Verdict = "reproduced" if all(found) else "conditional" if any(found) else "not reproduced"
-        if short:
-            said, evidence = "not testable here", f"runs too short to judge; {evidence}"
-        return {"claim": claim, "verdict": said, "evidence": evidence}
-
-    mgda = rows["mgda"]
+    bandit, mgda, emtl = rows["bandit"], rows["mgda"], rows["emtl"]
     far = [[abs(float(x1)) > corner for x1 in ends.split(", ")] for ends in mgda["x1_end"]]
-    cornered = [
-        one and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for one in row
-    ]
+    cornered = [c and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for c in row]
     corners = ", ".join(f"{sum(row)}/{len(row)} at s={s:g}" for row, s in zip(far, mgda["scale"], strict=True))
     missed = pd.concat([rows[name]["n_star"] < rows[name]["n"] for name in ("nash", "imtl-g")])
-    return [
-        judged(
-            "emtl-fig1-bandit",
-            rows["bandit"]["n_front"] < rows["bandit"]["n"],
-            f"runs on the front: {counts('bandit', 'n_front')}",
-        ),
-        judged(
-            "emtl-fig1-mgda",
+    front, at_it = "runs on the front:", "runs at it:"
+    found: dict[str, tuple[Iterable[bool], str]] = {
+        "emtl-fig1-bandit": (bandit["n_front"] < bandit["n"], f"{front} {counts('bandit', 'n_front')}"),
+        "emtl-fig1-mgda": (
             cornered,
-            f"runs on the front: {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}",
+            f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}",
         ),
-        judged(
-            "emtl-fig1-nash-imtl",
+        "emtl-fig1-nash-imtl": (
             missed,
-            f"runs at it: Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}",
+            f"{at_it} Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}",
         ),
-        judged(
-            "emtl-fig1-emtl",
-            rows["emtl"]["n_star"] == rows["emtl"]["n"],
-            f"runs at it: {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
+        "emtl-fig1-emtl": (
+            emtl["n_star"] == emtl["n"],
+            f"{at_it} {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
         ),
-    ]
+    }
+    made = [Claim(name, graded(*holds), said) for name, (holds, said) in found.items()]
+    return [Claim(c.name, "not testable here", f"runs too short to judge; {c[2]}") for c in made] if short else made

@@ -2,38 +2,38 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl.experiments.figure1.ends import ball_edge, predicted_x1
-from mtl.experiments.figure1.plane import Array, ToyProblem, on_front, pareto_front, star
+from mtl.experiments.figure1.plane import Array, evaluate, on_front, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.report import plots, style
 
 DASHES = ("-", ":", "--", "-.")
+START = 2  # the run whose weights are shown
 TOLD = " (b=-21"  # how a label says that the method was told a lower bound of the losses
 
 
-def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *, start: int = 2) -> Figure:
+def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float]) -> Figure:
     """Figure 1: a column per method; per scale a row in loss space and one in parameter space; below, p_1 over steps.
 
-    The last row follows the run from `start`: where there is a player its p_1 (running mean over 31 records, faintly
+    The last row follows the run from `START`: where there is a player its p_1 (running mean over 31 records, faintly
     p_1 itself) between the edges of its ball (grey), else the weight of loss 1 in the update; solid for the first
     scale, dotted for the second. A cross marks the predicted end.
     """
     rows = 2 * len(scales) + 1
     fig, axes = style.subplots(rows, len(labels), height=1.16 * rows, sharey="row")
     for row, scale in enumerate(scales):
-        problem, best, contour = ToyProblem(scale), star(scale), _levels(scale)
+        best, contour = star(scale), _levels(scale)
         front, values = pareto_front(scale)
         for upper, lower, label in zip(axes[2 * row], axes[2 * row + 1], labels, strict=True):
             run = runs.index(label, scale)
             end = predicted_x1(runs.configs[run])
             marks = np.stack([best, on_front(end)]) if np.isfinite(end) else np.stack([best, [np.nan, np.nan]])
-            seen = problem.losses(marks)[0]
+            seen = evaluate(marks, scale)[0]
             paths, shown = np.moveaxis(runs.x[:, run], 0, 1), np.moveaxis(runs.f[:, run], 0, 1)
             plots.trajectories(upper, shown, label, front=values, star=seen[0], predicted=seen[1])
             plots.trajectories(lower, paths, label, front=front, star=best, predicted=marks[1], contour=contour)
@@ -44,32 +44,25 @@ def toy_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *,
         axes[2 * row, 0].set_ylabel(f"$s$ = {scale:g}\nloss 2")
         axes[2 * row + 1, 0].set_ylabel(f"$s$ = {scale:g}\n$x_2$", labelpad=-1)
     for ax, label in zip(axes[-1], labels, strict=True):
-        _weights(ax, runs, label, scales, start)
+        _weights(ax, runs, label, scales)
         ax.set_xlabel("steps / 1000", labelpad=1)
     axes[-1, 0].set_ylabel("$p_1$, or weight\nof loss 1")
     for ax, label in zip(axes[0], labels, strict=True):
         ax.set_title(style.look(label)[0].replace(" (", "\n(").replace("combine=", "").replace("_", " "), fontsize=7)
-    plt.close(fig)
     return fig
 
 
-def methods_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float], *, start: int = 2) -> Figure:
+def methods_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float]) -> Figure:
     """Every method on one page, two per row: parameter space per scale, then the weight of loss 1 (or p_1) over steps.
 
     Hollow: starts; filled: ends; star: best average; cross: predicted end; a dagger: told that b = -21. The last panel
-    follows the run from `start` (running mean), one dash per scale, and is empty for methods without weights.
+    follows the run from `START` (running mean), one dash per scale, and is empty for methods without weights.
     """
     wide, rows = len(scales) + 2, -(-len(labels) // 2)
     height = 0.5 * rows + 0.2
     ratios = [1.1, *[1] * (wide - 1)]
-    margins = {
-        "left": 0.004,
-        "right": 0.996,
-        "bottom": 0.05 / height,
-        "top": 1 - 0.2 / height,
-        "wspace": 0.06,
-        "hspace": 0.1,
-    }
+    margins = {"left": 0.004, "right": 0.996, "bottom": 0.05 / height, "top": 1 - 0.2 / height}
+    margins |= {"wspace": 0.06, "hspace": 0.1}
     fig, axes = style.subplots(  # constrained layout takes half a minute on so many axes
         rows, 2 * wide, height=height, layout="none", gridspec_kw=margins | {"width_ratios": ratios * 2}
     )
@@ -99,11 +92,10 @@ def methods_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float]
             ax.set(xlim=(-10.5, 10.5), ylim=(-10.5, 10.5))
             if place < 2:
                 ax.set_title(f"$s$ = {scale:g}", fontsize=7, pad=2)
-        _weights(last, runs, label, scales, start, small=True)
+        _weights(last, runs, label, scales, small=True)
         last.set(xticks=[], yticks=[0, 1], yticklabels=[])
         if place < 2:
             last.set_title("weight 1", fontsize=7, pad=2)
-    plt.close(fig)
     return fig
 
 
@@ -119,10 +111,10 @@ def _levels(scale: float, n: int = 81) -> tuple[Array, Array, Array]:
     """The average loss over the plane, as `Axes.contour` takes it."""
     side = np.linspace(-10.5, 10.5, n)
     plane = np.stack([np.tile(side, n), np.repeat(side, n)], 1)
-    return side, side, ToyProblem(scale).losses(plane)[0].mean(1).reshape(n, n)
+    return side, side, evaluate(plane, scale)[0].mean(1).reshape(n, n)
 
 
-def _weights(ax: Axes, runs: ToyRuns, label: str, scales: Sequence[float], start: int, small: bool = False) -> None:
+def _weights(ax: Axes, runs: ToyRuns, label: str, scales: Sequence[float], small: bool = False) -> None:
     """p_1, faintly and as its running mean over 31 records, or else the weight of loss 1; one dash per scale.
 
     `small`: running means of both, at a quarter of the records.
@@ -130,8 +122,8 @@ def _weights(ax: Axes, runs: ToyRuns, label: str, scales: Sequence[float], start
     colour = style.look(label)[1]
     for scale, dash in zip(scales, DASHES, strict=False):
         run = runs.index(label, scale)
-        played = bool(np.isfinite(runs.p[0, run, start]))
-        path = pd.Series((runs.p if played else runs.share)[:, run, start], index=runs.steps / 1000)
+        played = bool(np.isfinite(runs.p[0, run, START]))
+        path = pd.Series((runs.p if played else runs.share)[:, run, START], index=runs.steps / 1000)
         if played and not small:  # it chatters: faint as it is, strong as its running mean
             ax.plot(path, dash, color=colour, lw=0.4, alpha=0.3)
         path = path.rolling(31, center=True, min_periods=1).mean() if played or small else path

@@ -1,42 +1,22 @@
 """The plane of Figure 1: two losses, their gradients, the Pareto front and its best average."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 STARTS: Array = np.array([(-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0)])  # those of Nash-MTL
 CLIP = 5e-6
 
 
-def landscape(x: Tensor, scale: float = 1.0) -> Tensor:
-    """The two losses (..., 2) at x (..., 2), differentiable; loss 1 is multiplied by `scale`.
-
-    Valleys log max(|.5(-x1 - 7) + tanh x2|, 5e-6) + 6 and log max(|.5(-x1 + 3) - tanh x2 + 2|, 5e-6) + 6 where
-    x2 > 0, bowls ((x1 -+ 7)^2 + .1 (x2 + 8)^2) / 10 - 20 where x2 < 0, blended by tanh(|x2| / 2) (Liu et al. 2021,
-    CAGrad, appendix; scale: Navon et al. 2022).
-
-    >>> landscape(torch.tensor([7.0, -8.0]), scale=10.0).round(decimals=2).tolist()
-    [-199.8699951171875, -0.4000000059604645]
-    """
-    x1, x2 = x.unbind(-1)
-    upper, lower = torch.tanh(x2 / 2).clamp(min=0), torch.tanh(-x2 / 2).clamp(min=0)
-    bow = 0.1 * (x2 + 8) ** 2
-    valley_1 = (0.5 * (-x1 - 7) + torch.tanh(x2)).abs().clamp(min=CLIP).log() + 6
-    valley_2 = (0.5 * (-x1 + 3) - torch.tanh(x2) + 2).abs().clamp(min=CLIP).log() + 6
-    first = valley_1 * upper + (((x1 - 7) ** 2 + bow) / 10 - 20) * lower
-    second = valley_2 * upper + (((x1 + 7) ** 2 + bow) / 10 - 20) * lower
-    return torch.stack([scale * first, second], -1)
-
-
 def losses(x1: Array, x2: Array, scale: Array | float = 1.0) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """`landscape` and its gradients by hand: (f1, f2, df1/dx1, df1/dx2, df2/dx1, df2/dx2), each of shape (B,).
+    """The two losses and their gradients: (f1, f2, df1/dx1, df1/dx2, df2/dx1, df2/dx2), each of shape (B,).
 
-    On x2 = 0 both blends pass their gradient, as clamp does in torch: the start (0, 0) is not a fixed point.
+    Loss 1 is multiplied by `scale`. Valleys log max(|.5(-x1 - 7) + tanh x2|, 5e-6) + 6 and log max(|.5(-x1 + 3) -
+    tanh x2 + 2|, 5e-6) + 6 where x2 > 0, bowls ((x1 -+ 7)^2 + .1 (x2 + 8)^2) / 10 - 20 where x2 < 0, blended by
+    tanh(|x2| / 2) (Liu et al. 2021, CAGrad, appendix; scale: Navon et al. 2022). On x2 = 0 both blends pass their
+    gradient, as clamp does in torch: the start (0, 0) is not a fixed point.
     """
     t = np.tanh(0.5 * x2)
     slope = 0.5 - 0.5 * t * t
@@ -58,24 +38,17 @@ def losses(x1: Array, x2: Array, scale: Array | float = 1.0) -> tuple[Array, Arr
     return scale * f1, f2, scale * a1, scale * a2, b1, b2
 
 
-@dataclass(frozen=True)
-class ToyProblem:
-    """The landscape with loss 1 multiplied by `scale`.
+def evaluate(x: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """Losses (B, 2) and gradients (B, task, coordinate) at x (B, 2).
 
-    >>> f, G = ToyProblem(scale=0.1).losses(np.array([[7.0, -8.0]]))
-    >>> f.shape, G.shape
-    ((1, 2), (1, 2, 2))
+    >>> evaluate(np.array([[7.0, -8.0]]), scale=10.0)[0].round(2).tolist()
+    [[-199.87, -0.4]]
     """
-
-    scale: float = 1.0
-
-    def losses(self, x: Array) -> tuple[Array, Array]:
-        """Losses (B, 2) and gradients (B, task, coordinate) at x (B, 2)."""
-        x = np.asarray(x, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != 2:
-            raise ValueError(f"x: points of the plane, shape (B, 2), found {x.shape}")
-        f1, f2, *g = losses(x[:, 0], x[:, 1], self.scale)
-        return np.stack([f1, f2], 1), np.stack(g, 1).reshape(-1, 2, 2)
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"x: points of the plane, shape (B, 2), found {x.shape}")
+    f1, f2, *g = losses(x[:, 0], x[:, 1], scale)
+    return np.stack([f1, f2], 1), np.stack(g, 1).reshape(-1, 2, 2)
 
 
 @lru_cache(maxsize=64)
@@ -92,7 +65,7 @@ def pareto_front(scale: float = 1.0, n: int = 201) -> tuple[Array, Array]:
         rising = (7 + x1) * a2 + (7 - x1) * b2 > 0
         low, high = np.where(rising, low, x2), np.where(rising, x2, high)
     x = np.stack([x1, 0.5 * (low + high)], 1)
-    f = ToyProblem(scale).losses(x)[0]
+    f = evaluate(x, scale)[0]
     for shared in (x, f):  # by all who ask for the same front
         shared.flags.writeable = False
     return x, f

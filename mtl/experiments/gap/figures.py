@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from mtl.experiments.gap.hypotheses import HYPOTHESES, Array, Result, causal, observational, spearman, tables
 from mtl.experiments.gap.runs import ARMS, LEVELS
 from mtl.ledger import Row
-from mtl.report import style
+from mtl.report import captioned, style
 from mtl.report.stats import mean_ci
 
-PARTS: dict[str, dict[Any, str]] = {
-    "arch": {"shared-bottom": "shared-bottom", "mmoe": "mmoe"},
-    "full": {True: "full batch", False: "mini-batch"},
-    "n": {100: "n = 100", 300: "n = 300"},
-}
+PARTS: list[tuple[str, str, Any]] = [  # label, and the runs that it stands for
+    *((arch, "arch", arch) for arch in ("shared-bottom", "mmoe")),
+    *(("full batch", "full", True), ("mini-batch", "full", False)),
+    *((f"n = {n}", "n", n) for n in (100, 300)),
+]
 COLOURS = {"digits": style.BLUE, "digits-noisy": style.ORANGE, "census": style.GREEN, "qm9": style.RED}
 
 
@@ -41,8 +41,12 @@ def scatter(rows: Sequence[Row], quantity: str = "rrv") -> Figure:
             right.scatter(x, y, s=14, color=colour, lw=0, label=f"{name} ({float(spearman(x, y)):+.2f})")
     right.set(xlabel=f"rank of {quantity.upper()} among methods", ylabel="rank of the gap")
     right.legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 0.98), ncol=2, handletextpad=0.1, columnspacing=0.6)
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Normalised variance of relative rates (RRV) and gap. Left: all runs, colour is the level q of the training "
+        "loss. Right: mean rank per method (one point each) at the primary level, Spearman correlation of these points "
+        "in brackets",
+    )
 
 
 def _share(values: Array) -> Array:
@@ -54,28 +58,29 @@ def forest(table: pd.DataFrame, parts: dict[str, Result]) -> Figure:
     """The four primary estimates: overall with 95 %, by condition with 98.75 % intervals, verdicts beside them."""
     fig, axes = style.subplots(1, 2, height=2.6)
     for ax, kind in zip(axes[0], ("observational", "causal"), strict=True):
-        y, ticks, labels = 0.0, [], []
+        y, ticks = 0.0, dict[float, str]()
         for name in [h for h in table.index if kind in h]:
-            r, line = parts[name], table.loc[name]
+            r = parts[name]
             ax.plot([r.low, r.high], [y, y], color="k", lw=2)
             ax.plot(r.value, y, "ks")
-            ticks.append(y)
-            labels.append(f"{name.split()[0]} {name.split(', ')[1]}: {line.verdict}")
+            ticks[y] = f"{name.split()[0]} {name.split(', ')[1]}: {table.loc[name].verdict}"
             for condition, (value, low, high) in r.by_condition.items():
                 y -= 0.6
                 ax.plot([low, high], [y, y], color=COLOURS[condition], lw=1.2)
                 ax.plot(value, y, "o", color=COLOURS[condition])
-                ticks.append(y)
-                labels.append(condition)
+                ticks[y] = condition
             y -= 1.0
         ax.axvline(0, color="0.5", lw=0.8)
-        ax.set_yticks(ticks, labels)
+        ax.set_yticks(list(ticks), list(ticks.values()))
         ax.grid(axis="y", visible=False)
     axes[0, 0].set(xlim=(-1, 1), xlabel="Spearman correlation with the gap")
     axes[0, 0].set_title("Across methods, equal training loss")
     axes[0, 1].set(xlabel="change of the gap, share of the base gap", title="Penalty on the variance")
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Registered estimates (black, 95 %) and by data condition (98.75 %): correlation of variance and gap across "
+        "methods, and effect of a variance penalty on the gap. CV: variance of the losses",
+    )
 
 
 def doses(rows: Sequence[Row], draws: int = 500) -> pd.DataFrame:
@@ -118,8 +123,11 @@ def intervention(rows: Sequence[Row], table: pd.DataFrame) -> Figure:
     right.set_ylim(left.get_ylim())
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Penalties: what they did to the variances (left) and to the gap (right; dots are strata, squares means with "
+        "95 % intervals). L2 is the positive control",
+    )
 
 
 def by_method(rows: Sequence[Row]) -> pd.DataFrame:
@@ -140,7 +148,12 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
         estimate = mean_ci([float(np.mean(v)) for v in changes.values()])
         lines[unit] = (float(np.exp(np.nanmean(ratios))), estimate.value, estimate.half)
     columns = ["RRV / LS", "gap change, %", "± 95 %"]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("method")
+    return captioned(
+        pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("method"),
+        "Methods at equal training loss: RRV over that of equal weights (geometric mean) and change of the gap against "
+        "equal weights, mean with the half width of a 95 % interval over (condition, seed). Descriptive",
+        digits=2,
+    )
 
 
 def variances(methods: pd.DataFrame) -> Figure:
@@ -158,16 +171,18 @@ def variances(methods: pd.DataFrame) -> Figure:
     ax.axhline(0, color="0.6", lw=0.8, ls=":")
     ax.set(xlabel="RRV over that of equal weights", ylabel="change of the gap, %")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handletextpad=0.2, columnspacing=0.8)
-    plt.close(fig)
-    return fig
+    return captioned(
+        fig,
+        "Methods at equal training loss: variance of relative rates over that of equal weights, and change of the gap "
+        "(95 % intervals); EMTL and BanditMTL by rho. Descriptive",
+        width="column",
+    )
 
 
 def secondary(rows: Sequence[Row], draws: int = 300) -> pd.DataFrame:
     """Descriptive: all four estimates at q = .7 and .3 and by architecture, optimiser and n at the primary level."""
     slices: dict[str, tuple[list[Row], float | None]] = {f"q = .{q:.0f}": (list(rows), q / 10) for q in (7, 3)}
-    for name, values in PARTS.items():
-        for value, label in values.items():
-            slices[label] = [row for row in rows if row["config"][name] == value], None
+    slices |= {label: ([row for row in rows if row["config"][name] == value], None) for label, name, value in PARTS}
     lines: dict[str, dict[str, str]] = {}
     for label, (part, level) in slices.items():
         for name, (quantity, arm) in HYPOTHESES.items():
@@ -182,4 +197,8 @@ def secondary(rows: Sequence[Row], draws: int = 300) -> pd.DataFrame:
                 text = f"{100 * r.value:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]"
             lines.setdefault(label, {})[f"{name[:2]} {quantity.upper()}"] = text
     columns = ["H1 RRV", "H3 CV", "H2 RRV", "H4 CV"]
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("slice").reindex(columns=columns)
+    return captioned(
+        pd.DataFrame.from_dict(lines, orient="index").rename_axis("slice").reindex(columns=columns),
+        "The four estimates at other levels and in parts of the design; descriptive, not corrected for multiplicity",
+        wide=True,
+    )

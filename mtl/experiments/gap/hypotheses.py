@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from mtl.experiments.base import graded
 from mtl.experiments.gap.runs import LEVELS
 from mtl.ledger import Row
 from mtl.report.stats import holm
@@ -267,5 +268,4 @@ def primary(results: Mapping[str, Result]) -> pd.DataFrame:
 
 def conclusion(table: pd.DataFrame) -> str:
     """What the study says of "a smaller relative-rate variance gives a smaller gap", in a claims table's words."""
-    supported = [table.loc[h, "verdict"] == "supported" for h in list(HYPOTHESES)[:2]]
-    return "reproduced" if all(supported) else "conditional" if any(supported) else "not reproduced"
+    return graded(*[str(table.loc[h, "verdict"]) == "supported" for h in list(HYPOTHESES)[:2]])

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from mtl.experiments.base import NO_ROWS, Claim, Experiment, Study, beside_paper, judged
 from mtl.experiments.table1 import says
 from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points
-from mtl.experiments.table1.says import COUNTRIES, paper_columns, paper_says
-from mtl.report import Table, plots, style
+from mtl.report import Table, captioned, plots, style
 from mtl.runs.cells import Point
 
-__all__ = ["CLICK", "PRINTED", "TABLE1", "Table1", "paper_says"]
+paper_says = says.paper_says
 PRINTED: dict[str, Any] = {"data": "EMTL, Table 1, as printed", "n": "15 lines x 4 countries", **NO_ROWS}
 METRICS = "test AUC, their mean (score) and log-loss, mean ± 95 % interval over seeds"
 
@@ -55,12 +54,10 @@ class Table1(Study):
         elif self.experiment.problem == "census":
             table["paper"], said = "", f"Two tasks on Census-Income: {METRICS}; the paper has no such data"
         else:
-            table = beside_paper(table, paper_columns(), dict.fromkeys(COUNTRIES, 4))
+            table = beside_paper(table, says.paper_columns(), dict.fromkeys(says.COUNTRIES, 4))
             said = f"Click and purchase: {METRICS}; right: the average AUC that EMTL's Table 1 prints for four "
             said += "countries of the real AliExpress log"
-        table = table.rename(index=lambda line: style.look(line)[0])
-        table.attrs["caption"] = said
-        return table
+        return captioned(table.rename(index=lambda line: style.look(line)[0]), said)
 
     @property
     def grid(self) -> Table:
@@ -77,7 +74,7 @@ def figure(left: Table1, right: Table1, heads: Sequence[str]) -> Figure:
     fig, axes = style.subplots(1, 2, height=4.2)
     for ax, study, head in zip(axes.T, (left, right), heads, strict=True):
         raw = study.raw.rename(index=str)
-        plots.intervals(ax, raw, {"score": head}, reference=lambda line: line.partition(" (")[0])
+        plots.intervals(ax, raw, {"score": head}, lambda line: line.partition(" (")[0])
         again = study is right and list(raw.index) == list(left.raw.index)
         ax[0].set_yticklabels([] if again else [style.look(line)[0] for line in raw.index])
     return fig
@@ -86,23 +83,19 @@ def figure(left: Table1, right: Table1, heads: Sequence[str]) -> Figure:
 def study_figure(left: Table1, right: Table1) -> tuple[Table1, Figure]:
     """The published studies side by side, and the study that their figure is of."""
     fig = figure(left, right, [f"{s.name}, all rows\nmean of tasks, test AUC" for s in (left, right)])
-    fig.set_label(
-        "Mean test AUC by method and backbone, all rows of Census-Income, tuned: mean and 95 % interval over seeds"
-    )
-    return left.also(right, n=", ".join(f"{s.name}: {len(s.seeds)} seeds" for s in (left, right))), fig
+    said = "Mean test AUC by method and backbone, all rows of Census-Income, tuned: mean and 95 % interval over seeds"
+    both = left.also(right, n=", ".join(f"{s.name}: {len(s.seeds)} seeds" for s in (left, right)))
+    return both, captioned(fig, said)
 
 
 def here_figure(census: Table1, click: Table1) -> tuple[Table1, Figure]:
     """What this notebook ran itself, side by side, and the study that its figure is of."""
-    kind, said = ("generated", "generated ones") if click.synthetic else ("real", "AliExpress")
+    kind, right = ("generated", "generated ones") if click.synthetic else ("real", "AliExpress")
     heads = [f"{census.name}, real rows", f"{click.name}, {kind} rows"]
     fig = figure(census, click, [f"{head}\nmean of two tasks, test AUC" for head in heads])
-    fig.set_label(
-        "Mean test AUC of two tasks by method and backbone: mean and 95 % interval over seeds; left real rows, "
-        f"right {said}"
-    )
+    said = "Mean test AUC of two tasks by method and backbone: mean and 95 % interval over seeds; left real rows, "
     data = f"{census.name}; {click.name}" + " (synthetic)" * click.synthetic
-    return census.also(click, data=data), fig
+    return census.also(click, data=data), captioned(fig, f"{said}right {right}")
 
 
 def places_table(studies: Sequence[Table1], wider: Sequence[Table1]) -> tuple[Table1, pd.DataFrame]:
@@ -116,8 +109,7 @@ def places_table(studies: Sequence[Table1], wider: Sequence[Table1]) -> tuple[Ta
     trials = {s.name: s.tuning.trials for s in wider if s.tuning is not None}
     chosen = {name: own.loc[own["chosen"], "point"].item() for name, own in trials.items()}
     text += "; ".join(f"{name}: {len(own)} points, chosen {chosen[name]}" for name, own in trials.items())
-    table.attrs["caption"] = text
-    return studies[0].also(*studies[1:], *wider), table
+    return studies[0].also(*studies[1:], *wider), captioned(table, text)
 
 
 def searched(study: Table1) -> Table1:
@@ -132,18 +124,15 @@ def searched(study: Table1) -> Table1:
 
 def verdicts(studies: Sequence[Table1]) -> Table:
     """The sentences of section 5.2 and of Table 3, on the published studies."""
-    frames = {study.name: study.frame for study in studies}
-    claims: list[Claim] = [
-        ("emtl-table1-best", says.best_verdict(frames), "table1_study"),
-        ("emtl-table1-stl", says.stl_verdict(frames), "table1_study"),
-        ("emtl-table1-consistent", says.steady_verdict(frames), "table1_study"),
+    frames, figure = {study.name: study.frame for study in studies}, "table1_study"
+    claims = [
+        Claim("emtl-table1-best", *says.best_verdict(frames), figure),
+        Claim("emtl-table1-stl", *says.stl_verdict(frames), figure),
+        Claim("emtl-table1-consistent", *says.steady_verdict(frames), figure),
     ]
-    lacks: Claim = (
-        "emtl-table3-industrial",
-        ("not testable here", "the data and the online system are not public"),
-        "table1_study",
-    )
-    return Table(pd.concat([judged(claims, "study").data, judged([lacks]).data], ignore_index=True))
+    why = "the data and the online system are not public"
+    lacks = judged([Claim("emtl-table3-industrial", "not testable here", why, figure)])
+    return Table(pd.concat([judged(claims, "study").data, lacks.data], ignore_index=True))
 
 
 class Tuned(Experiment):

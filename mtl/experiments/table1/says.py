@@ -1,13 +1,12 @@
 """Table 1: the paper's own numbers, and what they and ours say."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from mtl.experiments.base import paired, recount, reported, standing
 from mtl.experiments.table1.grids import line
-from mtl.report import Verdict
+from mtl.report import Verdict, captioned
 from mtl.report.stats import holm
 
 COUNTRIES = ("paper NL", "paper ES", "paper FR", "paper US")
@@ -48,7 +47,7 @@ def paper_says() -> pd.DataFrame:
     ratio = float((loss["ctr_logloss"] / loss["ctcvr_logloss"]).mean())
     us = table[table["country"] == "US"].set_index("line")[metrics]
     lift = us.loc["emtl (MMoE)"] - us.loc["ls (MMoE)"]
-    said = recount([
+    return captioned(recount([
         ("EMTL above STL on all metrics", f"{int((gain > 0).to_numpy().sum())} of {gain.size} differences"),
         ("EMTL best on 11 of 12 metrics", f"{int((best > rival).to_numpy().sum())} alone, "
          f"{int((best == rival).to_numpy().sum())} tied"),
@@ -56,9 +55,7 @@ def paper_says() -> pd.DataFrame:
         ("EMTL best average per backbone and country", f"{int(first.sum())} of {first.size}"),
         ("no other method lifts its backbone in every country", f"{len(steady)} do: {', '.join(steady)}"),
         ("CTR loss about 23 times CTCVR loss", f"{ratio:.1f} (log-losses of MTReclib's README, mean)"),
-    ])  # fmt: skip
-    said.attrs["caption"] = "Sentences of EMTL's section 5.2, recounted in its printed Table 1"
-    return said
+    ]), "Sentences of EMTL's section 5.2, recounted in its printed Table 1")  # fmt: skip
 
 
 def _means(frame: pd.DataFrame) -> "dict[str, pd.Series[float]]":
@@ -76,12 +73,9 @@ def places(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for backbone, mean in _means(frame).items():
             own = f"emtl ({backbone})"
             place, of, rival = standing(mean, own, higher=True)
-            found: dict[str, Any] = {
-                "data": data,
-                "backbone": backbone,
-                "best": (own if place == 1 else rival).partition(" (")[0],
-            }
-            found |= {"EMTL's place": place, "of": of, "EMTL - best other": float(mean[own] - mean[rival])}
+            best = (own if place == 1 else rival).partition(" (")[0]
+            found = {"data": data, "backbone": backbone, "best": best, "EMTL's place": place, "of": of}
+            found["EMTL - best other"] = float(mean[own] - mean[rival])
             out.append(found | {"p": paired(frame, "score", own, rival, by="line").p})
     return pd.DataFrame(out)
 

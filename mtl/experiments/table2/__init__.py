@@ -12,14 +12,15 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mtl.experiments.base import NO_ROWS, Claim, Experiment, Study, beside_paper, text
-from mtl.experiments.table2 import verdicts
+from mtl.experiments.table2 import results
 from mtl.experiments.table2.figures import change_figure, panel_figure, training_figure
-from mtl.experiments.table2.results import DELTA, FAIRER, METRICS, formatted, lines, paper_says, printed
+from mtl.experiments.table2.results import DELTA, FAIRER, METRICS
 from mtl.problems import problem
+from mtl.report import captioned
 from mtl.runs.cells import refit
 from mtl.training.fit import Budget
 
-__all__ = ["PRINTED", "TABLE2", "Table2", "paper_says"]
+paper_says = results.paper_says
 PRINTED: dict[str, Any] = {"data": "EMTL, Table 2, as printed", "n": "14 rows x 9 metrics", **NO_ROWS}
 WORDS = (
     "nine test metrics and delta-m against STL in per cent (mean over metrics; by task: mean over tasks), "
@@ -32,7 +33,7 @@ class Table2(Study):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        return lines(self.rows)
+        return results.lines(self.rows)
 
     @property
     def name(self) -> str:
@@ -41,16 +42,13 @@ class Table2(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        table = formatted(self.frame)
-        table.attrs["caption"] = f"{self.name}, epoch chosen on validation: {WORDS}"
-        return table
+        return captioned(results.formatted(self.frame), f"{self.name}, epoch chosen on validation: {WORDS}")
 
     @property
     def last(self) -> pd.DataFrame:
         """The papers' custom: the mean over the last epochs."""
-        table = formatted(lines(self.rows, "last"))
-        table.attrs["caption"] = f"{self.name}, mean of the last two epochs: {WORDS}"
-        return table
+        table = results.formatted(results.lines(self.rows, "last"))
+        return captioned(table, f"{self.name}, mean of the last two epochs: {WORDS}")
 
     @property
     def paper(self) -> pd.DataFrame:
@@ -61,58 +59,55 @@ class Table2(Study):
         ours = pd.DataFrame({h: [text(v, digits) for v in means[m]] for h, (m, digits) in shown.items()}, means.index)
         heads = {"miou": "paper mIoU", "abs": "paper abs. err.", "mean": "paper mean angle", "delta_m": "paper delta-m"}
         heads |= {"recomputed": "from its cells", "by_task": "paper by task"}
-        paper = printed().rename(columns=heads).rename(index={"FairGrad": "FairGrad (alpha=2)"})
+        paper = results.printed().rename(columns=heads).rename(index={"FairGrad": "FairGrad (alpha=2)"})
         digits = dict.fromkeys(heads.values(), 2) | {"paper abs. err.": 4}
         table = beside_paper(ours, paper, digits)
         table.insert(list(table).index("paper delta-m") + 1, "from its cells", table.pop("from its cells"))
-        table.attrs["caption"] = (
+        return captioned(
+            table,
             "Ours (96 x 128, SegNet, six epochs) beside what papers print (288 x 384, MTAN, 200 epochs, official "
             "normals); the levels are not comparable, the order of methods is the question. From its cells: delta-m "
-            "recomputed from the printed row"
+            "recomputed from the printed row",
         )
-        return table
 
     def figure(self, strong: Sequence[str] = ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA")) -> Figure:
         """Each method's mean change of each metric against STL; `strong` lines stand out."""
-        fig = change_figure(self.frame, strong)
-        fig.set_label(f"{self.name}: mean change of each metric against single-task learning, below 0 is better")
-        return fig
+        said = f"{self.name}: mean change of each metric against single-task learning, below 0 is better"
+        return captioned(change_figure(self.frame, strong), said)
 
     def training(self, labels: Sequence[str] = ("LS", "UW", "MGDA", "FairGrad (alpha=2)", "EMTL")) -> Figure:
         """Shares of the weight and relative rates while training."""
-        fig = training_figure(self.rows, labels)
-        fig.set_label(
+        return captioned(
+            training_figure(self.rows, labels),
             f"{self.name}: each task's share of the weight (running mean) and relative rate over training, mean and "
-            "range over seeds"
+            "range over seeds",
         )
-        return fig
 
     def panel(self, device: str = "cpu") -> Figure:
         """What nets trained anew (seed 0) see in two test images. It is closed: a notebook saves it and shows nothing,
         since the pictures are the data set's own."""
-        (options,) = self.experiment.chosen(self.scale)
-        data: Any = problem(self.experiment.problem, self.scale, fallback=self.experiment.fallback, **options)
-        cells = self.experiment.cells(
-            self.scale, [0], ["STL", "LS", "EMTL", "FairGrad (alpha=2)"], self.experiment.fallback
-        )
+        made, labels = self.experiment, ["STL", "LS", "EMTL", "FairGrad (alpha=2)"]
+        (options,) = made.chosen(self.scale)
+        data: Any = problem(made.problem, self.scale, fallback=made.fallback, **options)
+        cells = made.cells(self.scale, [0], labels, made.fallback)
         one = {cell.label: cell for cell in reversed(cells)}  # of STL's runs the first, trained here on all tasks
         alone = {"method": "ls", "hyper": {}, "select": "score"}
         models = {label: refit(one[label], alone if label == "STL" else None, device) for label in reversed(one)}
         fig = panel_figure(data, models, [0, len(data.data("test")[0]) // 2])
-        fig.set_label("Two test images: truth and predictions (labels, depth, normals); void and missing pixels white")
         plt.close(fig)
-        return fig
+        said = "Two test images: truth and predictions (labels, depth, normals); void and missing pixels white"
+        return captioned(fig, said)
 
     def claims(self) -> list[Claim]:
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
-        table = self.frame
+        table, figure = self.frame, "table2_study"
         return [
-            ("emtl-table2-best", verdicts.best_verdict(table), "table2_study"),
-            ("emtl-table2-metrics", verdicts.metrics_verdict(table), "table2_study"),
-            ("emtl-table2-stl", verdicts.stl_verdict(table), "table2_study"),
-            ("emtl-table2-mgda", verdicts.mgda_verdict(self.rows, table), "table2_training"),
-            ("fairgrad-best", verdicts.fairgrad_verdict(table), "table2_study"),
-            ("fairgrad-fair-losses", verdicts.fair_loss_verdict(table), "table2_study"),
+            Claim("emtl-table2-best", *results.best_verdict(table), figure),
+            Claim("emtl-table2-metrics", *results.metrics_verdict(table), figure),
+            Claim("emtl-table2-stl", *results.stl_verdict(table), figure),
+            Claim("emtl-table2-mgda", *results.mgda_verdict(self.rows, table), "table2_training"),
+            Claim("fairgrad-best", *results.fairgrad_verdict(table), figure),
+            Claim("fairgrad-fair-losses", *results.fair_loss_verdict(table), figure),
         ]
 
 
