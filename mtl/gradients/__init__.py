@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtl.gradients.inputs import Losses
 from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
@@ -18,7 +19,7 @@ __all__ = ["Step", "backward"]
 
 
 def backward(
-    losses: Tensor | Sequence[Tensor],
+    losses: Losses,
     *,
     shared: Iterable[Tensor],
     heads: Sequence[Iterable[Tensor]] | None = None,
@@ -35,8 +36,10 @@ def backward(
 
     w = method.weights(L, K) with K = G G^T, rows g_t = dL_t/dtheta; h = w or 1 as the method says.
 
-    `losses`: T scalars, or a vector (T,). `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those
-    of task t; list a tied parameter under each task that uses it. Parameters in neither list get no gradient.
+    `losses`: T scalars, or a vector (T,); None for a task without labels in this batch: the method acts on the others,
+    the task's weight is 0, head and state rest; a player's mass comes back as `mtl.methods.absent.present` says.
+    `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those of task t; list a tied parameter under
+    each task that uses it. Parameters in neither list get no gradient.
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
@@ -46,8 +49,9 @@ def backward(
     more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
     `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,
     `step.overflow` is set and `scaler.step` skips the update.
-    `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised); pass the
-    module itself, not its DistributedDataParallel wrapper. `diagnostics`: compute K for methods that do not need it.
+    `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised), each over the
+    ranks that have its loss; pass the module itself, not its DistributedDataParallel wrapper. Sparse embeddings need
+    a task on each rank. `diagnostics`: compute K for methods that do not need it.
 
     Raises ValueError or TypeError (argument, rule, value found) and NonFiniteError; every `.grad` is then as before.
 

@@ -44,6 +44,7 @@ CASES = [
     Case("gradnorm", positive=True, learned=True, leading=False),
     Case("gls", positive=True),
     Case("stch"),
+    Case("pbi", golden=""),
     Case("famo", positive=True),
     Case("db-mtl", positive=True, elementwise=True),
     Case("imtl-l", learned=True, leading=False),
@@ -55,6 +56,7 @@ CASES = [
     Case("cagrad", degree=1),
     Case("imtl-g", degree=1, blind=True),
     Case("imtl", learned=True, leading=False),
+    Case("config", degree=1),
     Case("nash", degree=0, harmless=True, blind=True),
     Case("fairgrad", degree=-1 / 3, harmless=True),
     Case("aligned", degree=1),
@@ -64,13 +66,11 @@ CASES = [
     Case("graddrop", draws=True, elementwise=True),
     Case("adatask", elementwise=True, scales=False),
     Case("moco", elementwise=True, scales=False),
+    Case("excessmtl", elementwise=True, leading=False),
     Case("emtl", {"rho": 0.1}),
     Case("fair-loss", {"base": "mgda", "alpha": 0.5}, positive=True, golden="alpha_fair_loss(LS)"),
-    Case("stl", golden="", leading=False),
-    Case("pbi", golden=""),
-    Case("excessmtl", elementwise=True, leading=False),
-    Case("config", degree=1),
     Case("cr-mogm", golden="", leading=False),
+    Case("stl", golden="", leading=False),
 ]
 BY_NAME = {case.name: case for case in CASES}
 GRAM = [case for case in CASES if METHODS[case.name].needs == "gram" or case.name == "fair-loss"]
