@@ -218,7 +218,7 @@ def dwa_nash(case: Case) -> list[Answer]:
         w = torch.ones_like(L)
         if k > K:  # our two-epoch rule on the two halves
             m = method("dwa", T, window=None)
-            m.means, m.epoch = torch.stack([history[:K].mean(0), history[K:].mean(0)]), 2
+            m.means, m.epoch = torch.stack([history[:K].mean(0), history[K:].mean(0)]), [2] * T
             w = m.weights(L)
         out.append({"direction": w @ G / T, "heads": w / T})
     return out

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtl.gradients.inputs import Losses
 from mtl.gradients.inputs import check as check_inputs
+from mtl.gradients.inputs import scaling
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
@@ -18,7 +20,7 @@ __all__ = ["Step", "backward"]
 
 
 def backward(
-    losses: Tensor | Sequence[Tensor],
+    losses: Losses,
     *,
     shared: Iterable[Tensor],
     heads: Sequence[Iterable[Tensor]] | None = None,
@@ -35,19 +37,22 @@ def backward(
 
     w = method.weights(L, K) with K = G G^T, rows g_t = dL_t/dtheta; h = w or 1 as the method says.
 
-    `losses`: T scalars, or a vector (T,). `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those
-    of task t; list a tied parameter under each task that uses it. Parameters in neither list get no gradient.
+    `losses`: T scalars, or a vector (T,); None for a task without labels in this batch: the method acts on the others,
+    the task's weight is 0, head and state rest; a player's mass comes back as `mtl.methods.absent.present` says.
+    `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those of task t; list a tied parameter under
+    each task that uses it. Parameters in neither list get no gradient.
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
     `check`: losses and K are always checked; "raise" waits for the device once, and on a GPU K comes along and the
     method solves on the host; "defer" never waits, solves on the device in thousands of small kernels, and raises at a
     later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
-    more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
-    `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,
-    `step.overflow` is set and `scaler.step` skips the update.
-    `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised); pass the
-    module itself, not its DistributedDataParallel wrapper. `diagnostics`: compute K for methods that do not need it.
+    more wait. `scale`: a loss scale; `.grad` comes out scaled, what the method sees and keeps does not; with a
+    GradScaler pass `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not
+    asked, `step.overflow` is set, no `.grad` is finite and `scaler.step` skips the update.
+    `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised), each over the
+    ranks that have its loss; pass the module itself, not its DistributedDataParallel wrapper. Sparse embeddings need
+    a task on each rank. `diagnostics`: compute K for methods that do not need it.
 
     Raises ValueError or TypeError (argument, rule, value found) and NonFiniteError; every `.grad` is then as before.
 
@@ -70,7 +75,7 @@ def backward(
     Pending.read(method)
     given = check_inputs(losses, shared, heads, features, method)
     device = given.values.device
-    factor = None if scale is None else torch.as_tensor(scale, device=device, dtype=torch.float32)
+    factor = None if scale is None else scaling(scale, device)
     run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _adding([*given.parameters, *learned]):

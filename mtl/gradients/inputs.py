@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 from mtl.methods.base import Method
 
 Output = Tensor | GradientEdge
+Losses = Tensor | Sequence[Tensor] | Sequence[Tensor | None]
 Grads = Sequence[Tensor | None]
 _kept: WeakKeyDictionary[Method, dict[str, Tensor]] = WeakKeyDictionary()
 
@@ -30,14 +31,25 @@ def workspace(method: Method | None, use: str, shape: tuple[int, ...], like: Ten
 
 @dataclass(frozen=True)
 class Inputs:
-    """The losses as given and as T graph outputs, their values (T,), the parameters that take part, the features."""
+    """The losses as given and as graph outputs, those of the tasks at `here`; their values (T,), NaN elsewhere; and the
+    parameters that take part, the features."""
 
     roots: list[Tensor]
     outputs: list[Output]
+    here: Sequence[int]
     values: Tensor
     shared: list[Tensor]
     heads: list[list[Tensor]]
     features: list[Tensor]
+
+    @property
+    def n_tasks(self) -> int:
+        return len(self.values)
+
+    @property
+    def absent(self) -> list[int]:
+        """Tasks without a loss."""
+        return [t for t in range(self.n_tasks) if t not in self.here] if len(self.here) < self.n_tasks else []
 
     @property
     def own(self) -> list[Tensor]:
@@ -67,8 +79,8 @@ def _parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
     return _once(p for p in found if p.requires_grad)
 
 
-def _outputs(losses: Tensor | Sequence[Tensor]) -> tuple[list[Output], Tensor]:
-    """T differentiable scalars and their values.
+def _outputs(losses: Losses) -> tuple[list[Output], Tensor | None, Sequence[int]]:
+    """The differentiable scalars, the values (T,) (None where there is no scalar), and whose the scalars are.
 
     A vector made by torch.stack is taken apart again along its graph, since a gradient that enters through the
     stack would run through all T heads for each task.
@@ -85,20 +97,30 @@ def _outputs(losses: Tensor | Sequence[Tensor]) -> tuple[list[Output], Tensor]:
                 if source is None:
                     raise ValueError(f"losses: must be differentiable, found no graph behind task {t}")
             edges: list[Output] = [GradientEdge(*edge) for edge in node.next_functions]  # type: ignore[arg-type]
-            return edges, losses.detach()
+            return edges, losses.detach(), range(len(losses))
         with torch.enable_grad():
-            return list(losses.unbind()), losses.detach()
-    scalars = list(losses)
-    for t, loss in enumerate(scalars):
+            return list(losses.unbind()), losses.detach(), range(len(losses))
+    given, here, scalars = list(losses), [], []
+    for t, loss in enumerate(given):
+        if loss is None:
+            continue
         if not isinstance(loss, Tensor):
             raise TypeError(f"{rule}, found {type(loss).__name__} for task {t}")
         if loss.dim() != 0:
             raise ValueError(f"{rule}, found shape {tuple(loss.shape)} for task {t}")
         if not loss.requires_grad:
             raise ValueError(f"losses: must be differentiable, found no graph behind task {t} (requires_grad=False)")
+        here.append(t)
+        scalars.append(loss)
     _one("losses", "dtype", [loss.dtype for loss in scalars])
     _one("losses", "device", [loss.device for loss in scalars])
-    return list(scalars), torch.stack([loss.detach() for loss in scalars]) if scalars else torch.empty(0)
+    if not scalars:
+        return [], None if given else torch.empty(0), here
+    values = [loss.detach() for loss in scalars]
+    if len(here) < len(given):
+        nan, known = values[0].new_full((), torch.nan), dict(zip(here, values, strict=True))
+        values = [known.get(t, nan) for t in range(len(given))]
+    return list(scalars), torch.stack(values), here
 
 
 def _one(names: str, what: str, found: Iterable[object]) -> None:
@@ -107,21 +129,34 @@ def _one(names: str, what: str, found: Iterable[object]) -> None:
         raise ValueError(f"{names}: must have one {what}, found {' and '.join(kinds)}")
 
 
+def scaling(scale: float | Tensor, device: torch.device) -> Tensor:
+    """A loss scale on the device. One that lies there is checked along with the losses."""
+    one = isinstance(scale, Tensor) and scale.numel() == 1
+    if isinstance(scale, bool) or not (one or isinstance(scale, int | float)):
+        found = f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+        raise TypeError(f"scale: must be one number, found {found}")
+    if not (isinstance(scale, Tensor) and scale.is_cuda) and not 0 < float(scale) < float("inf"):
+        raise ValueError(f"scale: must be finite and > 0, found {float(scale):g}")
+    return torch.as_tensor(scale, dtype=torch.float32).detach().reshape(()).to(device, non_blocking=True)
+
+
 def check(
-    losses: Tensor | Sequence[Tensor],
+    losses: Losses,
     shared: Iterable[Tensor],
     heads: Sequence[Iterable[Tensor]] | None,
     features: Tensor | Sequence[Tensor] | None,
     method: Method,
 ) -> Inputs:
     """Inputs of one step. Raises ValueError or TypeError, naming the argument, the rule and what was found."""
-    outputs, values = _outputs(losses)
-    n, name = len(outputs), type(method).__name__
+    outputs, values, here = _outputs(losses)
+    n, name = len(losses), type(method).__name__
     if n != method.n_tasks:
         raise ValueError(f"losses: {name} was made for {method.n_tasks} tasks, found {n} losses")
     common = _parameters("shared", shared)
     if not common:
         raise ValueError("shared: must hold at least one parameter that requires a gradient, found none")
+    if values is None:  # another rank may have some
+        values = common[0].new_full((n,), torch.nan)
     if heads is not None and (isinstance(heads, Tensor) or not isinstance(heads, Sequence) or len(heads) != n):
         size = f"{len(heads)}" if isinstance(heads, Sequence) else type(heads).__name__
         raise ValueError(f"heads: must hold one list of parameters per task, {n} of them, found {size}")
@@ -138,8 +173,8 @@ def check(
     for i, z in enumerate(cut):
         if not isinstance(z, Tensor):
             raise TypeError(f"features[{i}]: must be a tensor, found {type(z).__name__}")
-    roots = [losses] if isinstance(losses, Tensor) else list(losses)
-    inputs = Inputs(roots, outputs, values, common, own, _once(z for z in cut if z.requires_grad))
+    roots = [losses] if isinstance(losses, Tensor) else [loss for loss in losses if loss is not None]
+    inputs = Inputs(roots, outputs, here, values, common, own, _once(z for z in cut if z.requires_grad))
     if method.needs == "features" and not inputs.features:
         raise ValueError(f"features: {name} needs the shared representation, found no tensor that requires a gradient")
     _one("shared, heads", "dtype", [p.dtype for p in inputs.parameters])

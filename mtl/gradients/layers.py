@@ -133,7 +133,7 @@ def find(given: Inputs, owner: Method | None) -> list[Layer]:
         if sum(sizes) * (2 + 4 // len(given.outputs)) > W.shape[1]:
             continue
         edges = [GradientEdge(node, 0) for node in nodes]
-        shape = (len(given.outputs), sum(sizes), W.shape[0])
+        shape = (given.n_tasks, sum(sizes), W.shape[0])
         seeds = workspace(owner, f"layer {i}", shape, W)
         found.append(Layer(i, _bias(W.shape[0], nodes, uses, places), edges, sizes, torch.cat(A), seeds))
     return found
@@ -167,8 +167,10 @@ class Rays:
 
 
 def rays(given: Inputs) -> Rays | None:
-    """The heads as `Rays`; None for several features, and for heads of another kind, tied ones, or a way around Z."""
-    if len(given.features) > 1 or (z := given.features[0]).dim() != 2 or z.dtype not in EXACT or z._backward_hooks:
+    """The heads as `Rays`; None for several features, absent tasks, heads of another kind or tied, a way around Z."""
+    if given.absent or len(given.features) > 1:
+        return None
+    if (z := given.features[0]).dim() != 2 or z.dtype not in EXACT or z._backward_hooks:
         return None
     taken = {id(p) for p in given.shared}  # and then what earlier tasks reach: one backward serves all heads
     nodes: list[Any] = []

@@ -1,5 +1,6 @@
 """Data-parallel reduction: every rank leaves with the same task gradients, hence the same Gram matrix and weights."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,14 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)  # gloo has no ReduceOp.AVG
             tensor /= self.size
         return tensor
+
+    def mean_of_those_with(self, values: Tensor, here: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean (T,) over the ranks that have a loss of the task, and how many these are."""
+        one, zero = torch.ones_like(values[0]), torch.zeros_like(values[0])
+        has = torch.stack([one if t in here else zero for t in range(len(values))])
+        both = torch.stack([torch.where(has > 0, values, zero), has])
+        dist.all_reduce(both, group=self.group)
+        return both[0] / both[1], both[1]
 
     def same_(self, tensor: Tensor) -> None:
         """The first rank's values on every rank: random weights must not differ between ranks."""

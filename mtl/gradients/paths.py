@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtl.gradients.inputs import Grads, Inputs, workspace
+from mtl.gradients.inputs import Grads, Inputs, Output, workspace
 from mtl.gradients.layers import Rays, arriving
 from mtl.gradients.tasks import TaskGradients
 from mtl.methods.base import Method
@@ -46,20 +46,24 @@ def loop(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_graph:
 
     Heads' gradients come in the same pass.
     """
-    heads, n = Heads(), len(given.outputs)
+    heads, last = Heads(own=_none(given)), len(given.outputs) - 1
     edges = [edge for layer in into.layers for edge in layer.edges]
     factored = {i for layer in into.layers for i in (layer.weight, layer.bias)}
     rest = [i for i in range(len(given.shared)) if i not in factored]
     with arriving(edges) as reached:
-        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+        seeds = list(_seeds(given, scale))
+        for k, (t, output) in enumerate(zip(given.here, given.outputs, strict=True)):
             targets: list[Any] = [*edges, *(given.shared[i] for i in rest), *given.heads[t]]
-            keep = retain_graph or t < n - 1
-            grads = torch.autograd.grad(output, targets, seed, retain_graph=keep, allow_unused=True)
+            keep = retain_graph or k < last
+            grads = torch.autograd.grad(output, targets, seeds[t], retain_graph=keep, allow_unused=True)
             found = dict(zip(rest, grads[len(edges) :], strict=False))
             into.store(t, [found.get(i) for i in range(len(given.shared))])
             into.store_factors(t, [reached.get(i, g) for i, g in enumerate(grads[: len(edges)])])
-            heads.own.append(grads[len(edges) + len(rest) :])
+            heads.own[t] = grads[len(edges) + len(rest) :]
             reached.clear()
+    for t in given.absent:
+        into.store(t, [None] * len(given.shared))
+        into.store_factors(t, [None] * len(edges))
     return heads
 
 
@@ -70,9 +74,15 @@ def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_gra
         heads = through_heads(given, scale)
         outputs, seeds = given.features, heads.features
     else:
-        heads = Heads(own=[_own(given, t, seed) for t, seed in enumerate(_seeds(given, scale))])
-        seeds = list(torch.diag(_seeds(given, scale)))
-    n = len(given.outputs)
+        factors, heads = _seeds(given, scale), Heads(own=_none(given))
+        each = list(factors)
+        for t, output in zip(given.here, given.outputs, strict=True):
+            heads.own[t] = _own(output, given.heads[t], each[t])
+        seeds = list(torch.diag(factors))
+    here, n = given.here, len(given.outputs)
+    if given.absent and here:
+        seeds = seeds if given.features else [seeds[t] for t in here]
+        seeds = [torch.stack([seed[t] for t in here]) for seed in seeds]
     try:
         for t in range(0, n, AT_ONCE):
             rows = [seed[t : t + AT_ONCE] for seed in seeds]
@@ -80,7 +90,7 @@ def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_gra
             options: dict[str, bool] = {"retain_graph": keep, "allow_unused": True, "is_grads_batched": True}
             grads = torch.autograd.grad(outputs, given.shared, rows, **options)
             for k in range(t, min(t + AT_ONCE, n)):
-                into.store(k, [None if g is None else g[k - t] for g in grads])
+                into.store(here[k], [None if g is None else g[k - t] for g in grads])
     except RuntimeError as error:
         raise RuntimeError(
             'vjp: "batched" must have a graph that torch can vectorise (not a compiled model or a sparse embedding), '
@@ -88,13 +98,19 @@ def batched(given: Inputs, into: TaskGradients, scale: Tensor | None, retain_gra
         ) from error
     for t, around in enumerate(heads.around):
         into.store(t, around)
+    for t in given.absent:
+        into.store(t, [None] * len(given.shared))
     return heads
 
 
-def _own(given: Inputs, t: int, seed: Tensor) -> Grads:
-    if not given.heads[t]:
+def _none(given: Inputs) -> list[Grads]:
+    return [[None] * len(head) for head in given.heads]
+
+
+def _own(output: Output, head: list[Tensor], seed: Tensor) -> Grads:
+    if not head:
         return []
-    return torch.autograd.grad(given.outputs[t], given.heads[t], seed, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad([output], head, [seed], retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
 
 
 def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = None) -> Heads:
@@ -103,17 +119,19 @@ def through_heads(given: Inputs, scale: Tensor | None, owner: Method | None = No
     Paths that reach a shared parameter around the features are found on the way, so that the sum of both parts is
     exact also where the features do not separate the heads from the trunk, or where one feature feeds another.
     """
-    heads, cut = Heads(), len(given.features)
-    parts: list[Grads] = []
+    cut, n = len(given.features), given.n_tasks
+    heads = Heads(own=_none(given), around=[[None] * len(given.shared)] * n)
+    parts: list[Grads] = [[None] * cut] * n
+    seeds = list(_seeds(given, scale))
     with _closed(given.features):
-        for t, (output, seed) in enumerate(zip(given.outputs, _seeds(given, scale), strict=True)):
+        for t, output in zip(given.here, given.outputs, strict=True):
             targets = [*given.features, *given.shared, *given.heads[t]]
-            grads = torch.autograd.grad(output, targets, seed, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(output, targets, seeds[t], retain_graph=True, allow_unused=True)
             if all(g is None for g in grads[: cut + len(given.shared)]):
                 raise unreached(t)
-            parts.append(grads[:cut])
-            heads.around.append(grads[cut : cut + len(given.shared)])
-            heads.own.append(grads[cut + len(given.shared) :])
+            parts[t] = grads[:cut]
+            heads.around[t] = grads[cut : cut + len(given.shared)]
+            heads.own[t] = grads[cut + len(given.shared) :]
     for i, z in enumerate(given.features):
         stack = workspace(owner, f"feature {i}", (len(parts), *z.shape), z)
         for row, part in zip(stack, parts, strict=True):

@@ -1,6 +1,7 @@
 """What a training step tells: losses, weights, Gram matrix and what follows from them; checks that may arrive later."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -13,9 +14,18 @@ from mtl.errors import NonFiniteError, NonPositiveError
 from mtl.methods.base import Method
 from mtl.solvers import Certificate
 
+RANKS, SCALE = "ranks with a loss", "scale"
+
 
 class Report:
-    """A few numbers on their way from the device to the host, the rule that each must obey, and K if it comes along."""
+    """A few numbers on their way from the device to the host, the rule that each must obey, and K if it comes along.
+
+    `places`: the tasks that are there, None for all. Where ranks tell theirs it is known from `check` on; with `every`
+    it is too late then, and each task must be on some rank.
+    """
+
+    places: Sequence[int] | None = None
+    every = False
 
     def __init__(
         self,
@@ -42,9 +52,14 @@ class Report:
 
     def finite(self, kind: str) -> bool:
         """Whether the row `kind` is finite; waits for it."""
+        self._wait()
+        row = self.numbers[self.kinds.index(kind)]
+        return bool((row if self.places is None else row[list(self.places)]).isfinite().all())
+
+    def _wait(self) -> None:
         if self.event is not None:
             self.event.synchronize()
-        return bool(self.numbers[self.kinds.index(kind)].isfinite().all())
+        self.gather()
 
     def problem(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Losses (T,) and K (T, T) on the host, once they have been waited for."""
@@ -52,14 +67,28 @@ class Report:
 
     def check(self) -> None:
         """Raise NonFiniteError or ValueError at the first number that breaks its rule; waits for it."""
-        if self.event is not None:
-            self.event.synchronize()
+        self._wait()
         for kind, row in zip(self.kinds, self.numbers.tolist(), strict=False):
             for t, value in enumerate(row):
+                if kind == SCALE and not 0 < value < float("inf"):
+                    raise ValueError(f"scale: must be finite and > 0, found {value:g}")
+                if self.places is not None and t not in self.places:
+                    continue
                 if not -float("inf") < value < float("inf"):
                     raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
                 if kind in self.positive and value <= 0:
                     raise NonPositiveError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
+
+    def gather(self) -> None:
+        """Which tasks are there, from the numbers that have arrived."""
+        if RANKS not in self.kinds:
+            return
+        ranks = self.numbers[self.kinds.index(RANKS)].tolist()
+        found = [t for t, n in enumerate(ranks) if n > 0]
+        if self.every and len(found) < len(ranks):
+            t = next(t for t in range(len(ranks)) if t not in found)
+            raise ValueError(f'losses: each task must be on some rank with check="defer", found task {t} on none')
+        self.places = None if len(found) == len(ranks) else found
 
 
 class Pending:
@@ -89,7 +118,8 @@ class Step:
     """Outcome of `backward`; all tensors are detached and on the device, the certificate where it was solved.
 
     `losses` (T,); `weights` (T,), None for methods that combine gradients themselves; `gram` (T, T) over the shared
-    parameters (over the features for representation methods), None for methods that need losses only;
+    parameters (over the features for representation methods), None for methods that need losses only; `absent`: the
+    tasks that had no loss, NaN in `losses` and `gram`;
     `certificate` of the method's solver; `overflow`: loss scaling overflowed, `.grad` is not finite and the
     method was not asked.
     """
@@ -99,6 +129,7 @@ class Step:
     gram: Tensor | None
     certificate: Certificate | None = None
     overflow: bool = False
+    absent: Sequence[int] = ()
     method: Method | None = field(default=None, repr=False)
 
     @cached_property

@@ -1,6 +1,7 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from mtl.gradients.inputs import Grads, Inputs
 from mtl.gradients.layers import find, rays
 from mtl.gradients.parallel import Ranks
 from mtl.gradients.paths import Heads, Vjp
-from mtl.gradients.step import Pending, Report, Step
+from mtl.gradients.step import RANKS, SCALE, Pending, Report, Step
 from mtl.gradients.tasks import TaskGradients, product
+from mtl.methods.absent import index_of, present
 from mtl.methods.base import Method
 
 NORMS = "squared gradient norms"
@@ -25,9 +27,14 @@ class Update:
     ) -> None:
         self.given, self.method, self.ranks, self.check = given, method, ranks, check
         self.scale, self.retain_graph = scale, retain_graph
-        self.n = len(given.outputs)
+        self.n = given.n_tasks
         self.dtype = torch.promote_types(given.shared[0].dtype, torch.float32)
-        self.values = ranks.mean_(given.values.to(self.dtype, copy=True))
+        self.values, self.seeds = given.values.to(self.dtype, copy=True), scale
+        self.places: Sequence[int] | None = None if len(given.here) == self.n else given.here
+        if ranks.size > 1:  # a task's gradient is the mean over the ranks that have its loss
+            self.values, self.having = ranks.mean_of_those_with(self.values, given.here)
+            lift = ranks.size / self.having.clamp_min(1)
+            self.seeds = lift if scale is None else lift * scale
 
     def from_losses(self) -> Step:
         """Weights first, then one backward of sum_t w_t L_t; a second one down to the heads where h differs."""
@@ -42,7 +49,7 @@ class Update:
             if apart:
                 self._weighted(own, apart, self.retain_graph)
         self._reached("losses")
-        self._reduce(given.parameters)
+        self._reduce([*given.shared, *self._own()])
         return self._step(weights, None)
 
     def from_gradients(self, vjp: Vjp) -> Step:
@@ -53,9 +60,9 @@ class Update:
         layers = find(given, owner) if factors else []
         tasks = TaskGradients(given.shared, self.n, layers=layers, all_dense=several, owner=owner)
         way = paths.batched if vjp == "batched" else paths.loop
-        heads = way(given, tasks, self.scale, self.retain_graph)
-        if False in tasks.touched:
-            raise paths.unreached(tasks.touched.index(False))
+        heads = way(given, tasks, self.seeds, self.retain_graph)
+        if not all(tasks.touched) and (lost := [t for t in given.here if not tasks.touched[t]]):
+            raise paths.unreached(lost[0])
         tasks.finish(self.ranks.union)
         for block, _ in tasks.blocks:
             self.ranks.mean_(block)
@@ -65,16 +72,18 @@ class Update:
         for p, g in zip(given.shared, update, strict=True):
             p.grad = g
         self._heads(heads, own)
+        if overflow:
+            self._spoil()
         return self._step(weights, gram, overflow)
 
     def from_features(self) -> Step:
         """K over the features' gradients, then one backward through the trunk with their weighted or masked sum."""
         given, masks = self.given, self.method.masks
         if outer := None if masks else rays(given):
-            heads = paths.to_rays(given, outer, self.scale)
+            heads = paths.to_rays(given, outer, self.seeds)
             gram = product(outer.seeds, self.dtype) * product(outer.maps, self.dtype)
         else:
-            heads = paths.through_heads(given, self.scale, self.method)
+            heads = paths.through_heads(given, self.seeds, self.method)
             blocks = [z.reshape(self.n, -1) for z in heads.features]
             gram = sum((product(block, self.dtype) for block in blocks[1:]), product(blocks[0], self.dtype))
         # the features of the joint batch are those of all ranks side by side: partial Gram matrices add up
@@ -100,6 +109,8 @@ class Update:
             self._add(given.shared, grads, weights[t])
         self._reduce(given.shared)
         self._heads(heads, own)
+        if overflow:
+            self._spoil()
         return self._step(weights, gram, overflow)
 
     def _decided(self, gram: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -108,32 +119,45 @@ class Update:
         if not self._report(gram):
             return ones / self.n, ones, True
         if self.method.masks or self.method.needs == "gradients":
-            return ones, self.method.head_weights(self.values, ones), False
+            own: Tensor = self._there(lambda m, L, h: m.head_weights(L, h), self.values, ones)
+            return ones, own, False
         return *self._weights(gram if self.method.needs != "losses" else None), False
 
     def _masked(self, z: Tensor, grads: Tensor) -> Tensor:
         """sum_t m_t dL_t/dZ, m from the sums over the joint batch."""
         if z.dim() == 0:
             raise ValueError("features: must have the batch as first dimension to be masked, found a number")
-        mask = self.method.mask(self.ranks.mean_((z.detach().sign() * grads).sum(1)), self.values)
-        if mask.shape != (self.n, *z.shape[1:]):
-            raise ValueError(
-                f"mask: {type(self.method).__name__} must return shape {(self.n, *z.shape[1:])}, "
-                f"found {tuple(mask.shape)}"
-            )
+
+        def asked(method: Method, sums: Tensor, losses: Tensor) -> Tensor:
+            mask, shape = method.mask(sums, losses), (method.n_tasks, *z.shape[1:])
+            if mask.shape != shape:
+                raise ValueError(f"mask: {type(method).__name__} must return shape {shape}, found {tuple(mask.shape)}")
+            return mask
+
+        sums = self.ranks.mean_((z.detach().sign() * grads).sum(1))
+        mask: Tensor = self._there(asked, sums if self.scale is None else sums / self.scale, self.values)
         self.ranks.same_(mask)  # a random mask must not differ between ranks
         return (mask.unsqueeze(1) * grads).sum(0)
 
+    def _spoil(self) -> None:
+        """No `.grad` stays finite, so that no scaler steps with what an overflow left."""
+        for p in self.given.parameters:
+            if p.grad is not None:
+                (p.grad._values() if p.grad.is_sparse else p.grad).fill_(torch.inf)
+
     def _reached(self, name: str) -> None:
-        if all(p.grad is None for p in self.given.shared):
+        if self.given.here and all(p.grad is None for p in self.given.shared):
             raise ValueError(f"{name}: must depend on the shared parameters, found none that does")
 
     def _weighted(self, weights: Tensor, into: Sequence[Tensor], retain_graph: bool) -> None:
-        seeds = (weights if self.scale is None else weights * self.scale).to(self.given.values.dtype)
         roots = self.given.roots
-        torch.autograd.backward(
-            roots, list(seeds) if roots[0].dim() == 0 else [seeds], inputs=list(into), retain_graph=retain_graph
-        )
+        if not roots:  # other ranks have some
+            return
+        factors = (weights if self.seeds is None else weights * self.seeds).to(self.given.values.dtype)
+        seeds = [factors] if roots[0].dim() else list(factors)
+        if len(roots) < len(seeds):
+            seeds = [seeds[t] for t in self.given.here]
+        torch.autograd.backward(roots, seeds, inputs=list(into), retain_graph=retain_graph)
 
     def _weights(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest.
@@ -141,25 +165,47 @@ class Update:
         On a GPU the host, which has waited for K anyway, solves too: the device, that may not look at a value, would
         run through thousands of tiny kernels. A step that never waits leaves them there.
         """
-        name, losses = type(self.method).__name__, self.values
+        losses = self.values
         waited = self.check == "raise" and self.report.event is not None
         if gram is not None and waited and self.method.solves:
             losses, gram = self.report.problem(self.dtype)
-        weights = self.method.weights(losses, gram)
-        if weights.shape != (self.n,):
-            raise ValueError(f"weights: {name} must return shape ({self.n},), found {tuple(weights.shape)}")
-        weights = weights.detach().to(self.values.device, non_blocking=True)
-        self.ranks.same_(weights)
-        report = Report({"weights": weights}, name=f" ({name})")
+        weights, own = self._there(self._asked, losses, self.values, gram=gram)
+        report = Report({"weights": weights}, name=f" ({type(self.method).__name__})")
         if report.event is None and self.check == "raise":
             report.check()
         else:
             Pending.add(self.method, report)
-        own = self.method.head_weights(self.values, weights)
         for p in self.method.parameters():
             if p.grad is not None and self.scale is not None:
                 p.grad *= self.scale
+        return weights, own
+
+    def _asked(self, method: Method, losses: Tensor, values: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor]:
+        weights = method.weights(losses, gram)
+        if weights.shape != (n := method.n_tasks,):
+            raise ValueError(f"weights: {type(method).__name__} must return shape ({n},), found {tuple(weights.shape)}")
+        weights = weights.detach().to(values.device, non_blocking=True)
+        self.ranks.same_(weights)
+        own = method.head_weights(values, weights)
         return weights, own if own is weights else own.detach()
+
+    def _there(self, ask: Callable[..., Any], *rows: Tensor, **gram: Tensor | None) -> Any:
+        """What `ask(method, *rows, **gram)` answers, asked of the tasks that are there; zero for the others."""
+        if self.places is None:
+            return ask(self.method, *rows, **gram)
+        with present(self.method, self.places) as few:
+            K = {name: None if k is None else self._few(self._few(k).mT) for name, k in gram.items()}
+            found = ask(few, *map(self._few, rows), **K)
+        if not isinstance(found, tuple):
+            return self._all(found)
+        wide = self._all(found[0])
+        return wide, wide if found[1] is found[0] else self._all(found[1])
+
+    def _few(self, x: Tensor) -> Tensor:
+        return x.index_select(0, index_of(self.places or (), x))
+
+    def _all(self, x: Tensor) -> Tensor:
+        return x.new_zeros(self.n, *x.shape[1:]).index_copy_(0, index_of(self.places or (), x), x)
 
     def _unscaled(self, gram: Tensor) -> Tensor:
         return gram if self.scale is None else gram / self.scale.to(gram.dtype) ** 2
@@ -169,15 +215,29 @@ class Update:
         method = self.method
         positive = frozenset(["losses"] if method.positive_losses else [])
         rows = {"losses": self.values} | ({} if gram is None else {NORMS: gram.diagonal()})
+        if self.ranks.size > 1:
+            rows[RANKS] = self.having
+        if self.scale is not None and self.scale.is_cuda:
+            rows[SCALE] = self.scale.to(self.values.dtype).expand(self.n)
         report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
-        self.report = report
+        self.report, report.places = report, self.places
         if self.check == "defer":
             Pending.add(method, report)
+            report.every = report.event is not None
+            if not report.every:
+                report.gather()
+                self._those_of(report)
             return True
         if gram is not None and self.scale is not None and report.finite("losses") and not report.finite(NORMS):
             return False
         report.check()
+        self._those_of(report)
         return True
+
+    def _those_of(self, report: Report) -> None:
+        self.places = report.places
+        if self.places is not None and not len(self.places):
+            raise ValueError("losses: must hold that of one task at least, found None for each")
 
     def _combined(self, tasks: TaskGradients) -> list[Tensor | None]:
         name, shared = type(self.method).__name__, self.given.shared
@@ -185,7 +245,13 @@ class Update:
             raise ValueError(f"shared[{sparse[0]}]: {name} needs dense gradients, found sparse ones")
         # a method may keep state per parameter, so it always sees all of them
         every = [tasks.views.get(i, p.new_zeros(self.n, *p.shape)) for i, p in enumerate(shared)]
-        update = self.method.combine(every, self.values)
+        if self.scale is not None:  # the method's buffers outlive it, and half precision may not hold what is left
+            every = [(g.to(self.dtype) if g.dtype == torch.float16 else g) / self.scale.to(self.dtype) for g in every]
+        if self.places is None:
+            update = self.method.combine(every, self.values)
+        else:
+            with present(self.method, self.places) as few:
+                update = few.combine([self._few(g) for g in every], self._few(self.values))
         if len(update) != len(shared):
             raise ValueError(f"combine: {name} must return {len(shared)} gradients, found {len(update)}")
         for i, g in enumerate(update):
@@ -194,6 +260,8 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
+        if self.scale is not None:
+            update = [(g * self.scale.to(self.dtype)).to(p.dtype) for g, p in zip(update, shared, strict=True)]
         update = [g.contiguous() for g in update]
         for g in update:
             self.ranks.same_(g)  # a random combination must not differ between ranks
@@ -202,7 +270,12 @@ class Update:
     def _heads(self, heads: Heads, factors: Tensor) -> None:
         for t, grads in enumerate(heads.own):
             self._add(self.given.heads[t], grads, factors[t])
-        self._reduce(self.given.own)
+        self._reduce(self._own())
+
+    def _own(self) -> list[Tensor]:
+        """Parameters of the heads whose task is there."""
+        heads = self.given.heads
+        return self.given.own if self.places is None else list(dict.fromkeys(p for t in self.places for p in heads[t]))
 
     @staticmethod
     def _add(parameters: Sequence[Tensor], grads: Grads, factor: Tensor) -> None:
@@ -226,4 +299,10 @@ class Update:
     def _step(self, weights: Tensor, gram: Tensor | None, overflow: bool = False) -> Step:
         method = self.method
         told = None if method.masks or method.needs == "gradients" else weights
-        return Step(self.values, told, gram, method.certificate, overflow, method)
+        if self.places is None:
+            return Step(self.values, told, gram, method.certificate, overflow, (), method)
+        absent = [t for t in range(self.n) if t not in self.places]
+        if gram is not None:
+            there = self._all(torch.ones_like(self._few(self.values)))
+            gram = torch.where(there * there[:, None] > 0, gram, torch.nan)
+        return Step(self.values, told, gram, method.certificate, overflow, absent, method)

@@ -11,6 +11,7 @@ from mtl.solvers import Certificate
 
 Needs = Literal["losses", "gram", "features", "gradients"]
 Heads = Literal["raw", "weighted"]
+Kind = Literal["each", "pairs", "rows", "share", "log share"]
 
 
 class Method:
@@ -38,6 +39,10 @@ class Method:
     """The method takes logarithms or powers of the losses."""
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None, lists, methods."""
+    tasks: ClassVar[Mapping[str, Kind]] = {}
+    """How attributes go with the tasks, for a step that lacks some of them (`mtl.methods.absent`): "each" has one entry
+    per task, in its last dimension or as a list of numbers, "pairs" in its last two, "rows" in the first of each tensor
+    of a list; a "share" is an "each" that sums to 1, a "log share" its logarithm."""
     official_hyper: ClassVar[dict[str, Any]] = {}
     """Hyperparameters with which the authors' code departs from their paper; `aggregate(official=True)` sets them."""
 
@@ -98,6 +103,9 @@ class Method:
 
     replaces_adam: bool = False
     """`combine` is the optimiser's step on the shared parameters itself, to be applied by plain SGD."""
+
+    def reduce(self, places: Sequence[int]) -> None:
+        """Called on a copy that acts for the tasks at `places`, its `tasks` and `n_tasks` theirs; for what is left."""
 
     def end_epoch(self) -> None:
         """Called after the last step of an epoch; for methods that compare epochs."""
@@ -183,6 +191,13 @@ def norms(gram: Tensor) -> Tensor:
 def on(value: Tensor, like: Tensor) -> Tensor:
     """`value` in float64 on the device of `like`; learned weights and players are kept in float64."""
     return value.detach().to(device=like.device, dtype=torch.float64)
+
+
+def counted(counts: Sequence[int], like: Tensor) -> int | Tensor:
+    """How often each task was there: one number where it is the same for all, else (T,) in float64 beside `like`."""
+    if len(set(counts)) == 1:
+        return counts[0]
+    return torch.tensor(counts, dtype=torch.float64).to(like.device, non_blocking=True)
 
 
 def per_task(values: Tensor, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, chosen, on, positive
+from mtl.methods.base import Heads, Kind, chosen, on, positive
 from mtl.methods.gram import GramMethod
 from mtl.solvers import Certificate, dual_cone, inverse_root, min_norm, project_simplex
 from mtl.solvers.common import mv
@@ -102,6 +102,7 @@ class SDMGrad(GramMethod):
     label, family, marker = "SDMGrad", "min-norm", "D"
     heads: Heads = "raw"
     state = ("w",)
+    tasks: ClassVar[dict[str, Kind]] = {"w": "share"}
     official_hyper: ClassVar[dict[str, Any]] = {"inner": "sgd"}
 
     def __init__(
@@ -216,6 +217,7 @@ class GradVac(GramMethod):
     label, family, marker = "GradVac", "conflicts", "^"
     heads: Heads = "raw"
     state = ("generator", "rho")
+    tasks: ClassVar[dict[str, Kind]] = {"rho": "pairs"}
 
     def __init__(self, n_tasks: int, beta: float = 0.5, seed: int = 0, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Method, Needs, chosen, on, per_task, positive
+from mtl.methods.base import Heads, Kind, Method, Needs, chosen, counted, on, per_task, positive
 from mtl.solvers import project_simplex
 
 PIECE = 1 << 17  # numbers of all tasks: some tensors of them stay in the cache
@@ -40,6 +40,7 @@ class GradDrop(Method):
     needs: Needs = "gradients"
     heads: Heads = "raw"
     state = ("generator",)
+    tasks: ClassVar[dict[str, Kind]] = {"leak": "each"}
 
     def __init__(
         self,
@@ -121,7 +122,8 @@ class AdaTask(Buffers):
     heads: Heads = "raw"
     replaces_adam = True
     kept = ("first", "second")
-    state = ("steps", *kept)
+    state = ("seen", *kept)
+    tasks: ClassVar[dict[str, Kind]] = {"seen": "each", "first": "rows", "second": "rows"}
     first: list[Tensor]
     second: list[Tensor]
 
@@ -131,17 +133,22 @@ class AdaTask(Buffers):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: must be in [0, 1), found {value}")
         self.beta1, self.beta2, self.eps = beta1, beta2, positive("eps", eps, zero=True)
+        self.seen = [0] * n_tasks
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
         update = [torch.empty_like(g[0]) for g in grads]
+        self.seen = [k + 1 for k in self.seen]
+        k = counted(self.seen, losses)
+        biases = [1 - beta**k for beta in (self.beta1, self.beta2)]
         for whole in zip(self.first, self.second, grads, update, strict=True):
             for m, v, g, d in pieces(*whole[:3], whole[3][None]):
                 m.lerp_(g, 1 - self.beta1)
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-                root = (v / (1 - self.beta2**self.steps)).sqrt_().add_(self.eps)
-                torch.sum((m / (1 - self.beta1**self.steps)).div_(root), 0, out=d[0])
+                first, second = (b if isinstance(b, float) else per_task(b, g) for b in biases)
+                root = (v / second).sqrt_().add_(self.eps)
+                torch.sum((m / first).div_(root), 0, out=d[0])
         return update
 
 
@@ -160,6 +167,7 @@ class DBMTL(Buffers):
     positive_losses = True
     kept = ("mean",)
     state = ("steps", *kept)
+    tasks: ClassVar[dict[str, Kind]] = {"mean": "rows"}
     mean: list[Tensor]
 
     def __init__(self, n_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> None:
@@ -200,6 +208,7 @@ class MoCo(Buffers):
     heads: Heads = "raw"
     kept = ("mean",)
     state = ("steps", "w", *kept)
+    tasks: ClassVar[dict[str, Kind]] = {"w": "share", "mean": "rows"}
     mean: list[Tensor]
 
     def __init__(
@@ -260,6 +269,7 @@ class ExcessMTL(Buffers):
     label, family, marker = "ExcessMTL", "simple", "X"
     kept = ("squares",)
     state = ("steps", "log_w", "initial", *kept)
+    tasks: ClassVar[dict[str, Kind]] = {"log_w": "log share", "initial": "each", "squares": "rows"}
     squares: list[Tensor]
 
     def __init__(self, n_tasks: int, eta: float = 0.01) -> None:

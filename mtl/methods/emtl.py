@@ -3,12 +3,12 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, Needs, chosen, norms, on, per_task, positive
+from mtl.methods.base import Kind, Method, Needs, chosen, counted, norms, on, per_task, positive
 from mtl.solvers import Certificate, kl_ball_step
 
 
@@ -39,6 +39,7 @@ class EMTL(Method):
     label, family, marker = "EMTL", "rates", "o"
     needs: Needs = "gram"
     state = ("log_p", "base")
+    tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
     player: Certificate | None = None
 
     def __init__(
@@ -58,21 +59,26 @@ class EMTL(Method):
         if self.base.needs not in ("gram", "features") or self.base.masks:
             raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
-        self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
+        self.given, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
+        self.strict = strict
+        self.reduce(range(n_tasks))
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
         self.alpha = float(alpha)
         self.rate = chosen("rate", rate, ("weighted", "raw"))
         self.form = chosen("combine", combine, ("literal", "frozen_norm", "product"))
         limit = math.log(n_tasks)
-        if n_tasks > 1 and rho >= limit and not strict:
-            self.rho = 0.95 * limit
+        if self.rho < self.given:
             warnings.warn(
                 f"rho: {rho:g} >= ln {n_tasks} = {limit:.4f} makes the ball the whole simplex; using {self.rho:.4f} "
                 "(strict=True keeps it)",
                 stacklevel=3,
             )
         self.log_p = torch.full((n_tasks,), -limit, dtype=torch.float64)
+
+    def reduce(self, places: Sequence[int]) -> None:
+        limit, whole = math.log(self.n_tasks), self.n_tasks > 1 and not self.strict
+        self.rho = 0.95 * limit if whole and self.given >= limit else self.given
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -169,9 +175,9 @@ class CRMOGM(Method):
     """CR-MOGM (Zhou et al., NeurIPS 2022): the weights of any method, averaged exponentially over the steps.
 
     w_k = alpha w_(k-1) + (1 - alpha) v_k, v_k the weights of `base` (MGDA) with hyperparameters `base_hyper`. The
-    average starts at v_1: the first step is the base's own, as in TorchJD, from which alpha = 0.9 is too. The paper
-    lets alpha grow towards 1 while the learning rate falls: set `alpha` between steps. Heads: as the base moves them,
-    with w in place of v. A base that combines or masks gradients itself has no weights, and is refused.
+    average starts at v_1 of each task: its first step is the base's own, as in TorchJD, from which alpha = 0.9 is too.
+    The paper lets alpha grow towards 1 while the learning rate falls: set `alpha` between steps. Heads: as the base
+    moves them, with w in place of v. A base that combines or masks gradients itself has no weights, and is refused.
 
     >>> m = CRMOGM(2, alpha=0.75)
     >>> [m.weights(torch.ones(2), torch.diag(torch.tensor(k))).tolist() for k in ([1.0, 3.0], [3.0, 1.0])]
@@ -179,6 +185,8 @@ class CRMOGM(Method):
     """
 
     label, family, marker = "CR-MOGM", "min-norm", "X"
+    state = ("w", "started", "base")
+    tasks: ClassVar[dict[str, Kind]] = {"w": "each", "started": "each"}
 
     def __init__(
         self, n_tasks: int, base: str | Method = "mgda", alpha: float = 0.9, base_hyper: dict[str, Any] | None = None
@@ -192,13 +200,17 @@ class CRMOGM(Method):
         self.alpha = float(alpha)
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
         self.wants_after_step, self.learning_rate = self.base.wants_after_step, self.base.learning_rate
-        self.w, self.started = torch.zeros(n_tasks, dtype=torch.float64), False
+        self.w, self.started = torch.zeros(n_tasks, dtype=torch.float64), [False] * n_tasks
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         new = self.base.weights(losses, gram).detach().double()
-        self.w = self.alpha * on(self.w, new) + (1 - self.alpha) * new if self.started else new
-        self.started, self.certificate = True, self.base.certificate
+        started = counted(self.started, new)
+        if isinstance(started, Tensor):
+            self.w = torch.where(started > 0, self.alpha * on(self.w, new) + (1 - self.alpha) * new, new)
+        else:
+            self.w = self.alpha * on(self.w, new) + (1 - self.alpha) * new if started else new
+        self.started, self.certificate = [True] * self.n_tasks, self.base.certificate
         return self.w.to(losses.dtype)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
@@ -215,15 +227,3 @@ class CRMOGM(Method):
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
         return self.base.official_factor(direction)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"w": self.w.clone(), "started": self.started, "base": self.base.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"w", "started", "base"}:
-            raise ValueError(f"state: CRMOGM keeps ['base', 'started', 'w'], found {sorted(state)}")
-        if state["w"].shape != self.w.shape:
-            found = tuple(state["w"].shape)
-            raise ValueError(f"state['w']: must be a tensor of shape ({self.n_tasks},), found {found}")
-        self.base.load_state_dict(state["base"])
-        self.w, self.started = state["w"].detach().clone(), state["started"]

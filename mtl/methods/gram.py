@@ -1,12 +1,12 @@
 """Gradient balancing: weights from the Gram matrix K = G G^T of the task gradients."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Method, Needs, chosen, norms, on, positive
+from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive
 from mtl.methods.learned import Learned
 from mtl.solvers import alpha_fair, cagrad_step, equal_angles, inverse_root, min_norm
 from mtl.solvers.common import mv
@@ -177,28 +177,30 @@ class FairGrad(GramMethod):
 class Nash(GramMethod):
     """Nash-MTL (Navon et al., ICML 2022, eq. 4): max over |d| <= eps of sum_t log<g_t,d>: d = G'w, K w = 1/w.
 
-    |d| = sqrt(T). d does not see the scale of any task. `every` k: weights are found anew every k-th step. Exact, where
-    the authors' convex-concave procedure is 70 % off once gradient norms differ by 1000. They clip d to norm 1
-    (official=True). Heads: weighted.
+    |d| = sqrt(T). d does not see the scale of any task. `every` k: weights are found anew every k-th step, and where a
+    task is there whose last are k steps old. Exact, where the authors' convex-concave procedure is 70 % off once
+    gradient norms differ by 1000. They clip d to norm 1 (official=True). Heads: weighted.
 
     >>> Nash(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 16.0]))).tolist()
     [1.0, 0.25]
     """
 
     label, family, marker = "Nash-MTL", "geometry", "D"
-    state = ("kept", "steps")
+    state = ("kept", "age")
+    tasks: ClassVar[dict[str, Kind]] = dict.fromkeys(state, "each")
 
     def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)
         if every < 1:
             raise ValueError(f"every: must be at least 1 step, found {every}")
-        self.every, self.steps = every, 0
+        self.every, self.age = every, [every] * n_tasks
         self.kept = torch.ones(n_tasks, dtype=torch.float64)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        if self.steps % self.every == 0:
+        if max(self.age) >= self.every:
             self.kept, self.certificate = alpha_fair(K.double() if K.dtype != torch.float64 else K, 1.0)
-        self.steps += 1
+            self.age = [0] * self.n_tasks
+        self.age = [k + 1 for k in self.age]
         return on(self.kept, losses)
 
     def official_factor(self, direction: Tensor) -> float | Tensor:

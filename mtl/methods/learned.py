@@ -1,19 +1,25 @@
 """Loss balancing with weights that are learned along with the model, or played against it."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, chosen, norms, on, positive
+from mtl.methods.base import Kind, Method, chosen, counted, norms, on, positive
 from mtl.solvers import kl_ball_step
 
 
 class Learned(Method):
-    """A method with learned log-weights s (T,), updated by the model's optimiser at `learning_rate`."""
+    """A method with learned log-weights s (T,), updated by the model's optimiser at `learning_rate`.
+
+    In a batch without task t, dLoss/ds_t = 0: `mtl.fit` then leaves s_t where it is, an optimiser of one's own may move
+    it by its momentum.
+    """
 
     state: ClassVar[tuple[str, ...]] = ("s",)
+    tasks: ClassVar[Mapping[str, Kind]] = {"s": "each"}
 
     def __init__(self, n_tasks: int, init: float = 0.0) -> None:
         super().__init__(n_tasks)
@@ -70,7 +76,7 @@ class GradNorm(Learned):
     L_grad = sum_t |w_t|g_t| - mean_s(w_s|g_s|) r_t^alpha|, r_t = (L_t/L_t(0))/mean, target held constant; alpha = 1.5.
     Deviations: w = T softmax(s) keeps w positive with sum T and leaves the optimiser's parameters alone (as LibMTL; the
     paper renormalises after each step); |g_t| over all shared parameters (the paper: last shared layer); L(0) are the
-    losses of the first step. This step uses w from before its own update.
+    losses of a task's first step. This step uses w from before its own update.
 
     >>> GradNorm(2).weights(torch.ones(2), torch.eye(2)).tolist()
     [1.0, 1.0]
@@ -79,22 +85,23 @@ class GradNorm(Learned):
     label, family, marker = "GradNorm", "levels", "s"
     needs = "gram"
     positive_losses = True
-    state = ("s", "initial", "started")
+    state = ("s", "initial")
+    tasks: ClassVar[dict[str, Kind]] = {"s": "each", "initial": "each"}
 
     def __init__(self, n_tasks: int, alpha: float = 1.5) -> None:
         super().__init__(n_tasks)
         self.alpha = positive("alpha", alpha, zero=True)
-        self.initial, self.started = torch.ones(n_tasks, dtype=torch.float64), False
+        self.initial = torch.zeros(n_tasks, dtype=torch.float64)  # until the task's first step: losses are positive
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
         L = losses.double()
-        if not self.started:
-            self.initial, self.started = L.clone(), True
+        initial = on(self.initial, losses)
+        self.initial = torch.where(initial == 0, L, initial)
         share = torch.softmax(on(self.s, losses), -1)
         w, sizes = self.n_tasks * share, norms(gram.double())
-        rate = L / on(self.initial, losses)
+        rate = L / self.initial
         target = (w * sizes).mean(-1, keepdim=True) * (rate / rate.mean(-1, keepdim=True)) ** self.alpha
         slope = torch.sign(w * sizes - target) * sizes * w
         self.descend(slope - share * slope.sum(-1, keepdim=True))
@@ -116,12 +123,13 @@ class FAMO(Method):
     positive_losses = True
     wants_after_step = True
     state = ("xi", "first", "second", "steps", "before")
+    tasks: ClassVar[dict[str, Kind]] = dict.fromkeys(state, "each")
 
     def __init__(self, n_tasks: int, gamma: float = 1e-3, lr: float = 0.025, b: float = 0.0) -> None:
         super().__init__(n_tasks)
         self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), float(b)
         self.xi, self.first, self.second, self.before = torch.zeros(4, n_tasks, dtype=torch.float64).unbind()
-        self.steps = 0
+        self.steps = [0] * n_tasks
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -136,10 +144,11 @@ class FAMO(Method):
         xi = on(self.xi, losses)
         z = torch.softmax(xi, -1)
         slope = z * (delta - (z * delta).sum(-1, keepdim=True)) + self.gamma * xi
-        self.steps += 1
+        self.steps = [k + 1 for k in self.steps]
+        t = counted(self.steps, losses)
         self.first = 0.9 * on(self.first, losses) + 0.1 * slope
         self.second = 0.999 * on(self.second, losses) + 0.001 * slope.square()
-        step = self.first / (1 - 0.9**self.steps) / ((self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8)
+        step = self.first / (1 - 0.9**t) / ((self.second / (1 - 0.999**t)).sqrt() + 1e-8)
         self.xi = xi - self.lr * step
 
 
@@ -158,6 +167,7 @@ class Bandit(Method):
 
     label, family, marker = "BanditMTL", "conflicts", "s"
     state = ("log_p",)
+    tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
 
     def __init__(
         self, n_tasks: int, rho: float = 1.2, eta: float = 0.5, payoff: Literal["raw", "weighted"] = "raw"

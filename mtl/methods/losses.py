@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Method, chosen, on, positive
+from mtl.methods.base import Kind, Method, chosen, counted, on, positive
 
 
 class LS(Method):
@@ -32,6 +32,7 @@ class Scalarization(Method):
     """
 
     label, family, marker = "Scalarization", "simple", "s"
+    tasks: ClassVar[dict[str, Kind]] = {"c": "each"}
 
     def __init__(self, n_tasks: int, c: Sequence[float] | None = None) -> None:
         super().__init__(n_tasks)
@@ -47,7 +48,7 @@ class Scalarization(Method):
 
 
 class STL(Method):
-    """Single-task learning: the loss of task `task` alone, w = e_task.
+    """Single-task learning: the loss of task `task` alone, w = e_task, and 0 in a batch without it.
 
     >>> STL(3, task=1).weights(torch.ones(3)).tolist()
     [0.0, 1.0, 0.0]
@@ -60,6 +61,9 @@ class STL(Method):
         if not 0 <= task < n_tasks:
             raise ValueError(f"task: must be in 0..{n_tasks - 1}, found {task}")
         self.task = task
+
+    def reduce(self, places: Sequence[int]) -> None:
+        self.task = places.index(self.task) if self.task in places else -1
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -100,8 +104,8 @@ class STCH(Method):
     """Smooth Tchebycheff (Lin et al., ICML 2024, eq. 6): min mu log sum_t exp(lam_t (L_t - z_t)/mu).
 
     w = lam * softmax(lam (L - z)/mu), lam_t = 1/T, z = 0, mu = 1. form="log" is the authors' MTL code: L is replaced
-    by log(L_t/b_t), b the mean losses of the first `warmup` steps (during which w_t = 1/L_t), and the objective is
-    multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t.
+    by log(L_t/b_t), b the mean losses of each task's first `warmup` steps (w_t = 1/L_t until all have made them), and
+    the objective is multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t.
 
     >>> STCH(2, mu=0.1).weights(torch.tensor([1.0, 1.0])).tolist()
     [0.25, 0.25]
@@ -109,6 +113,7 @@ class STCH(Method):
 
     label, family, marker = "STCH", "levels", "v"
     state = ("seen", "total")
+    tasks: ClassVar[dict[str, Kind]] = {"lam": "each", "z": "each", "seen": "each", "total": "each"}
     official_hyper: ClassVar[dict[str, Any]] = {"form": "log"}
 
     def __init__(
@@ -123,12 +128,17 @@ class STCH(Method):
         super().__init__(n_tasks)
         self.mu, self.form = positive("mu", mu), chosen("form", form, ("paper", "log"))
         self.lam = self._given("lam", lam, 1 / n_tasks)
+        self.equal = lam is None
         self.z = self._given("z", z, 0.0)
         if warmup < 1:
             raise ValueError(f"warmup: must be at least 1 step, found {warmup}")
-        self.warmup, self.seen = warmup, 0
+        self.warmup, self.seen = warmup, [0] * n_tasks
         self.total = torch.zeros(n_tasks, dtype=torch.float64)
         self.positive_losses = form == "log"
+
+    def reduce(self, places: Sequence[int]) -> None:
+        if self.equal:
+            self.lam = torch.full_like(self.lam, 1 / self.n_tasks)
 
     def _given(self, name: str, values: Sequence[float] | None, default: float) -> Tensor:
         if values is not None and len(values) != self.n_tasks:
@@ -141,12 +151,13 @@ class STCH(Method):
         self.lam, self.z = on(self.lam, losses), on(self.z, losses)
         if self.form == "paper":
             return (self.lam * torch.softmax(self.lam * (L - self.z) / self.mu, -1)).to(losses.dtype)
-        if self.seen < self.warmup:
-            self.seen += 1
-            self.total = on(self.total, losses) + L
-            return 1 / losses
         self.total = on(self.total, losses)
-        nadir = self.total / self.seen
+        if min(self.seen) < self.warmup:
+            new = [int(k < self.warmup) for k in self.seen]
+            self.total = self.total + counted(new, losses) * L
+            self.seen = [k + one for k, one in zip(self.seen, new, strict=True)]
+            return 1 / losses
+        nadir = self.total / self.warmup
         return (self.n_tasks * torch.softmax((L / nadir).log() / self.mu, -1) / L).to(losses.dtype)
 
 
@@ -183,7 +194,8 @@ class DWA(Method):
     """Dynamic weight average (Liu, Johns, Davison, CVPR 2019, eq. 7): w = T softmax(r/tau).
 
     r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a
-    `window` of k steps an "epoch" is k steps; window=None takes epochs as `end_epoch` tells them.
+    `window` of k steps an "epoch" is k steps, a task's epochs those in which it was there; window=None takes epochs as
+    `end_epoch` tells them.
 
     >>> m = DWA(2, window=1)
     >>> [m.weights(torch.tensor(x)).tolist() for x in ([1.0, 1.0], [1.0, 1.0], [9.0, 9.0])]
@@ -193,6 +205,7 @@ class DWA(Method):
     label, family, marker = "DWA", "simple", "D"
     positive_losses = True
     state = ("means", "total", "count", "epoch")
+    tasks: ClassVar[dict[str, Kind]] = dict.fromkeys(state, "each")
 
     def __init__(self, n_tasks: int, tau: float = 2.0, window: int | None = 25) -> None:
         super().__init__(n_tasks)
@@ -201,23 +214,28 @@ class DWA(Method):
         self.tau, self.window = positive("tau", tau), window
         self.means = torch.ones(2, n_tasks, dtype=torch.float64)  # of the last two epochs, the older first
         self.total = torch.zeros(n_tasks, dtype=torch.float64)
-        self.count = self.epoch = 0
+        self.count, self.epoch = [0] * n_tasks, [0] * n_tasks
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        if self.window is not None and self.count == self.window:
+        if self.window is not None and max(self.count) == self.window:
             self.end_epoch()
         self.means = on(self.means, losses)
         older, newer = self.means
-        self.total, self.count = on(self.total, losses) + losses.double(), self.count + 1
-        if self.epoch < 2:
+        self.total, self.count = on(self.total, losses) + losses.double(), [k + 1 for k in self.count]
+        if min(self.epoch) < 2:
             return torch.ones_like(losses)
         return (self.n_tasks * torch.softmax(newer / older / self.tau, -1)).to(losses.dtype)
 
     def end_epoch(self) -> None:
-        if self.count:
-            self.means = torch.stack([on(self.means, self.total)[1], self.total / self.count])
-            self.total, self.count, self.epoch = torch.zeros_like(self.total), 0, self.epoch + 1
+        there = counted([int(k > 0) for k in self.count], self.total)
+        if isinstance(there, int) and not there:
+            return
+        means = on(self.means, self.total)
+        new = torch.stack([means[1], self.total / counted([max(k, 1) for k in self.count], self.total)])
+        self.means = new if isinstance(there, int) else torch.where(there > 0, new, means)
+        self.epoch = [e + (k > 0) for e, k in zip(self.epoch, self.count, strict=True)]
+        self.total, self.count = torch.zeros_like(self.total), [0] * self.n_tasks
 
 
 class PBI(Method):
@@ -233,6 +251,7 @@ class PBI(Method):
     """
 
     label, family, marker = "PBI", "simple", "P"
+    tasks: ClassVar[dict[str, Kind]] = {"u": "each", "z": "each"}
 
     def __init__(
         self, n_tasks: int, theta: float = 5.0, lam: Sequence[float] | None = None, z: Sequence[float] | None = None
@@ -249,6 +268,9 @@ class PBI(Method):
         if not any(lam):
             raise ValueError("lam: must have a number > 0, found zeros")
         self.u, self.z = u / torch.linalg.vector_norm(u), torch.tensor(z, dtype=torch.float64)
+
+    def reduce(self, places: Sequence[int]) -> None:
+        self.u = self.u / torch.linalg.vector_norm(self.u).clamp_min(torch.finfo(self.u.dtype).tiny)
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)

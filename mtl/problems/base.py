@@ -131,7 +131,7 @@ class Problem:
         return (tuple(t[rows] for t in tensors) for rows in _slices(self.sizes[split], 4096))
 
     def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
-        """The T losses of a batch."""
+        """The T losses of a batch; a problem of one's own may return None for a task without labels in it."""
         return self.task_losses(model(*batch[:-1]), batch[-1])
 
     def losses_and_features(self, model: MultiTaskModel, batch: Batch) -> tuple[tuple[Tensor, ...], Batch]:

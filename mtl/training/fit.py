@@ -75,6 +75,9 @@ def fit(
     that is not positive for a method that takes logarithms with "non-positive".
     The global generators are as they were when this returns.
 
+    Where a batch has no labels for a task, the problem's `losses` return None for it: its weight, head and state rest
+    in that step, and history's means are over the steps that had it.
+
     With data of one's own, here two labels (B, 2) that both are the sign of the first input:
 
     >>> from mtl.methods import method

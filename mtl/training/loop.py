@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mtl.errors import NonFiniteError, NonPositiveError, RunError
 from mtl.files import plain
 from mtl.gradients import Step, backward
+from mtl.methods.absent import present
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.training.trace import Failure, Trace, finite
@@ -108,19 +109,30 @@ class Loop:
             step = backward(
                 losses, shared=self.shared, heads=self.heads, method=self.method, features=features, check=self.when
             )
+        resting = [(p, p.detach().clone()) for p in self.method.parameters()] if step.absent else []
         self.optimizer.step()
+        for p, old in resting:  # whatever momentum it has
+            p.data[..., step.absent] = old[..., step.absent]
         if self.sgd is not None:  # it keeps no state
             self.sgd.step()
         if self.method.wants_after_step:
-            with torch.no_grad():
-                after = torch.stack(self.problem.losses(self.model, batch))
-            self.method.after_step(after)
+            self.after_step(batch, step)
         self.trace.add(step)
         self.last = step
         self.step += 1
         self.total += 1
         if self.step % WINDOW == 0:
             self.check()
+
+    def after_step(self, batch: Any, step: Step) -> None:
+        with torch.no_grad():
+            after = self.problem.losses(self.model, batch)
+        if not step.absent:
+            self.method.after_step(torch.stack(after))
+            return
+        places = [t for t in range(len(after)) if t not in step.absent]
+        with present(self.method, places) as few:
+            few.after_step(torch.stack([after[t] for t in places]))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -171,9 +183,9 @@ class Loop:
                 {
                     "epoch": self.epoch,
                     "steps": self.total,
-                    "losses": losses.mean(0),
+                    "losses": self.trace.mean(losses),
                     "weights": None if weights is None else weights.mean(0),
-                    "rates": None if rates is None else rates.mean(0),
+                    "rates": None if rates is None else self.trace.mean(rates),
                     "residual": None if residual is None else residual.max(),
                     "unconverged": None if converged is None else int((converged == 0).sum()),
                     "validation": values,

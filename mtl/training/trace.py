@@ -29,8 +29,12 @@ class Trace:
     def __init__(self) -> None:
         self.waiting: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self.fetched: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self.absent: list[list[int]] = []  # step and task, where there was no loss: NaN stands there
 
     def add(self, step: Step) -> None:
+        if step.absent:
+            number = len(self.waiting["losses"]) + sum(map(len, self.fetched["losses"]))
+            self.absent += [[number, task] for task in step.absent]
         certificate = step.certificate
         # A method may go on to change its weights in place; losses and Gram matrix are the step's own.
         weights = None if step.weights is None else step.weights.clone()
@@ -58,17 +62,30 @@ class Trace:
         rows["squared gradient norm"] = None if gram is None else gram.diagonal(dim1=1, dim2=2)
         found = []
         for what, values in rows.items():
-            if values is not None and not bool(values.isfinite().all()):
-                step, task = (int(i) for i in (~values.isfinite()).nonzero()[0])
+            if values is not None and not bool((good := self._known(values, 0.0).isfinite()).all()):
+                step, task = (int(i) for i in (~good).nonzero()[0])
                 found.append((step, task, what))
         return min(found, key=lambda place: place[0], default=None)
 
+    def _known(self, values: Tensor, instead: float) -> Tensor:
+        """Values (steps, T), where a task was not there the one given."""
+        if not self.absent:
+            return values
+        steps, tasks = torch.tensor(self.absent).unbind(1)
+        return values.index_put((steps, tasks), torch.tensor(instead, dtype=values.dtype))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean (T,) over the steps where the task was there; NaN where it never was."""
+        return self._known(values, math.nan).nanmean(0) if self.absent else values.mean(0)
+
     def state_dict(self) -> dict[str, Tensor]:
         self.fetch()
-        return {name: value for name in self.names if (value := self.get(name)) is not None}
+        found = {name: value for name in self.names if (value := self.get(name)) is not None}
+        return found | ({"absent": torch.tensor(self.absent)} if self.absent else {})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.fetched = {name: [state[name]] if name in state else [] for name in self.names}
+        self.absent = state["absent"].tolist() if "absent" in state else []
 
 
 def direction(problem: Problem, select: str) -> float:

@@ -48,9 +48,14 @@ class Net(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(TASKS))
         self.to(F64)
 
-    def run(self, ids: Tensor, y: Tensor, method: Method, vjp: str):
+    def run(self, ids: Tensor, y: Tensor, method: Method, vjp: str, has: Tensor | None = None):
+        """`has` (rows, tasks): the labels that there are; a task without any has no loss."""
         z = self.trunk(self.table(ids)).tanh()
-        losses = [(h(z).squeeze(1) - y[:, t]).square().mean() for t, h in enumerate(self.heads)]
+        losses: list[Tensor | None] = []
+        for t, h in enumerate(self.heads):
+            rows = slice(None) if has is None else has[:, t]
+            squares = (h(z).squeeze(1) - y[:, t])[rows].square()
+            losses.append(squares.mean() if len(squares) else None)
         shared = [*self.table.parameters(), *self.trunk.parameters()]
         heads = [list(h.parameters()) for h in self.heads]
         return backward(losses, shared=shared, heads=heads, method=method, features=z, vjp=vjp)  # type: ignore[arg-type]
@@ -62,15 +67,35 @@ def data() -> tuple[Tensor, Tensor]:
     return ids, torch.randn(RANKS * ROWS, TASKS, generator=draw, dtype=F64)
 
 
-def outcome(way: str, part: slice) -> dict[str, Tensor]:
+MISSING = {  # by rank: the tasks whose labels it lacks
+    "none": ([], []),
+    "different ones": ([1], [2]),
+    "one on all": ([1, 2], [1]),
+    "everything on one": ([0, 1, 2], [0]),
+}
+
+
+PAIRS = [(way, missing) for way in WAYS for missing in MISSING if missing[0] != "e" or "sparse" not in way]
+
+
+def labels(missing: str) -> Tensor | None:
+    has = torch.ones(RANKS * ROWS, TASKS, dtype=torch.bool)
+    for rank, tasks in enumerate(MISSING[missing]):
+        has[rank * ROWS : (rank + 1) * ROWS, tasks] = False
+    return None if missing == "none" else has
+
+
+def outcome(way: str, part: slice, missing: str = "none") -> dict[str, Tensor]:
     """Weights, Gram matrix and the accumulated gradients of two steps."""
     needs, _, vjp = way.partition("-")
     needs = {"sparse": "losses" if vjp == "losses" else "gram"}.get(needs, needs)
     net = Net(sparse=way.startswith("sparse"))
     ids, y = data()
+    has = labels(missing)
     for _ in range(2):
-        step = net.run(ids[part], y[part], Inverse(needs), vjp if vjp in ("loop", "batched") else "auto")
-    found = {name: p.grad.to_dense() for name, p in net.named_parameters()}
+        how = vjp if vjp in ("loop", "batched") else "auto"
+        step = net.run(ids[part], y[part], Inverse(needs), how, None if has is None else has[part])
+    found = {name: None if p.grad is None else p.grad.to_dense() for name, p in net.named_parameters()}
     if way.startswith("sparse"):
         assert net.table.weight.grad.is_sparse
     return found | {"gram": step.gram, "weights": step.weights, "losses": step.losses}
@@ -80,7 +105,7 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     part = slice(rank * ROWS, (rank + 1) * ROWS)
-    found = {way: outcome(way, part) for way in WAYS}
+    found = {(way, missing): outcome(way, part, missing) for way, missing in PAIRS}
     ids, y = data()
     noisy = Net(False).run(ids[part], y[part], Inverse("gram", noise=1.0), "loop").weights
     y[0] = float("nan")  # only the first rank sees it; both must raise, or one would wait for ever
@@ -102,23 +127,24 @@ def ranks() -> list[dict]:
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_ranks_equal_one_process_on_the_joint_batch(ranks: list[dict], way: str) -> None:
-    want = outcome(way, slice(None))
+@pytest.mark.parametrize(("way", "missing"), PAIRS)
+def test_two_ranks_equal_one_process_on_the_joint_batch(ranks: list[dict], way: str, missing: str) -> None:
+    want = outcome(way, slice(None), missing)
     for rank in ranks:
         for name, value in want.items():
-            got = rank["found"][way][name]
+            got = rank["found"][way, missing][name]
             if value is None:
                 assert got is None
             else:
-                torch.testing.assert_close(got, value, rtol=1e-11, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+                same = {"rtol": 1e-11, "atol": 1e-13, "equal_nan": True}
+                torch.testing.assert_close(got, value, **same, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_ranks_agree_bit_for_bit(ranks: list[dict], way: str) -> None:
-    first, second = (rank["found"][way] for rank in ranks)
+@pytest.mark.parametrize(("way", "missing"), PAIRS)
+def test_ranks_agree_bit_for_bit(ranks: list[dict], way: str, missing: str) -> None:
+    first, second = (rank["found"][way, missing] for rank in ranks)
     for name, value in first.items():
-        assert value is None or torch.equal(value, second[name]), name
+        assert value is None or torch.equal(value.nan_to_num(), second[name].nan_to_num()), name
 
 
 def test_random_weights_are_those_of_the_first_rank(ranks: list[dict]) -> None:

@@ -524,3 +524,52 @@ def test_last_epochs_are_averaged_on_test_and_choose_nothing():
 def test_budget_refuses_what_cannot_be(wrong):
     with pytest.raises(ValueError, match=r"last: at most epochs|halve_at: must be a whole number"):
         Budget(2, 64, **wrong)
+
+
+class Sparse(Lines):
+    """Batches whose first row says so have no labels for a task."""
+
+    def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.there(super().losses(model, batch), batch)
+
+    def losses_and_features(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
+        losses, features = super().losses_and_features(model, batch)
+        return self.there(losses, batch), features
+
+    @staticmethod
+    def there(losses: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> Any:
+        first = float(batch[1][0, 0])
+        return (None if first < -1 else losses[0], None if first > 0.5 else losses[1])
+
+
+@pytest.mark.parametrize("name", ["ls", "uw", "famo", "emtl", "mgda-ub", "adatask", "dwa"])
+def test_a_task_without_labels_in_a_batch_rests(tmp_path: Path, name: str) -> None:
+    def made() -> Method:
+        return method(name, 2, **({"rho": 0.1} if name == "emtl" else {}))
+
+    class Positive(Sparse):
+        def task_losses(self, outputs: list[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
+            return tuple(loss + 0.1 for loss in super().task_losses(outputs, targets))
+
+    run = small(Positive(), made())
+    assert run.status == "ok"
+    assert name == "adatask" or {tuple(w == 0) for w in run.weights} == {(False, False), (True, False), (False, True)}
+    with pytest.raises(KeyboardInterrupt):
+        small(Positive(stop_at=7), made(), checkpoint=tmp_path / "c.pt", checkpoint_every=0)
+    assert numbers(small(Positive(), made(), checkpoint=tmp_path / "c.pt")) == numbers(run)
+
+
+def test_learned_weights_of_an_absent_task_stay_where_they_are() -> None:
+    seen: list[Tensor] = []
+    m = method("uw", 2)
+
+    class Late(Lines):
+        def counted(self, losses: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            seen.append(m.parameters()[0].detach().clone())
+            first, second = super().counted(losses)
+            return first, second if self.calls < 4 else None  # type: ignore[return-value]
+
+    run = small(Late(), m)
+    assert run.status == "ok" and run.history[-1]["losses"][1] is None
+    now = m.parameters()[0]
+    assert now[1] == seen[3][1] != seen[2][1] and now[0] != seen[3][0]
