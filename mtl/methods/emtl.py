@@ -37,6 +37,7 @@ class EMTL(Method):
     """
 
     needs: Needs = "gram"
+    solves = True
     player: Certificate | None = None
 
     def __init__(
@@ -55,7 +56,7 @@ class EMTL(Method):
         self.base = _inner(base, n_tasks, base_hyper)
         if self.base.needs not in ("gram", "features") or self.base.masks:
             raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
-        self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
+        self.needs, self.positive_losses = self.base.needs, self.base.positive_losses
         self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
@@ -75,6 +76,7 @@ class EMTL(Method):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
+        self.base.dtype = self.dtype
         w = self.base.weights(losses, gram).double()
         sizes = norms(gram.detach().double())
         largest = sizes.amax(-1, keepdim=True)
@@ -138,6 +140,7 @@ class FairLoss(Method):
         self.check(losses, gram)
         changed, f = self._fair(losses)
         scaled = None if gram is None else gram * f.to(gram).unsqueeze(-2) * f.to(gram).unsqueeze(-1)
+        self.base.dtype = self.dtype
         w = self.base.weights(changed, scaled)
         self.certificate = self.base.certificate
         return f * w

@@ -56,12 +56,13 @@ class MGDA(GramMethod):
         self.positive_losses = "loss" in norm
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        small = self.rounding(K)
         K = K.double() if self.norm != "none" else K
         c = losses.to(K.dtype) if "loss" in self.norm else torch.ones_like(losses, dtype=K.dtype)
         if self.norm in ("l2", "loss+"):
             sizes = norms(K)
             c = c * sizes.masked_fill(sizes == 0, 1.0)
-        w, self.certificate = min_norm(K / (c.unsqueeze(-1) * c.unsqueeze(-2)))
+        w, self.certificate = min_norm(K / (c.unsqueeze(-1) * c.unsqueeze(-2)), small)
         return w
 
 
@@ -92,7 +93,7 @@ class CAGrad(GramMethod):
         self.c = positive("c", c, zero=True)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = cagrad_step(K, self.c)
+        w, self.certificate = cagrad_step(K, self.c, self.rounding(K))
         return w
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
@@ -112,7 +113,7 @@ class IMTLG(GramMethod):
     heads: Heads = "raw"
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = equal_angles(K)
+        w, self.certificate = equal_angles(K, self.rounding(K))
         return w
 
 
@@ -126,14 +127,17 @@ class IMTL(Learned):
     """
 
     needs = "gram"
+    solves = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
-        factor = torch.exp(on(self.s, losses))
-        self.descend(factor * losses.double() - 1)
-        a, self.certificate = equal_angles(gram.double() * factor.unsqueeze(-2) * factor.unsqueeze(-1))
-        return (a * factor).to(losses.dtype)
+        factor = torch.exp(self.s.detach().double())
+        self.descend(factor * losses.to(factor) - 1)
+        # equal projections do not see the scale of a gradient: a ~ w / e^s with the weights w of the g_t themselves
+        w, self.certificate = equal_angles(gram.double(), self.rounding(gram))
+        w = w.to(factor)
+        return (w / (w / factor).sum(-1, keepdim=True)).to(losses.dtype)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return torch.exp(on(self.s, weights)).to(weights.dtype)
@@ -158,7 +162,7 @@ class FairGrad(GramMethod):
         self.alpha = positive("alpha", alpha)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = alpha_fair(K, self.alpha)
+        w, self.certificate = alpha_fair(K, self.alpha, rounding=self.rounding(K))
         return w
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
@@ -187,7 +191,7 @@ class Nash(GramMethod):
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         if self.steps % self.every == 0:
-            self.kept, self.certificate = alpha_fair(K.double() if K.dtype != torch.float64 else K, 1.0)
+            self.kept, self.certificate = alpha_fair(K.double(), 1.0, rounding=self.rounding(K))
         self.steps += 1
         return on(self.kept, losses)
 

@@ -151,6 +151,7 @@ class Bandit(Method):
     """
 
     state = ("log_p",)
+    solves = True
 
     def __init__(
         self, n_tasks: int, rho: float = 1.2, eta: float = 0.5, payoff: Literal["raw", "weighted"] = "raw"
