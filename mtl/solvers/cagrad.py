@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtl.solvers import pairs
-from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Factor, Gram, back, factor, host
+from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Answer, Array, Certificate, Factor, Gram, back, factor, host
 from mtl.solvers.certificate import posv, product
 from mtl.solvers.nonneg import cone, least_norm, least_squares, shortest
 
@@ -24,14 +24,20 @@ class Problem:
         self.f, self.q, self.s, self.b = f, q, s, f.R @ s
         length = math.sqrt(max(float(s @ self.b), 0))
         self.radius, self.low, self.high = c * length, float((self.b / q).min()), (1 + c) * length
-        self.x, self.mu, self.miss, self.steps = np.zeros_like(q), self.low, math.inf, 0
+        self.x, self.mu, self.miss, self.steps = np.zeros_like(q), self.low, math.inf if self.radius > 0 else 0.0, 0
+
+    @property
+    def length(self) -> float:
+        """|F x|^2 as share of (sum x)^2."""
+        return float(self.x @ self.f.R @ self.x) / max(float(np.add.reduce(self.x)) ** 2, 1e-300)
 
     def see(self, x: Array, mu: float) -> bool:
         """Keep x, mu if they violate the conditions less than those before; whether that is little enough."""
         self.steps += 1
         Rx = self.f.R @ x
         y = Rx + self.b - mu * self.q
-        miss = max(float(np.abs(np.minimum(x, y)).max()), abs(float(x @ Rx) - self.radius**2)) / (1 + np.abs(x).sum())
+        miss = max(float(np.maximum.reduce(np.abs(np.minimum(x, y)))), abs(float(x @ Rx) - self.radius**2))
+        miss /= 1 + float(np.add.reduce(np.abs(x)))
         if miss < self.miss:
             self.x, self.mu, self.miss = np.maximum(x, 0), mu, miss
         return miss < GOAL
@@ -117,7 +123,7 @@ class Problem:
             gap, far = (slope - mu * q)[at], float(x @ Hx) + float(rest @ Hx) - square
             level = max(abs(mu) * float(q.min()), EPS * square)
             if np.abs(gap).max(initial=0) <= 1e-9 * level and abs(far) <= 1e-9 * square:
-                self.x, self.mu = x * scale, mu
+                self.x, self.mu, self.miss = x * scale, mu, 0.0
                 return bool((x >= 0).all() and ((slope - mu * q) >= -1e-9 * level)[x == 0].all())
             J = np.zeros((len(at) + 1, len(at) + 1))
             J[:-1, :-1], J[:-1, -1], J[-1, :-1] = hat[at[:, None], at], -q[at], 2 * Hx[at]
@@ -132,39 +138,35 @@ class Problem:
         return False
 
 
-def _one(p: Gram, i: int, c: float, s: Array) -> tuple[Array, float, bool, bool, int]:
-    """x of problem i, its residual, whether |d| is determined, whether no direction improves all tasks, steps."""
-    at = np.flatnonzero(~p.zero[i])
-    if not len(at) or c == 0:
-        return np.zeros(p.T), 0.0, True, len(at) < p.T or bool(shortest(p, i).value <= p.cut), 0
-    own = np.ix_(at, at)
-    f, q = factor(p.R[i][own], p.rank), p.unit[i, at]
-    p.bad[i] |= not f.definite
-    a = Problem(f, q / q.max(), s[at], c)
-    x, miss, none, steps, solved = np.zeros(len(at)), 0.0, len(at) < p.T, 0, True
+def _one(p: Gram, i: int, c: float) -> Answer:
+    """Problem i of three tasks or more."""
+    n = np.ldexp(p.nu[i], p.e[i] - np.maximum.reduce(p.e[i]))
+    at = np.flatnonzero(~p.zero[i]) if p.zeros else np.arange(p.T)
+    some = len(at) < p.T
+    R, n = (p.R[i][np.ix_(at, at)], n[at]) if some else (p.R[i], n)
+    if not len(at):
+        return Answer(np.full(p.T, 1 / p.T), 0.0, 0, True, True)
+    f, size = factor(R, p.rank), float(np.add.reduce(n))
+    a = Problem(f, np.minimum.reduce(n) / n, n / size, c)
     found = a.radius > 0 and f.basis is None and a.chase()
-    if not (found and a.mu > 0 and float(a.x @ f.R @ a.x) > p.cut * a.x.sum() ** 2):
-        none = none or bool(shortest(p, i).value <= p.cut)
-    kind = cone(f, a.s) if none else a.x
-    if none and kind @ f.R @ kind <= a.radius**2 * (1 + 1e-9):
-        # the best that is left has min <g, d> = 0: the one nearest to g0
-        a.x, a.mu, a.miss = kind, 0.0, float(np.abs(np.minimum(kind, f.R @ (kind + a.s))).max()) / (1 + kind.sum())
-    elif not found and a.radius > 0:
+    sure = found and a.mu > 0 and a.length > p.cut
+    none = some or not sure and shortest(p, i).value <= p.cut
+    if none and a.radius > 0:  # the best that is left has min <g, d> = 0: the one nearest to g0, if in the ball
+        x = cone(f, a.s)
+        if found := bool(x @ f.R @ x <= a.radius**2 * (1 + 1e-9)):
+            a.x, a.mu, a.miss = x, 0.0, float(np.abs(np.minimum(x, f.R @ (x + a.s))).max()) / (1 + x.sum())
+    if not found and a.radius > 0:
         a.nest()
-    if a.radius > 0:
-        x, miss, steps = a.x, a.miss, a.steps
-    reach = float(x @ f.R @ x) / max(x.sum() ** 2, 1e-300)
-    if none:
-        pass
-    elif max(miss, 2 * EPS) > GREY * reach and a.radius > 0 and not p.coarse:
-        solved = len(at) == p.T <= MOST and a.polish(p.hat[i], p.nu[i])
-        x, miss = a.x, 0.0 if solved else miss
+    solved = a.radius == 0 or none or p.coarse or max(a.miss, 2 * EPS) <= GREY * a.length
+    if not solved and not some and p.T <= MOST:
+        solved = a.polish(p.hat[i], p.nu[i])
+    x = a.x
     if f.basis is not None and (x > 0).any():
         y = f.R @ (x + a.s) - a.mu * a.q
         x = least_norm(f.basis, x, (x > 0) | (y <= 1e-11 * (1 + x.sum())))
-    full = np.zeros(p.T)
-    full[at] = x
-    return full, miss, solved, none, steps
+    w = np.full(p.T, 1 / p.T)
+    w[at] += x / n * (size / p.T)
+    return Answer(w, a.miss, a.steps, f.definite and a.miss <= TOLERANCE and solved, bool(none), f.definite)
 
 
 @np.errstate(all="ignore")
@@ -186,16 +188,7 @@ def cagrad_step(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
     if K.shape[-1] == 2:
         return _two(pairs.pair(K, rounding), float(c))
     p = Gram(K, rounding)
-    n = np.where(p.zero, 0, np.ldexp(p.nu, p.e - p.e.max(1, keepdims=True)))
-    total = n.sum(1, keepdims=True)
-    s = n / np.where(total > 0, total, 1)
-    B = len(p)
-    x, miss, steps = np.zeros((B, p.T)), np.zeros(B), np.ones(B, np.int64)
-    solved, none = np.ones(B, bool), p.zero.any(1)
-    for i in range(B):
-        x[i], miss[i], solved[i], none[i], steps[i] = _one(p, i, float(c), s[i])
-    w = 1 / p.T + np.where(p.zero, 0, np.ldexp(x / p.nu, p.e.max(1, keepdims=True) - p.e) * (total / p.T))
-    return p.certify("cagrad", w, miss, steps, none, solved)
+    return p.answer("cagrad", [_one(p, i, float(c)) for i in range(len(p))])
 
 
 def _two(k: pairs.Pair, c: float) -> tuple[Tensor, Certificate]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,17 @@ def _constant(value: int | bool) -> Tensor:
     return torch.tensor(value)
 
 
+class Answer(NamedTuple):
+    """What one problem's solver found."""
+
+    w: Array
+    residual: float
+    steps: int
+    good: bool
+    stationary: bool
+    definite: bool = True
+
+
 class Gram:
     """A batch of K = N R N on the host, N = diag(nu 2^e) the gradient norms, R the correlations; flat over the batch.
 
@@ -83,17 +94,19 @@ class Gram:
         self.coarse = self.rank == self.cut
         self.batch: Batch = K.shape[:-2]
         own = _diagonal(flat)
-        self.zero, self.bad = own == 0, np.zeros(len(flat), bool)
-        if not (len(flat) and math.isfinite(flat.sum()) and own.min() > 0):
+        self.zero, self.bad, self.zeros = own == 0, np.zeros(len(flat), bool), False
+        if not (len(flat) and math.isfinite(np.add.reduce(flat, None)) and np.minimum.reduce(own, None) > 0):
             void = (flat != 0) & (self.zero[:, :, None] | self.zero[:, None, :])
             self.bad = ~np.isfinite(flat).all((1, 2)) | (own < 0).any(1) | void.any((1, 2))
             flat = np.where(self.bad[:, None, None], np.eye(self.T), flat)
             own = _diagonal(flat)
             self.zero = own == 0
+            self.zeros = bool(self.zero.any())
         self.e = (np.frexp(own)[1] + 1) >> 1
         self.hat: Array = np.ldexp(flat, -(self.e[:, :, None] + self.e[:, None, :]))
         self.nu = np.sqrt(_diagonal(self.hat))
-        self.nu[self.zero] = 1.0
+        if self.zeros:
+            self.nu[self.zero] = 1.0
         self.R: Array = self.hat / (self.nu[:, :, None] * self.nu[:, None, :])
         _diagonal(self.R)[...] = 1.0
 
@@ -110,6 +123,26 @@ class Gram:
         found = copy.copy(self)
         found.batch, found.nu, found.e, found.bad = batch, self.nu[row], self.e[row], self.bad[row]
         return found
+
+    def answer(self, solver: str, found: list[Answer]) -> tuple[Tensor, Certificate]:
+        """The answers to the problems one by one."""
+        if not self.batch:
+            one = found[0]
+            bad = not one.definite or self.bad.item()
+            sizes = lambda: (self.nu[0], self.e[0])  # noqa: E731
+            return alone(
+                solver, self.like, one.w.tolist(), one.steps, one.residual, one.good, one.stationary, bad, sizes
+            )
+        w = np.array([x.w for x in found]).reshape(-1, self.T)
+        told = [np.array([x[k] for x in found], dtype=t) for k, t in ((1, float), (3, bool), (4, bool))]
+        steps = np.array([x.steps for x in found], dtype=np.int64)
+        bad = self.bad | np.array([not x.definite for x in found], bool)
+        return answer(solver, self.like, self.batch, w, self.norms, steps, *told, bad)
+
+    @property
+    def norms(self) -> Array:
+        """|g_t| as share of the longest, up to a factor of each problem."""
+        return np.ldexp(self.nu, self.e - self.e.max(1, keepdims=True))
 
     def certify(
         self,
@@ -129,8 +162,7 @@ class Gram:
         if not self.batch:
             told = residual.item(), good.item(), stationary.item(), self.bad.item()
             return alone(solver, self.like, w[0].tolist(), steps, *told, lambda: (self.nu[0], self.e[0]))
-        n = np.ldexp(self.nu, self.e - self.e.max(1, keepdims=True))
-        return answer(solver, self.like, self.batch, w, n, steps, residual, good, stationary, self.bad)
+        return answer(solver, self.like, self.batch, w, self.norms, steps, residual, good, stationary, self.bad)
 
 
 def answer(

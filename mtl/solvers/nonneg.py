@@ -12,6 +12,7 @@ from mtl.solvers.certificate import (
     GREY,
     MOST,
     TOLERANCE,
+    Answer,
     Array,
     Batch,
     Certificate,
@@ -80,26 +81,27 @@ def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 8) -> Arr
 
 
 class Shortest(NamedTuple):
-    """The shortest vector of one problem over its tasks with a gradient: w, z = N w, R as its rounding leaves it."""
+    """The shortest vector of one problem over its tasks with a gradient."""
 
     w: Array
-    z: Array
-    R: Array
-    residual: float | Array
-    value: float | Array  # its squared length as share of (sum_t w_t |g_t|)^2
+    residual: float
+    value: float  # its squared length as share of (sum_t w_t |g_t|)^2
     solved: bool  # to 1e-6 of that, or to the rounding of K
     definite: bool
 
 
 def shortest(p: Gram, i: int) -> Shortest:
     """Problem i of three tasks or more; see `min_norm`."""
-    R, hat, e, nu = p.R[i], p.hat[i], p.e[i], p.nu[i]
-    if p.zero[i].any():
+    R, hat, e, nu, at = p.R[i], p.hat[i], p.e[i], p.nu[i], None
+    if p.zeros and p.zero[i].any():
         at = np.flatnonzero(~p.zero[i])
+        if not len(at):
+            return Shortest(np.full(p.T, 1 / p.T), 0.0, 0.0, True, True)
         own = np.ix_(at, at)
         R, hat, e, nu = R[own], hat[own], e[at], nu[at]
     f, T = factor(R, p.rank), len(R)
-    q = np.ldexp(1 / nu, e.min() - e)
+    powers = np.ldexp(1.0, np.minimum.reduce(e) - e)
+    q = powers / nu
     A, b = np.empty((len(f.F) + 1, T)), np.zeros(len(f.F) + 1)
     A[:-1], A[-1], b[-1] = f.F, q, 1
     z = least_squares(A, b)
@@ -109,29 +111,27 @@ def shortest(p: Gram, i: int) -> Shortest:
     residual, value = judge(f.R, q, z)
     solved = p.coarse or max(residual, p.rank if f.basis is not None else 2 * EPS) <= GREY * value
     if p.cut < value and not solved and T <= MOST:
-        found = exactly(hat, integers(np.ldexp(1.0, e.min() - e)), z > 0)
+        found = exactly(hat, integers(powers), z > 0)
         if found is not None:
             solved, z = True, found * (nu / found.max())
             residual, value = judge(f.R, q, z)
     w = q * z
-    total = w.sum()
-    w = w / total if total > 0 else np.full(T, 1 / T)
-    if T < p.T:
-        spread, R = np.zeros((2, p.T)), np.eye(p.T)
-        spread[:, at], R[own] = (w, z), f.R
-        return Shortest(*spread, R, residual, value, solved, f.definite)
-    return Shortest(w, z, f.R, residual, value, solved, f.definite)
+    w = w / (float(np.add.reduce(w)) or 1.0)
+    if at is not None:
+        w, short = np.zeros(p.T), w
+        w[at] = short
+    return Shortest(w, residual, value, solved, f.definite)
 
 
-def judge(R: Array, q: Array, z: Array) -> tuple[Array, Array]:
-    """Residual of z (..., T) as a shortest vector, and |sum w_t g_t|^2 / (sum w_t |g_t|)^2."""
-    total = np.add.reduce(z, -1, keepdims=True)
-    share = z / np.maximum(total, 1e-300)
-    slope = (R @ share[..., None])[..., 0]
-    value = np.add.reduce(share * slope, -1, keepdims=True)
-    reach = q * (total / np.maximum(np.add.reduce(q * z, -1, keepdims=True), 1e-300))  # W / |g_t|
+def judge(R: Array, q: Array, z: Array) -> tuple[float, float]:
+    """Residual of z as a shortest vector, and |sum w_t g_t|^2 / (sum w_t |g_t|)^2."""
+    total = float(np.add.reduce(z)) or 1.0
+    share = z / total
+    slope = R @ share
+    value = float(share @ slope)
+    reach = q * (total / (float(q @ z) or 1e-300))  # W / |g_t|
     gap = (slope - value * reach) / np.maximum(reach, 1)
-    return np.maximum.reduce(np.abs(np.minimum(share, gap)), -1), value[..., 0]
+    return float(np.maximum.reduce(np.abs(np.minimum(share, gap)))), value
 
 
 def min_norm(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:
@@ -157,16 +157,16 @@ def min_norm(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certific
     if K.shape[-1] == 2:
         return _two_shortest(pairs.pair(K, rounding))
     p = Gram(K, rounding)
-    found = [shortest(p, i) for i in range(len(p))]
-    w = np.array([x.w for x in found]).reshape(len(p), p.T)
-    residual, value = (np.array([x[k] for x in found]) for k in (3, 4))
-    solved, stationary = np.array([x.solved for x in found], bool), value <= p.cut
-    p.bad |= [not x.definite for x in found]
-    if p.zero.any():
-        none = p.zero.any(1)
-        w = np.where(none[:, None], p.zero / np.maximum(p.zero.sum(1, keepdims=True), 1), w)
-        stationary, residual = stationary | none, np.where(none, 0.0, residual)
-    return p.certify("min_norm", w, residual, 1, stationary, solved | stationary)
+    return p.answer("min_norm", [_shortest(p, i) for i in range(len(p))])
+
+
+def _shortest(p: Gram, i: int) -> Answer:
+    if p.zeros and p.zero[i].any():
+        return Answer(p.zero[i] / p.zero[i].sum(), 0.0, 0, True, True)
+    found = shortest(p, i)
+    stationary = found.value <= p.cut
+    good = found.definite and found.residual <= TOLERANCE and (stationary or found.solved)
+    return Answer(found.w, found.residual, 1, good, stationary, found.definite)
 
 
 def _two_shortest(k: pairs.Pair) -> tuple[Tensor, Certificate]:
@@ -209,32 +209,45 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     if K.shape[-1] == 2:
         return _two_cone(pairs.pair(K.expand(*batch, 2, 2), rounding), first, batch)
     p = Gram(K, rounding)
+    factors = [factor(R, p.rank) for R in p.R]
+    if not batch:
+        return p.answer("dual_cone", [_project(p, 0, factors[0], first[0])])
     row = np.broadcast_to(np.arange(len(p)).reshape(p.batch), batch).ravel()
-    top = p.e.max(1, keepdims=True)
-    factors = [factor(r, p.rank) for r in p.R]
-    R = np.array([f.R for f in factors]).reshape(p.R.shape)
-    p.bad |= [not f.definite for f in factors]
-    level = np.array([2 * EPS if f.basis is None else p.rank for f in factors])[row]
-    p = p.spread(batch, row)
-    shift = p.e - top[row]
-    s = np.where(p.zero, 0.0, np.ldexp(first * p.nu, shift))
-    x = np.array([cone(factors[i], one) for i, one in zip(row, s, strict=True)]).reshape(s.shape)
-    x = np.where(p.zero, 0.0, x)
-    residual, value, W = _cone_judge(R[row], s, x)
-    solved = (np.maximum(residual, level) <= GREY * value) | p.coarse
-    loose = np.flatnonzero(~solved & (value > p.cut) & ~p.zero.any(1) & (p.T <= MOST))
-    for i in loose:
-        H, k = integers(p.hat[row[i]])
-        start, j = integers(np.ldexp(first[i], shift[i]))
-        found = exactly(p.hat[row[i]], (-(H @ start), k + j), x[i] > 0)
+    found = [_project(p, i, factors[i], one) for i, one in zip(row, first, strict=True)]
+    return p.spread(batch, row).answer("dual_cone", found)
+
+
+def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
+    e, nu = p.e[i], p.nu[i]
+    shift = e - np.maximum.reduce(e)
+    s = np.ldexp(v * nu, shift)
+    if p.zeros:
+        s[p.zero[i]] = 0
+    x = cone(f, s)
+    if p.zeros:
+        x[p.zero[i]] = 0
+    residual, value, W = _cone_judge(f.R, s, x)
+    solved = p.coarse or max(residual, p.rank if f.basis is not None else 2 * EPS) <= GREY * value
+    if not solved and value > p.cut and p.T <= MOST and not (p.zeros and p.zero[i].any()):
+        H, k = integers(p.hat[i])
+        start, j = integers(np.ldexp(v, shift))
+        found = exactly(p.hat[i], (-(H @ start), k + j), x > 0)
         if found is not None:
-            x[i], solved[i] = found * p.nu[i], True
-    if len(loose):
-        residual, value, W = _cone_judge(R[row], s, x)
-    w = np.where(p.zero, first, first + np.ldexp(x / p.nu, -shift))
+            x, solved = found * nu, True
+            residual, value, W = _cone_judge(f.R, s, x)
     hidden = value <= p.cut
-    stationary = hidden & (value * W**2 <= p.cut * np.abs(s).sum(1) ** 2)
-    return p.certify("dual_cone", w, residual, 1, stationary, np.where(hidden, stationary, solved))
+    stationary = hidden and value * W**2 <= p.cut * float(np.add.reduce(np.abs(s))) ** 2
+    good = f.definite and residual <= TOLERANCE and (stationary if hidden else solved)
+    return Answer(v + np.ldexp(x / nu, -shift), residual, 1, good, stationary, f.definite)
+
+
+def _cone_judge(R: Array, s: Array, x: Array) -> tuple[float, float, float]:
+    """Residual, |sum w_t g_t|^2 / W^2 and W = sum |w_t||g_t|."""
+    z = s + x
+    slope = R @ z
+    W = float(np.add.reduce(np.abs(z)))
+    safe = W or 1.0
+    return float(np.maximum.reduce(np.abs(np.minimum(x, slope)))) / safe, float(z @ slope) / safe**2, W
 
 
 def _two_cone(k: pairs.Pair, v: Array, batch: Batch) -> tuple[Tensor, Certificate]:
@@ -249,12 +262,3 @@ def _two_cone(k: pairs.Pair, v: Array, batch: Batch) -> tuple[Tensor, Certificat
     w = first[0] + x[0] / k.n[0], first[1] + x[1] / k.n[1]
     good = (residual <= TOLERANCE) & (stationary | (hidden == 0))
     return k.certify("dual_cone", w, residual, 1, stationary, good, batch)
-
-
-def _cone_judge(R: Array, s: Array, x: Array) -> tuple[Array, Array, Array]:
-    """Residual, |sum w_t g_t|^2 / W^2 and W = sum |w_t||g_t|."""
-    z = s + x
-    slope = (R @ z[:, :, None])[:, :, 0]
-    W = np.abs(z).sum(1)
-    safe = np.where(W > 0, W, 1.0)
-    return np.abs(np.minimum(x, slope)).max(1) / safe, (z * slope).sum(1) / safe**2, W
