@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtl.solvers import pairs
-from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Flags, Gram, posv, product, solve
+from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Gram, posv, product, solve
 from mtl.solvers.nonneg import shortest
 from mtl.solvers.pairs import FAR
 
@@ -16,13 +16,13 @@ SMALL = 0.1  # a term below this share of its sum may move freely
 LN2 = math.log(2)
 
 
-def _plain(R: Array, alpha: float, gamma: Array, x: Array, steps: int, goal: float) -> tuple[Array, int, Flags]:
+def _plain(R: Array, alpha: float, gamma: Array, x: Array, steps: int, goal: float) -> tuple[Array, int]:
     """Newton on 1/2 v'Rv - sum exp(gamma/alpha) alpha/(alpha-1) v^((alpha-1)/alpha), v <- v exp(-) or v (1 + .).
 
     No line search: at alpha = 1 (where the function is self-concordant) it never needed one, elsewhere the careful
-    method below takes over. Third result: where the last step was below sqrt(goal), so that the error is below `goal`.
+    method below takes over. Ends where the last step was below sqrt(goal), so that the error is below `goal`.
     """
-    done, T, limit = np.zeros(len(x), bool), x.shape[1], math.sqrt(goal)
+    done, T, limit = np.zeros(len(x), bool), x.shape[1], math.sqrt(goal) * min(1, alpha)
     for step in range(1, steps + 1):
         v = np.exp(x)
         u = np.exp((gamma - x) / alpha)
@@ -34,7 +34,7 @@ def _plain(R: Array, alpha: float, gamma: Array, x: Array, steps: int, goal: flo
         done = np.maximum.reduce(np.abs(move), 1) < limit
         if np.logical_and.reduce(done):
             break
-    return x, step, done
+    return x, step
 
 
 def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tuple[Array, int]:
@@ -50,7 +50,7 @@ def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tupl
         reach, left = (R_abs @ v[:, :, None])[:, :, 0], (R @ v[:, :, None])[:, :, 0]
         implied = np.exp((gamma - x) / alpha)
         error = (np.abs(implied - left) / (reach + implied)).max(1, keepdims=True)
-        best, least = np.where(error < least, x, best), np.where(error < least, error, least)
+        best, least = np.where(error < least, x, best), np.fmin(error, least)
         if (least < GOAL).all():
             break
         rho = x + alpha * y - gamma
@@ -73,29 +73,13 @@ def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tupl
     return best, step
 
 
-def _solve(p: Gram, alpha: float, gamma: Array, steps: int) -> tuple[Array, int]:
-    """x = log v with log v + alpha log(R v) = gamma, and the Newton steps taken."""
-    start = gamma / (1 + alpha)
-    if p.T == 1:
-        return start, 0
-    x, count, done = _plain(p.R, alpha, gamma, start, 24, GOAL)
-    left = ~done
-    if left.any():
-        none = np.zeros_like(gamma[left])
-        x[left], more = _careful(
-            p.R[left], alpha, gamma[left], _plain(p.R[left], 1.0, none, none, 40, SMALL)[0], steps
-        )
-        count += more
-    return x, count
-
-
-def _exactly(hat: Array, alpha: float, gamma: Array, v: Array, steps: int = 20) -> tuple[Array, bool]:
+def _exactly(hat: Array, alpha: float, gamma: Array, v: Array, steps: int = 40) -> tuple[Array, bool]:
     """The same Newton steps with v in two parts and the product with K without rounding."""
     rest, T = np.zeros_like(v), len(v)
     for _ in range(steps):
         left = product(hat, v, rest)
         target = np.exp((gamma - np.log(v) - rest / v) / alpha)
-        if (np.abs(target - left) <= 1e-11 * target).all():
+        if v @ np.abs(target - left) <= 1e-11 * (v @ target):  # what matters to d
             return v, True
         A = hat * v[:, None] * v
         A.ravel()[:: T + 1] += target * v / alpha
@@ -141,19 +125,29 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
     p = Gram(K, rounding)
     logs = np.log(p.nu) + LN2 * p.e
     middle = np.add.reduce(logs, 1, keepdims=True) / p.T
-    x, count = _solve(p, alpha, (1 - alpha) * (logs - middle), steps)
-    w = np.exp(x - logs + middle * ((1 - alpha) / (1 + alpha)))
+    gamma = (1 - alpha) * (logs - middle)
+    away = middle * ((1 - alpha) / (1 + alpha)) - logs
+    x, count = _plain(p.R, alpha, gamma, gamma / (1 + alpha), 24, GOAL)
+    w = np.exp(x + away)
+    residual, loss = _judge(p, alpha, w)
+    left = ~(residual < 10 * GOAL)
+    if left.any():
+        R, some = p.R[left], gamma[left]
+        x[left], more = _careful(R, alpha, some, _plain(R, 1.0, 0 * some, 0 * some, 40, SMALL)[0], steps)
+        count += more
+        w = np.exp(x + away)
+        residual, loss = _judge(p, alpha, w)
     v = np.exp(x)
     v[p.zero] = 0
     total, value = np.add.reduce(v, 1), np.add.reduce(v * (p.R @ v[:, :, None])[:, :, 0], 1)
     stationary = value <= p.cut * total * total
-    residual, loss = _judge(p, alpha, w)
     solved = (loss <= GREY) | p.coarse
     if not solved.all() and p.T <= MOST:
         for i in np.flatnonzero(~solved & ~stationary & ~p.zero.any(1) & np.isfinite(w).all(1)):
-            mean = int(p.e[i].mean())
-            fine, solved[i] = _exactly(p.hat[i], alpha, (1 - alpha) * LN2 * (p.e[i] - mean), v[i] / p.nu[i])
-            w[i] = np.ldexp(fine, mean - p.e[i]) * math.exp(-2 * alpha / (1 + alpha) * LN2 * mean)
+            shift = p.e[i] - int(p.e[i].mean())
+            size = math.exp(-2 * alpha / (1 + alpha) * LN2 * int(p.e[i].mean()))
+            fine, solved[i] = _exactly(p.hat[i], alpha, (1 - alpha) * LN2 * shift, np.ldexp(w[i] / size, shift))
+            w[i] = np.ldexp(fine, -shift) * size if solved[i] else w[i]
         residual, _ = _judge(p, alpha, w)
     w[p.zero] = 0
     if not (residual < TOLERANCE).all() or stationary.any():

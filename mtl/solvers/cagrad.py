@@ -43,13 +43,13 @@ class Problem:
         return miss < GOAL
 
     def root(self, p: Array, s: Array) -> float:
-        """mu with |F x| = radius for x = mu p - s, where R p = q and R s = b on the support; NaN without one."""
+        """mu with |F x| = radius, or as near as can be, for x = mu p - s, where R p = q and R s = b on the support."""
         A = float(self.q @ p)
         if not A > 0:
             return math.nan
         half = float(self.q @ s) / A
         square = half**2 - (float(self.b @ s) - self.radius**2) / A
-        return half + math.sqrt(square) if square >= 0 else math.nan
+        return half + math.sqrt(max(square, 0.0))
 
     def chase(self, steps: int = 24) -> bool:
         """Exchange all wrong indices and take the new support's root at once: mostly T/4 steps, but it may cycle."""
@@ -69,10 +69,10 @@ class Problem:
                 return False
             p, s = found.T
             mu = self.root(p, s)
-            if mu == mu and self.see(mu * p - s, mu):
-                return True
             mu = min(max(mu, self.low), self.high) if mu == mu else self.low
             x = mu * p - s
+            if self.see(x, mu):
+                return True
             P = np.where(P, x > 0, self.f.R @ x + self.b - mu * self.q < 0)
         return False
 
@@ -82,7 +82,7 @@ class Problem:
         size = float(np.abs(h).max())
         u = least_squares(np.concatenate([self.f.F, h[None] / size]), np.eye(len(self.f.F) + 1)[-1])
         rest = 1 - float(h @ u) / size
-        return size * u / rest if rest > 0 else np.full_like(u, np.inf)
+        return size * u / rest if rest > 64 * EPS else np.full_like(u, np.inf)  # no such point
 
     def nest(self, steps: int = 60) -> None:
         """Newton on the distance of that point, convex in mu, or on its square, which is quadratic on a support."""

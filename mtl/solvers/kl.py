@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtl.solvers.certificate import TOLERANCE, Array, Certificate, back, certificate, host
+from mtl.solvers.pairs import ONE
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,43 @@ def _tilt(a: Array, k: Array) -> Array:
     return found
 
 
-def _root(a: Array, rho: float, steps: int = 60) -> tuple[Array, int]:
-    """k in (0, 1] with KL(p_k || uniform) = rho, k (B, 1), for log q = a with maximum 0 outside the ball; steps taken.
+def _root(a: Array, rho: float, m: Any, steps: int = 60) -> tuple[Any, int]:
+    """k in (0, 1] with KL(p_k || uniform) = rho, 1 inside the ball, for log q = a with maximum 0; and the steps taken.
 
-    Newton on the root of KL, which is nearly linear in k while p is near the uniform one, between bounds:
-    k >= sqrt(8 rho)/range(a) (Hoeffding), k <= 1.
+    `m` is `ONE` for a (T,), NumPy for (B, T). Newton on the root of KL, which is nearly linear in k while p is near the
+    uniform one, between bounds: k >= sqrt(8 rho)/range(a) (Hoeffding), k <= 1.
     """
-    low = np.minimum(math.sqrt(8 * rho) / np.maximum(-a.min(1, keepdims=True), 1e-300), 1)
-    high, k, step = np.ones_like(low), low, 0
+    T, square, one = a.shape[-1], a * a, np.ones(a.shape[-1])
+    log_T, root = math.log(T), math.sqrt(rho)
+
+    def dot(x: Array, y: Array) -> Any:
+        return float(x @ y) if m is ONE else np.add.reduce(x * y, 1)
+
+    def at(k: Any) -> tuple[Any, Any]:
+        """KL and its slope in k."""
+        scaled = k * a if m is ONE else k[:, None] * a
+        e = np.exp(scaled)
+        s = dot(e, one)
+        mean = dot(e, a) / s
+        slope = k * m.maximum(dot(e, square) / s - mean * mean, 0.0)
+        if rho > 1e-4:
+            return log_T + k * mean - m.log(s), slope
+        found = _kl(scaled - (m.log(s) if m is ONE else np.log(s)[:, None]))
+        return (float(found) if m is ONE else found), slope
+
+    low = m.minimum(math.sqrt(8 * rho) / m.maximum(-np.minimum.reduce(a, -1), 1e-300), 1.0)
+    high = low * 0 + 1.0
+    inside = at(high)[0] <= rho
+    k, step = m.where(inside, 1.0, low), 0
     for step in range(1, steps):
-        log_p = _tilt(a, k)
-        kl = _kl(log_p)[:, None]
+        kl, slope = at(k)
         gap = kl - rho
-        if (np.abs(gap) <= 4e-16 * (rho + math.log(a.shape[1]) * (rho > 1e-3))).all():
+        if m.max(m.where(inside, 0.0, m.abs(gap))) <= 1e-15 * (log_T if rho > 1e-4 else rho):
             break
-        p = np.exp(log_p)
-        mean = (p * a).sum(1, keepdims=True)
-        slope = k * (p * (a - mean) ** 2).sum(1, keepdims=True)
-        low, high = np.where(gap < 0, k, low), np.where(gap < 0, high, k)
-        root = np.sqrt(kl)
-        trial = k - 2 * root * gap / ((math.sqrt(rho) + root) * slope)
-        k = np.where((low < trial) & (trial < high), trial, np.sqrt(low * high))
+        low, high = m.where(gap < 0, k, low), m.where(gap < 0, high, k)
+        own = m.sqrt(m.maximum(kl, 0.0))
+        trial = k - 2 * own * gap / m.maximum((root + own) * slope, 1e-300)
+        k = m.where(inside, 1.0, m.where((low < trial) & (trial < high), trial, m.sqrt(low * high)))
     return k, step
 
 
@@ -69,7 +87,7 @@ def _edge(rho: float) -> float:
     """Log odds of the outermost p of two tasks in the ball; infinite where that is the whole simplex."""
     if rho >= math.log(2):
         return math.inf
-    return 800 * float(_root(np.array([[0.0, -800.0]]), rho, 200)[0].item())
+    return 800 * float(_root(np.array([0.0, -800.0]), rho, ONE, 200)[0])
 
 
 @np.errstate(all="ignore")
@@ -100,20 +118,18 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     whole = np.maximum(host(log_p), -1e15) + eta * host(payoff)
     batch, T = whole.shape[:-1], whole.shape[-1]
     a = whole.reshape(-1, T)
-    a = a - a.max(1, keepdims=True)
-    k, steps = np.ones((len(a), 1)), 0
+    a = a - np.maximum.reduce(a, 1, keepdims=True)
+    k, steps = np.ones(len(a)), 0
     if rho == 0:
-        k[:], binding = 0, np.ones(len(a), bool)
+        k[:] = 0
     elif T == 2:
-        odds = -a.min(1, keepdims=True)
-        binding = (odds > _edge(rho))[:, 0]
-        k = np.where(binding[:, None], _edge(rho) / odds, 1.0)
+        odds = -np.minimum.reduce(a, 1)
+        k = np.where(odds > _edge(rho), _edge(rho) / odds, 1.0)
+    elif len(a) == 1 and math.isfinite(np.add.reduce(a, None)):
+        k[0], steps = _root(a[0], rho, ONE)
     else:
-        binding = _kl(_tilt(a, k)) > rho
-        if binding.all():
-            k, steps = _root(a, rho)
-        elif binding.any():
-            k[binding], steps = _root(a[binding], rho)
+        k, steps = _root(a, rho, np)
+    k, binding = k[:, None], k < 1
     new = _tilt(a, k)
     miss = _kl(new) - rho
     miss = np.where(binding, np.abs(miss), np.maximum(miss, 0)) / (rho or 1.0)

@@ -172,7 +172,7 @@ def cagrad(k: Pair, ratio: float, none: Any) -> tuple[Two, Any]:
     mu = m.where(near, 0.0, (x[0] * y[0] + x[1] * y[1]) / m.maximum(used, TINY))
     far = m.where(near, 0.0, m.abs(x[0] * Rx[0] + x[1] * Rx[1] - square))
     miss = [m.abs(m.minimum(x[i], y[i] - mu * q[i])) for i in (0, 1)]
-    return x, m.maximum(m.maximum(*miss), far) / (1 + x[0] + x[1])
+    return x, m.where(square > 0, m.maximum(m.maximum(*miss), far) / (1 + x[0] + x[1]), 0.0)
 
 
 def fair(k: Pair, shift: Any, alpha: float, steps: int = 60) -> Two:
