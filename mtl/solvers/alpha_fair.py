@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from mtl.solvers import pairs
@@ -123,6 +123,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
     if K.shape[-1] == 2:
         return _two(pairs.pair(K, rounding), alpha)
     p = Gram(K, rounding)
+    p.bad |= [lapack.dpotrf(R + p.cut * np.eye(p.T))[1] != 0 for R in p.R]
     logs = np.log(p.nu) + LN2 * p.e
     middle = np.add.reduce(logs, 1, keepdims=True) / p.T
     gamma = (1 - alpha) * (logs - middle)

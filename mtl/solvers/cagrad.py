@@ -146,7 +146,7 @@ def _one(p: Gram, i: int, c: float) -> Answer:
     R, n = (p.R[i][np.ix_(at, at)], n[at]) if some else (p.R[i], n)
     if not len(at):
         return Answer(np.full(p.T, 1 / p.T), 0.0, 0, True, True)
-    f, size = factor(R, p.rank), float(np.add.reduce(n))
+    f, size = factor(R, p.cut), float(np.add.reduce(n))
     a = Problem(f, np.minimum.reduce(n) / n, n / size, c)
     found = a.radius > 0 and f.basis is None and a.chase()
     sure = found and a.mu > 0 and a.length > p.cut

@@ -84,14 +84,12 @@ class Gram:
 
     `hat` = 2^-e K 2^-e is exact, whatever the scale of the tasks, its diagonal nu^2 in [1/4, 1). A zero row has nu = 1,
     R = 1 on the diagonal and is marked in `zero`; K that is no Gram matrix is marked in `bad`. `cut`: the share of
-    (sum_t w_t |g_t|)^2 below which |sum_t w_t g_t|^2 is rounding; `rank`: the same for eigenvalues of R. A K in float64
-    is taken at its word down to T eps.
+    (sum_t w_t |g_t|)^2 below which |sum_t w_t g_t|^2 is rounding, and the eigenvalue of R below which it is.
     """
 
     def __init__(self, K: Tensor, given: float | None) -> None:
         self.like, self.T = K, K.shape[-1]
-        flat, self.cut, self.rank = read(K, given)
-        self.coarse = self.rank == self.cut
+        flat, self.cut, self.coarse = read(K, given)
         self.batch: Batch = K.shape[:-2]
         own = _diagonal(flat)
         self.zero, self.bad, self.zeros = own == 0, np.zeros(len(flat), bool), False
@@ -232,8 +230,8 @@ def certificate(
     return Certificate(solver, *told)
 
 
-def read(K: Tensor, given: float | None) -> tuple[Array, float, float]:
-    """K (B, T, T) in float64 on the host, and the shares of `Gram.cut` and `Gram.rank`.
+def read(K: Tensor, given: float | None) -> tuple[Array, float, bool]:
+    """K (B, T, T) in float64 on the host, `Gram.cut`, and whether K is rounded more coarsely than float64.
 
     Raises:
         ValueError: K is not square in its last two dimensions, is empty, or is not floating point.
@@ -245,7 +243,7 @@ def read(K: Tensor, given: float | None) -> tuple[Array, float, float]:
     if given is not None and not 0 <= given < 1:
         raise ValueError(f"rounding: must be in [0, 1), found {given}")
     T, small = K.shape[-1], max(torch.finfo(K.dtype).eps if given is None else given, EPS)
-    return host(K).reshape(-1, T, T), 4 * T * small, (4 if small > EPS else 1) * T * small
+    return host(K).reshape(-1, T, T), 4 * T * small, small > EPS
 
 
 def host(x: Tensor) -> Array:
@@ -291,11 +289,18 @@ class Factor:
 
 def factor(R: Array, rank: float) -> Factor:
     """F by Cholesky where all eigenvalues of R exceed `rank`, else by those that do: what lies below is zero."""
-    _, short = lapack.dpotrf(R - rank * _eye(len(R)), lower=0)
+    T = len(R)
+    _, short = lapack.dpotrf(R - rank * _eye(T), lower=0)
     if short == 0:
         return Factor(lapack.dpotrf(R, lower=0, clean=1)[0], R)
     values, V = np.linalg.eigh(R)
     kept = values > rank
+    if kept.sum() == T - 1:  # one relation: tasks whose share in it is rounding have none
+        relation = np.where(np.abs(V[:, 0]) > math.sqrt(rank), V[:, 0], 0)
+        off = _eye(T) - np.outer(relation, relation) / (relation @ relation)
+        lowest = values[0]
+        values, V = np.linalg.eigh(off @ R @ off)
+        values[0], kept = min(lowest, values[0]), np.arange(T) > 0
     basis = V[:, kept].T
     F = np.sqrt(values[kept])[:, None] * basis
     return Factor(F, F.T @ F, basis, bool(values[0] >= -4 * rank))

@@ -50,7 +50,7 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
             at = np.flatnonzero(~p.zero[i])
             if len(at):
                 own = np.ix_(at, at)
-                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.rank, q[i, at])
+                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.cut, q[i, at])
                 p.bad[i] |= not definite
     none = p.zero.all(1)
     w = np.where(none[:, None], 1 / p.T, q * z)

@@ -48,7 +48,8 @@ def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
     for _ in range(steps):
         found = np.maximum(dual @ A, 0)
         gap = b - A @ found
-        if np.abs(gap).max(initial=0) <= 4 * EPS * np.abs(b).max(initial=0):
+        noise = 4 * EPS * (np.abs(A) @ found).max(initial=0)
+        if np.abs(gap).max(initial=0) <= noise:
             return found
         move, fine = posv((A * (found > 0)) @ A.T + wide, gap)
         if not fine:
@@ -59,8 +60,7 @@ def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
         ):
             t /= 2
         dual = dual + t * move
-    small = np.abs(gap).max() <= 1e-13 * np.abs(b).max()
-    return found if small else x
+    return found if np.abs(gap).max() <= 64 * noise else x
 
 
 def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 8) -> Array | None:
@@ -99,7 +99,7 @@ def shortest(p: Gram, i: int) -> Shortest:
             return Shortest(np.full(p.T, 1 / p.T), 0.0, 0.0, True, True)
         own = np.ix_(at, at)
         R, hat, e, nu = R[own], hat[own], e[at], nu[at]
-    f, T = factor(R, p.rank), len(R)
+    f, T = factor(R, p.cut), len(R)
     powers = np.ldexp(1.0, np.minimum.reduce(e) - e)
     q = powers / nu
     A, b = np.empty((len(f.F) + 1, T)), np.zeros(len(f.F) + 1)
@@ -109,7 +109,7 @@ def shortest(p: Gram, i: int) -> Shortest:
         A = np.concatenate([f.basis, q[None]])
         z = least_norm(A, z, (f.R @ z + q * (q @ z - 1) <= 1e-11) | (z > 0))
     residual, value = judge(f.R, q, z)
-    solved = p.coarse or max(residual, p.rank if f.basis is not None else 2 * EPS) <= GREY * value
+    solved = p.coarse or max(residual, p.cut if f.basis is not None else 2 * EPS) <= GREY * value
     if p.cut < value and not solved and T <= MOST:
         found = exactly(hat, integers(powers), z > 0)
         if found is not None:
@@ -209,7 +209,7 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     if K.shape[-1] == 2:
         return _two_cone(pairs.pair(K.expand(*batch, 2, 2), rounding), first, batch)
     p = Gram(K, rounding)
-    factors = [factor(R, p.rank) for R in p.R]
+    factors = [factor(R, p.cut) for R in p.R]
     if not batch:
         return p.answer("dual_cone", [_project(p, 0, factors[0], first[0])])
     row = np.broadcast_to(np.arange(len(p)).reshape(p.batch), batch).ravel()
@@ -227,7 +227,7 @@ def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
     if p.zeros:
         x[p.zero[i]] = 0
     residual, value, W = _cone_judge(f.R, s, x)
-    solved = p.coarse or max(residual, p.rank if f.basis is not None else 2 * EPS) <= GREY * value
+    solved = p.coarse or max(residual, p.cut if f.basis is not None else 2 * EPS) <= GREY * value
     if not solved and value > p.cut and p.T <= MOST and not (p.zeros and p.zero[i].any()):
         H, k = integers(p.hat[i])
         start, j = integers(np.ldexp(v, shift))

@@ -34,7 +34,6 @@ class Pair(NamedTuple):
     zero: Two
     bad: Any
     cut: float
-    rank: float
     m: Any
     like: Tensor
 
@@ -58,7 +57,7 @@ class Pair(NamedTuple):
 
 def pair(K: Tensor, given: float | None) -> Pair:
     """K (..., 2, 2) as numbers or as columns; a zero row has norm 1 in `n` and is marked in `zero`."""
-    flat, cut, rank = read(K, given)
+    flat, cut, _ = read(K, given)
     m: Any = ONE if len(flat) == 1 else np
     if m is ONE:
         (a, b), (_, c) = flat[0].tolist()
@@ -74,7 +73,7 @@ def pair(K: Tensor, given: float | None) -> Pair:
     n = m.sqrt(one), m.sqrt(two)
     r = small[1] / (n[0] * n[1])
     bad = (fine == 0) | (a < 0) | (c < 0) | ((zero[0] | zero[1]) & (b != 0)) | (m.abs(r) > 1 + cut)
-    return Pair(*small, n, m.where(bad, 0.0, r), m.where(bad, 1.0, sine(one, small[1], two)), top, zero, bad, cut, rank, m, K)
+    return Pair(*small, n, m.where(bad, 0.0, r), m.where(bad, 1.0, sine(one, small[1], two)), top, zero, bad, cut, m, K)
 
 
 def sine(a: Any, b: Any, c: Any) -> Any:
@@ -96,7 +95,7 @@ def shortest(k: Pair) -> tuple[Two, Any, Any]:
     """w ~ (c - b, a - b), cut at 0; its residual as in `min_norm`, and |d|^2 / (sum w_t |g_t|)^2."""
     m = k.m
     one, two, both = m.maximum(k.c - k.b, 0.0), m.maximum(k.a - k.b, 0.0), k.a + k.c
-    twins = both - 2 * k.b <= 0.5 * k.rank * both  # any weights do: the mean
+    twins = both - 2 * k.b <= 0.5 * k.cut * both  # any weights do: the mean
     one, two = m.where(twins, 0.5, one), m.where(twins, 0.5, two)
     total = m.maximum(one + two, TINY)
     w = one / total, two / total
