@@ -41,8 +41,8 @@ def backward(
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
     `check`: losses and K are always checked; "raise" waits for the device once; "defer" raises at a later call or in
-    `step.check()`, and waits only for methods that solve a problem (`Method.solves`), once, since on a GPU K comes along
-    and they solve on the host. On CUDA the weights' check is always deferred, and a sparse embedding costs one
+    `step.check()`, and waits only for methods that solve a problem (`Method.solves`), once, since on a GPU K comes
+    along and they solve on the host. On CUDA the weights' check is always deferred, and a sparse embedding costs one
     more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
     `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,
     `step.overflow` is set and `scaler.step` skips the update.

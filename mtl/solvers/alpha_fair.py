@@ -168,7 +168,9 @@ def _two(k: pairs.Pair, alpha: float) -> tuple[Tensor, Certificate]:
     shift = (1 - alpha) * (logs[0] - logs[1])
     x = pairs.fair(k, shift, alpha)
     v = [m.exp(m.minimum(m.maximum(z, -FAR), FAR)) for z in x]
-    right = [m.exp(m.minimum(m.maximum((g - z) / alpha, -FAR), FAR)) for g, z in zip((shift / 2, -shift / 2), x, strict=True)]
+    right = [
+        m.exp(m.minimum(m.maximum((g - z) / alpha, -FAR), FAR)) for g, z in zip((shift / 2, -shift / 2), x, strict=True)
+    ]
     residual, value = pairs.fair_judge(k, v, right)
     middle = (1 - alpha) / (1 + alpha) * (0.5 * (logs[0] + logs[1]) + LN2 * k.top) - LN2 * k.top
     w = [m.exp(m.minimum(m.maximum(x[i] - logs[i] + middle, -FAR), FAR)) for i in both]

@@ -3,12 +3,25 @@
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mtl.solvers import pairs
-from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Answer, Array, Certificate, Factor, Gram, back, factor, host
-from mtl.solvers.certificate import posv, product
+from mtl.solvers.certificate import (
+    EPS,
+    GREY,
+    MOST,
+    TOLERANCE,
+    Answer,
+    Array,
+    Certificate,
+    Factor,
+    Gram,
+    back,
+    factor,
+    host,
+    posv,
+    product,
+)
 from mtl.solvers.nonneg import cone, least_norm, least_squares, shortest
 
 GOAL = 1e-13
@@ -150,7 +163,7 @@ def _one(p: Gram, i: int, c: float) -> Answer:
     a = Problem(f, np.minimum.reduce(n) / n, n / size, c)
     found = a.radius > 0 and f.basis is None and a.chase()
     sure = found and a.mu > 0 and a.length > p.cut
-    none = some or not sure and shortest(p, i).value <= p.cut
+    none = some or (not sure and shortest(p, i).value <= p.cut)
     if none and a.radius > 0:  # the best that is left has min <g, d> = 0: the one nearest to g0, if in the ball
         x = cone(f, a.s)
         if found := bool(x @ f.R @ x <= a.radius**2 * (1 + 1e-9)):

@@ -218,13 +218,13 @@ def alone(
     return out, Certificate(solver, exact, _constant(int(np.max(steps)) if type(steps) is not int else steps), *flags)
 
 
-def certificate(
-    solver: str, batch: Batch, residual: Array, steps: Any, good: Flags, stationary: Flags
-) -> Certificate:
+def certificate(solver: str, batch: Batch, residual: Array, steps: Any, good: Flags, stationary: Flags) -> Certificate:
     """Arrays (B,) as a certificate of the batch shape."""
     if not batch:
         exact = torch.scalar_tensor(float(residual[0]), dtype=torch.float64)
-        return Certificate(solver, exact, _constant(int(steps)), _constant(bool(good[0])), _constant(bool(stationary[0])))
+        return Certificate(
+            solver, exact, _constant(int(steps)), _constant(bool(good[0])), _constant(bool(stationary[0]))
+        )
     counts = np.broadcast_to(np.asarray(steps, dtype=np.int64), residual.shape).copy()
     told = [torch.from_numpy(x.reshape(batch)) for x in (residual, counts, good, stationary)]
     return Certificate(solver, *told)
@@ -350,4 +350,3 @@ def solve_exactly(A: Any, b: Any) -> tuple[Any, int] | None:
         M = (row[k] * M - M[:, k : k + 1] * row) // last
         M[k], last = row, row[k]
     return M[:, -1], int(last)
-

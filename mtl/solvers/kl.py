@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mtl.solvers.certificate import TOLERANCE, Array, Certificate, back, certificate, host

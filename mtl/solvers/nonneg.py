@@ -63,7 +63,7 @@ def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
     return found if np.abs(gap).max() <= 64 * noise else x
 
 
-def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 8) -> Array | None:
+def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 20) -> Array | None:
     """x >= 0 with H x >= c and equality where x > 0, from a support P nearly right; in integers, rounded at the end."""
     (H, k), (b, j) = integers(hat), c
     for _ in range(rounds):
@@ -227,17 +227,18 @@ def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
     if p.zeros:
         x[p.zero[i]] = 0
     residual, value, W = _cone_judge(f.R, s, x)
-    solved = p.coarse or max(residual, p.cut if f.basis is not None else 2 * EPS) <= GREY * value
-    if not solved and value > p.cut and p.T <= MOST and not (p.zeros and p.zero[i].any()):
+    level = max(residual, p.cut if f.basis is not None else 2 * EPS)
+    seen = p.cut * float(np.add.reduce(np.abs(s))) ** 2  # a shorter |d|^2 is rounding beside what is projected
+    solved = value > p.cut and (p.coarse or level <= GREY * value)
+    if not solved and value * W**2 > seen and not p.coarse and p.T <= MOST and not (p.zeros and p.zero[i].any()):
         H, k = integers(p.hat[i])
         start, j = integers(np.ldexp(v, shift))
         found = exactly(p.hat[i], (-(H @ start), k + j), x > 0)
         if found is not None:
             x, solved = found * nu, True
             residual, value, W = _cone_judge(f.R, s, x)
-    hidden = value <= p.cut
-    stationary = hidden and value * W**2 <= p.cut * float(np.add.reduce(np.abs(s))) ** 2
-    good = f.definite and residual <= TOLERANCE and (stationary if hidden else solved)
+    stationary = value <= p.cut and value * W**2 <= seen
+    good = f.definite and residual <= TOLERANCE and (stationary or solved)
     return Answer(v + np.ldexp(x / nu, -shift), residual, 1, good, stationary, f.definite)
 
 

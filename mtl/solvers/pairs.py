@@ -52,7 +52,9 @@ class Pair(NamedTuple):
         if self.m is ONE:
             rows = (np.array([x]) for x in (residual, good, stationary, self.bad))
             return answer(solver, self.like, batch, np.array([w]), np.array([self.n]), steps, *rows)
-        return answer(solver, self.like, batch, np.stack(w, 1), np.stack(self.n, 1), steps, residual, good, stationary, self.bad)
+        return answer(
+            solver, self.like, batch, np.stack(w, 1), np.stack(self.n, 1), steps, residual, good, stationary, self.bad
+        )
 
 
 def pair(K: Tensor, given: float | None) -> Pair:
@@ -61,7 +63,7 @@ def pair(K: Tensor, given: float | None) -> Pair:
     m: Any = ONE if len(flat) == 1 else np
     if m is ONE:
         (a, b), (_, c) = flat[0].tolist()
-        fine = math.isfinite(a + abs(b) + c) or math.isfinite(a) and math.isfinite(b) and math.isfinite(c)
+        fine = math.isfinite(a + abs(b) + c) or (math.isfinite(a) and math.isfinite(b) and math.isfinite(c))
     else:
         a, b, c = flat[:, 0, 0], flat[:, 0, 1], flat[:, 1, 1]
         fine = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
@@ -208,4 +210,3 @@ def fair_judge(k: Pair, v: Two, right: Two) -> Two:
     miss = [m.abs(left[i] - right[i]) / (reach[i] + right[i]) for i in (0, 1)]
     W = v[0] + v[1]
     return m.maximum(*miss), v[0] / W * (left[0] / W) + v[1] / W * (left[1] / W)
-

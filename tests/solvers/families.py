@@ -66,7 +66,9 @@ FAMILIES: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
     **{f"scale {size:g}": scaled(size) for size in (0.0, 1e-15, 1e-5, 1e5, 1e15)},
 }
 DTYPES = (torch.float32, torch.float64)
-CONSISTENT = [name for name in FAMILIES if name not in ("normal", "low rank", "rank one", "weakly stationary", "scale 0")]
+CONSISTENT = [
+    name for name in FAMILIES if name not in ("normal", "low rank", "rank one", "weakly stationary", "scale 0")
+]
 """Some direction improves all tasks."""
 
 

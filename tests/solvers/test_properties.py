@@ -245,7 +245,9 @@ def test_rounded_gradients_of_low_rank_in_any_order(name: str, D: int, rank: int
     hyper = {"rho": 0.1} if name == "emtl" else {}
     for seed in range(3):
         g = torch.Generator().manual_seed(100 * rank + seed)
-        G = (torch.randn(20, rank, generator=g, dtype=torch.float64) @ torch.randn(rank, D, generator=g).double()).float()
+        G = (
+            torch.randn(20, rank, generator=g, dtype=torch.float64) @ torch.randn(rank, D, generator=g).double()
+        ).float()
         order, losses = torch.randperm(20, generator=g), torch.rand(20, generator=g) + 0.5
         a = aggregate(name, grads=G, losses=losses, **hyper)
         b = aggregate(name, grads=G[order], losses=losses[order], **hyper)
