@@ -23,7 +23,9 @@ def _plain(R: Array, alpha: float, gamma: Array, x: Array, steps: int, goal: flo
     method below takes over. Ends where the last step was below sqrt(goal), so that the error is below `goal`.
     """
     done, T, limit = np.zeros(len(x), bool), x.shape[1], math.sqrt(goal) * min(1, alpha)
-    for step in range(1, steps + 1):
+    step = 0
+    while step < steps:
+        step += 1
         v = np.exp(x)
         u = np.exp((gamma - x) / alpha)
         H = R.copy()
@@ -45,7 +47,9 @@ def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tupl
     is what makes alpha = 20 with weights over 100 decades take a dozen steps instead of a hundred.
     """
     R_abs, y, best, least = np.abs(R), -x, x, np.full((len(x), 1), np.inf)
-    for step in range(steps):
+    step = 0
+    while step < steps:
+        step += 1
         v, u = np.exp(x), np.exp(y)
         reach, left = (R_abs @ v[:, :, None])[:, :, 0], (R @ v[:, :, None])[:, :, 0]
         implied = np.exp((gamma - x) / alpha)
@@ -153,7 +157,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
     w[p.zero] = 0
     if not (residual < TOLERANCE).all() or stationary.any():
         for i in np.flatnonzero((stationary | ~(residual < TOLERANCE)) & ~p.zero.all(1)):
-            short = shortest(p, i)
+            short = shortest(p, int(i))
             stationary[i] |= short.value <= p.cut
             w[i] = short.w if stationary[i] else w[i]
     if p.zero.any():
@@ -168,10 +172,9 @@ def _two(k: pairs.Pair, alpha: float) -> tuple[Tensor, Certificate]:
     shift = (1 - alpha) * (logs[0] - logs[1])
     x = pairs.fair(k, shift, alpha)
     v = [m.exp(m.minimum(m.maximum(z, -FAR), FAR)) for z in x]
-    right = [
-        m.exp(m.minimum(m.maximum((g - z) / alpha, -FAR), FAR)) for g, z in zip((shift / 2, -shift / 2), x, strict=True)
-    ]
-    residual, value = pairs.fair_judge(k, v, right)
+    gaps = shift / 2 - x[0], -shift / 2 - x[1]
+    right = [m.exp(m.minimum(m.maximum(gap / alpha, -FAR), FAR)) for gap in gaps]
+    residual, value = pairs.fair_judge(k, (v[0], v[1]), (right[0], right[1]))
     middle = (1 - alpha) / (1 + alpha) * (0.5 * (logs[0] + logs[1]) + LN2 * k.top) - LN2 * k.top
     w = [m.exp(m.minimum(m.maximum(x[i] - logs[i] + middle, -FAR), FAR)) for i in both]
     good = (residual <= TOLERANCE) & (m.abs(middle) < FAR)

@@ -113,7 +113,7 @@ class Problem:
                 rhs = np.stack([self.q[at], self.b[at]], 1)
                 p, s = np.zeros((2, len(x)))
                 try:
-                    top = np.linalg.qr(part, mode="r")
+                    top: Array = np.linalg.qr(part)[1]
                     p[at], s[at] = np.linalg.solve(top, np.linalg.solve(top.T, rhs)).T
                     trial = self.root(p, s)
                     if trial == trial and self.see(trial * p - s, trial):

@@ -132,10 +132,10 @@ class Gram:
                 solver, self.like, one.w.tolist(), one.steps, one.residual, one.good, one.stationary, bad, sizes
             )
         w = np.array([x.w for x in found]).reshape(-1, self.T)
-        told = [np.array([x[k] for x in found], dtype=t) for k, t in ((1, float), (3, bool), (4, bool))]
+        told: list[Any] = [np.array([x[k] for x in found], dtype=t) for k, t in ((1, float), (3, bool), (4, bool))]
         steps = np.array([x.steps for x in found], dtype=np.int64)
         bad = self.bad | np.array([not x.definite for x in found], bool)
-        return answer(solver, self.like, self.batch, w, self.norms, steps, *told, bad)
+        return answer(solver, self.like, self.batch, w, self.norms, steps, told[0], told[1], told[2], bad)
 
     @property
     def norms(self) -> Array:
@@ -262,14 +262,15 @@ def back(x: Array, like: Tensor) -> Tensor:
 def posv(A: Array, b: Array) -> tuple[Array, bool]:
     """A^-1 b of one symmetric A (T, T) by Cholesky, and whether A is positive definite."""
     _, x, info = lapack.dposv(A, b, lower=1)
-    return x, info == 0
+    found: Array = x
+    return found, info == 0
 
 
 def solve(A: Array, b: Array) -> Array:
     """A^-1 b over a batch of positive definite A (B, T, T), b (B, T); NaN where that fails."""
     if len(A) == 1:
         x, fine = posv(A[0], b[0])
-        return x[None] if fine else np.full_like(b, np.nan)
+        return x[None] if fine else np.full(b.shape, np.nan)
     try:
         found: Array = np.linalg.solve(A, b[:, :, None])[:, :, 0]
         return found

@@ -69,7 +69,8 @@ def _root(a: Array, rho: float, m: Any, steps: int = 60) -> tuple[Any, int]:
     high = low * 0 + 1.0
     inside = at(high)[0] <= rho
     k, step = m.where(inside, 1.0, low), 0
-    for step in range(1, steps):
+    while step < steps:
+        step += 1
         kl, slope = at(k)
         gap = kl - rho
         if m.max(m.where(inside, 0.0, m.abs(gap))) <= 1e-15 * (log_T if rho > 1e-4 else rho):

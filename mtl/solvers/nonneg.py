@@ -1,5 +1,6 @@
-"""min 1/2 x'Rx - c'x over x >= 0, and the two problems of the field that are of this form: shortest vector, dual cone."""
+"""min 1/2 x'Rx - c'x over x >= 0, and the two problems of this form: shortest vector of a hull, dual cone."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -202,18 +203,18 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     >>> w.tolist()
     [1.0, 0.25]
     """
-    batch = np.broadcast_shapes(K.shape[:-2], v.shape[:-1])
-    first = np.broadcast_to(host(v), (*batch, v.shape[-1])).reshape(-1, v.shape[-1])
-    if not np.isfinite(first).all():
+    batch: Batch = () if K.ndim == 2 and v.ndim == 1 else np.broadcast_shapes(K.shape[:-2], v.shape[:-1])
+    first = host(v)[None] if not batch else np.broadcast_to(host(v), (*batch, v.shape[-1])).reshape(-1, v.shape[-1])
+    if not math.isfinite(np.add.reduce(first, None)) and not np.isfinite(first).all():
         raise ValueError("v: must be finite, found NaN or infinity")
     if K.shape[-1] == 2:
-        return _two_cone(pairs.pair(K.expand(*batch, 2, 2), rounding), first, batch)
+        return _two_cone(pairs.pair(K.expand(*batch, 2, 2) if batch else K, rounding), first, batch)
     p = Gram(K, rounding)
     factors = [factor(R, p.cut) for R in p.R]
     if not batch:
         return p.answer("dual_cone", [_project(p, 0, factors[0], first[0])])
     row = np.broadcast_to(np.arange(len(p)).reshape(p.batch), batch).ravel()
-    found = [_project(p, i, factors[i], one) for i, one in zip(row, first, strict=True)]
+    found = [_project(p, i, factors[i], one) for i, one in zip(row.tolist(), first, strict=True)]
     return p.spread(batch, row).answer("dual_cone", found)
 
 

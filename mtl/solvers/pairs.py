@@ -61,6 +61,7 @@ def pair(K: Tensor, given: float | None) -> Pair:
     """K (..., 2, 2) as numbers or as columns; a zero row has norm 1 in `n` and is marked in `zero`."""
     flat, cut, _ = read(K, given)
     m: Any = ONE if len(flat) == 1 else np
+    fine: Any
     if m is ONE:
         (a, b), (_, c) = flat[0].tolist()
         fine = math.isfinite(a + abs(b) + c) or (math.isfinite(a) and math.isfinite(b) and math.isfinite(c))
@@ -75,7 +76,8 @@ def pair(K: Tensor, given: float | None) -> Pair:
     n = m.sqrt(one), m.sqrt(two)
     r = small[1] / (n[0] * n[1])
     bad = (fine == 0) | (a < 0) | (c < 0) | ((zero[0] | zero[1]) & (b != 0)) | (m.abs(r) > 1 + cut)
-    return Pair(*small, n, m.where(bad, 0.0, r), m.where(bad, 1.0, sine(one, small[1], two)), top, zero, bad, cut, m, K)
+    r, off = m.where(bad, 0.0, r), m.where(bad, 1.0, sine(one, small[1], two))
+    return Pair(small[0], small[1], small[2], n, r, off, top, zero, bad, cut, m, K)
 
 
 def sine(a: Any, b: Any, c: Any) -> Any:

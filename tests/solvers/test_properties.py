@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_near_opposed_gradients_against_rational_arithmetic(T: int) -> None:
         w, proof = solvers.dual_cone(K, v)
         if bool(proof.converged & ~proof.stationary):
             s = [Fraction(value) for value in v.tolist()]
-            x = complementary(Q, [-sum(Q[i][j] * s[j] for j in range(T)) for i in range(T)])
+            x = complementary(Q, [-sum((Q[i][j] * s[j] for j in range(T)), Fraction(0)) for i in range(T)])
             assert x is not None
             right = square(Q, [a + b for a, b in zip(s, x, strict=True)])
             assert abs(float(square(Q, [Fraction(value) for value in w.tolist()]) / right) - 1) < 1e-6
@@ -242,7 +243,7 @@ def test_weights_that_underflow_are_said_not_to_be_solved() -> None:
 @pytest.mark.parametrize("D", [10, 100])
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_rounded_gradients_of_low_rank_in_any_order(name: str, D: int, rank: int) -> None:
-    hyper = {"rho": 0.1} if name == "emtl" else {}
+    hyper: dict[str, Any] = {"rho": 0.1} if name == "emtl" else {}
     for seed in range(3):
         g = torch.Generator().manual_seed(100 * rank + seed)
         G = (
