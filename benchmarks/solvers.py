@@ -42,10 +42,10 @@ from benchmarks.solver_rivals import RHO, rivals
 from mtl import solvers
 from mtl.files import atomic, root
 from mtl.ledger import provenance
-from mtl.solvers.scalar import MOST
 
 ALPHAS, RADII = (0.1, 0.5, 1.0, 2.0, 10.0, 20.0), (0.1, 0.4, 0.9)
 LIMIT = 1e-9
+MOST = 10  # one by one up to so many tasks: two alone are solved in Python floats
 COUNTS = ("stationary", "unsolved", "silent", "worst", "checked")
 RIVALS = ("scipy", "tight", "cvxpy", "anew", "torchjd")
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ def judge(name: str, K: Tensor, w: Tensor, game: tuple[Tensor, Tensor] | None = 
 
 
 def one_by_one(name: str, K: Tensor) -> tuple[Tensor, solvers.Certificate]:
-    """The same for each problem alone, as a training step asks: small ones are then solved in Python floats."""
+    """The same for each problem alone, as a training step asks: two tasks are then solved in Python floats."""
     answers = [solve(name, k) for k in K]
     w = torch.stack([x for x, _ in answers])
     told = ("residual", "iterations", "converged", "stationary")

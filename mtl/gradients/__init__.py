@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtl.gradients.inputs import Losses
+from mtl.gradients.inputs import Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
-from mtl.gradients.inputs import scaling
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
@@ -44,9 +43,9 @@ def backward(
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
-    `check`: losses and K are always checked; "raise" waits for the device once, and on a GPU K comes along and the
-    method solves on the host; "defer" never waits, solves on the device in thousands of small kernels, and raises at a
-    later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
+    `check`: losses and K are always checked; "raise" waits for the device once; "defer" raises at a later call or in
+    `step.check()`, and waits only for methods that solve a problem (`Method.solves`), once, since on a GPU K comes
+    along and they solve on the host. On CUDA the weights' check is always deferred, and a sparse embedding costs one
     more wait. `scale`: a loss scale; `.grad` comes out scaled, what the method sees and keeps does not; with a
     GradScaler pass `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not
     asked, `step.overflow` is set, no `.grad` is finite and `scaler.step` skips the update.

@@ -50,24 +50,30 @@ class Report:
     def arrived(self) -> bool:
         return self.event is None or self.event.query()
 
+    waited: bool = False
+
+    def wait(self) -> None:
+        """For the device, once."""
+        if self.event is not None and not self.waited:
+            self.event.synchronize()
+        self.waited = True
+        self.gather()
+
     def finite(self, kind: str) -> bool:
         """Whether the row `kind` is finite; waits for it."""
-        self._wait()
+        self.wait()
         row = self.numbers[self.kinds.index(kind)]
         return bool((row if self.places is None else row[list(self.places)]).isfinite().all())
 
-    def _wait(self) -> None:
-        if self.event is not None:
-            self.event.synchronize()
-        self.gather()
-
-    def problem(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Losses (T,) and K (T, T) on the host, once they have been waited for."""
-        return self.numbers[0].to(dtype), self.numbers[len(self.kinds) :].to(dtype)
+    def problem(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Losses (T,) and K (T, T), if it came along, on the host; waits for them."""
+        self.wait()
+        gram = self.numbers[len(self.kinds) :].to(dtype)
+        return self.numbers[0].to(dtype), gram if len(gram) else None
 
     def check(self) -> None:
         """Raise NonFiniteError or ValueError at the first number that breaks its rule; waits for it."""
-        self._wait()
+        self.wait()
         for kind, row in zip(self.kinds, self.numbers.tolist(), strict=False):
             for t, value in enumerate(row):
                 if kind == SCALE and not 0 < value < float("inf"):

@@ -162,12 +162,11 @@ class Update:
     def _weights(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest.
 
-        On a GPU the host, which has waited for K anyway, solves too: the device, that may not look at a value, would
-        run through thousands of tiny kernels. A step that never waits leaves them there.
+        On a GPU a method that solves does so on the host, which waits for the losses and K once, whatever `check`.
         """
         losses = self.values
-        waited = self.check == "raise" and self.report.event is not None
-        if gram is not None and waited and self.method.solves:
+        self.method.dtype = self.given.shared[0].dtype
+        if self.method.solves and self.report.event is not None:
             losses, gram = self.report.problem(self.dtype)
         weights, own = self._there(self._asked, losses, self.values, gram=gram)
         report = Report({"weights": weights}, name=f" ({type(self.method).__name__})")

@@ -172,7 +172,7 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
         if m.needs == "gradients":
             direction, w = m.combine([grads], losses)[0], None
         else:
-            G = grads.double()
+            G, m.dtype = grads.double(), grads.dtype
             w = m.weights(losses.double(), G @ G.T)
             direction = w @ G
         factor = m.official_factor(direction) if official else 1.0

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from mtl.solvers import Certificate
+from mtl.solvers import Certificate, rounding
 
 Needs = Literal["losses", "gram", "features", "gradients"]
 Heads = Literal["raw", "weighted"]
@@ -99,7 +99,14 @@ class Method:
     wants_after_step: bool = False
 
     solves: bool = False
-    """On a GPU, `weights` is given losses and K on the host where that has waited for them."""
+    """On a GPU, `weights` is given losses and K on the host, which waits for them."""
+
+    dtype: torch.dtype | None = None
+    """In which the task gradients came, if not that of K: what lies below its rounding is zero to the solvers."""
+
+    def rounding(self, gram: Tensor) -> float:
+        """Relative rounding of K, for the solvers."""
+        return rounding(gram.dtype, self.dtype)
 
     replaces_adam: bool = False
     """`combine` is the optimiser's step on the shared parameters itself, to be applied by plain SGD."""

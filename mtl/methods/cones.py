@@ -8,7 +8,6 @@ from torch import Tensor
 from mtl.methods.base import Heads, Kind, chosen, on, positive
 from mtl.methods.gram import GramMethod
 from mtl.solvers import Certificate, dual_cone, inverse_root, min_norm, project_simplex
-from mtl.solvers.common import mv
 
 
 class Aligned(GramMethod):
@@ -32,7 +31,7 @@ class Aligned(GramMethod):
         self.scale = chosen("scale", scale, ("min", "median", "rmse"))
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        B, self.certificate = inverse_root(K, self.scale)
+        B, self.certificate = inverse_root(K, self.scale, self.rounding(K))
         return B.sum(-1)
 
 
@@ -59,11 +58,12 @@ class UPGrad(GramMethod):
         return torch.eye(self.n_tasks, dtype=torch.float64, device=K.device) / self.n_tasks
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        K = K.double() if self.reg else K
+        small = self.rounding(K)
         if self.reg:
+            K = K.double()
             trace = K.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
             K = K + self.reg * trace * torch.eye(self.n_tasks, dtype=K.dtype, device=K.device)
-        w, proof = dual_cone(K.unsqueeze(-3), self.starts(K))
+        w, proof = dual_cone(K.unsqueeze(-3), self.starts(K), small)
         self.certificate = Certificate(
             proof.solver,
             proof.residual.amax(-1),
@@ -119,12 +119,13 @@ class SDMGrad(GramMethod):
         self.w = torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        K = K.double()
+        small, K = self.rounding(K), K.double()
         mean, u = K.mean(-1), 1 / self.n_tasks
         if self.inner == "exact":
             shift = self.lam * mean
             self.w, self.certificate = min_norm(
-                K + shift.unsqueeze(-2) + shift.unsqueeze(-1) + self.lam**2 * mean.mean(-1)[..., None, None]
+                K + shift.unsqueeze(-2) + shift.unsqueeze(-1) + self.lam**2 * mean.mean(-1)[..., None, None],
+                small,
             )
         else:
             self.w = sdm_descent(
@@ -141,7 +142,7 @@ def sdm_descent(A: Tensor, scale: Tensor, w: Tensor, lam: float, lr: float, step
     A = A / scale.square()[..., None, None]
     velocity = torch.zeros_like(w)
     for _ in range(steps):
-        velocity = 0.5 * velocity + mv(A, w + lam / w.shape[-1])
+        velocity = 0.5 * velocity + (A @ (w + lam / w.shape[-1]).unsqueeze(-1)).squeeze(-1)
         w = project_simplex(w - lr * velocity)
     return w
 

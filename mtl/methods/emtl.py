@@ -40,6 +40,7 @@ class EMTL(Method):
     needs: Needs = "gram"
     state = ("log_p", "base")
     tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
+    solves = True
     player: Certificate | None = None
 
     def __init__(
@@ -58,7 +59,7 @@ class EMTL(Method):
         self.base = _inner(base, n_tasks, base_hyper)
         if self.base.needs not in ("gram", "features") or self.base.masks:
             raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
-        self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
+        self.needs, self.positive_losses = self.base.needs, self.base.positive_losses
         self.given, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
         self.strict = strict
         self.reduce(range(n_tasks))
@@ -83,6 +84,7 @@ class EMTL(Method):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
+        self.base.dtype = self.dtype
         w = self.base.weights(losses, gram).double()
         sizes = norms(gram.detach().double())
         largest = sizes.amax(-1, keepdim=True)
@@ -135,6 +137,7 @@ class FairLoss(Method):
         self.check(losses, gram)
         changed, f = self._fair(losses)
         scaled = None if gram is None else gram * f.to(gram).unsqueeze(-2) * f.to(gram).unsqueeze(-1)
+        self.base.dtype = self.dtype
         w = self.base.weights(changed, scaled)
         self.certificate = self.base.certificate
         return f * w

@@ -9,7 +9,6 @@ from torch import Tensor
 from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive
 from mtl.methods.learned import Learned
 from mtl.solvers import alpha_fair, cagrad_step, equal_angles, inverse_root, min_norm
-from mtl.solvers.common import mv
 
 
 class GramMethod(Method):
@@ -60,12 +59,13 @@ class MGDA(GramMethod):
         self.positive_losses = "loss" in norm
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
+        small = self.rounding(K)
         K = K.double() if self.norm != "none" else K
         c = losses.to(K.dtype) if "loss" in self.norm else torch.ones_like(losses, dtype=K.dtype)
         if self.norm in ("l2", "loss+"):
             sizes = norms(K)
             c = c * sizes.masked_fill(sizes == 0, 1.0)
-        w, self.certificate = min_norm(K / (c.unsqueeze(-1) * c.unsqueeze(-2)))
+        w, self.certificate = min_norm(K / (c.unsqueeze(-1) * c.unsqueeze(-2)), small)
         return w
 
 
@@ -98,7 +98,7 @@ class CAGrad(GramMethod):
         self.c = positive("c", c, zero=True)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = cagrad_step(K, self.c)
+        w, self.certificate = cagrad_step(K, self.c, self.rounding(K))
         return w
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
@@ -119,7 +119,7 @@ class IMTLG(GramMethod):
     heads: Heads = "raw"
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = equal_angles(K)
+        w, self.certificate = equal_angles(K, self.rounding(K))
         return w
 
 
@@ -134,14 +134,17 @@ class IMTL(Learned):
 
     label, family, marker = "IMTL", "impartial", "o"
     needs = "gram"
+    solves = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
-        factor = torch.exp(on(self.s, losses))
-        self.descend(factor * losses.double() - 1)
-        a, self.certificate = equal_angles(gram.double() * factor.unsqueeze(-2) * factor.unsqueeze(-1))
-        return (a * factor).to(losses.dtype)
+        factor = torch.exp(self.s.detach().double())
+        self.descend(factor * losses.to(factor) - 1)
+        # equal projections do not see the scale of a gradient: a ~ w / e^s with the weights w of the g_t themselves
+        w, self.certificate = equal_angles(gram.double(), self.rounding(gram))
+        w = w.to(factor)
+        return (w / (w / factor).sum(-1, keepdim=True)).to(losses.dtype)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return torch.exp(on(self.s, weights)).to(weights.dtype)
@@ -167,7 +170,7 @@ class FairGrad(GramMethod):
         self.alpha = positive("alpha", alpha)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
-        w, self.certificate = alpha_fair(K, self.alpha)
+        w, self.certificate = alpha_fair(K, self.alpha, rounding=self.rounding(K))
         return w
 
     def official_factor(self, direction: Tensor) -> float | Tensor:
@@ -198,7 +201,7 @@ class Nash(GramMethod):
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         if max(self.age) >= self.every:
-            self.kept, self.certificate = alpha_fair(K.double() if K.dtype != torch.float64 else K, 1.0)
+            self.kept, self.certificate = alpha_fair(K.double(), 1.0, rounding=self.rounding(K))
             self.age = [0] * self.n_tasks
         self.age = [k + 1 for k in self.age]
         return on(self.kept, losses)
@@ -229,10 +232,11 @@ class ConFIG(GramMethod):
         root, proof = inverse_root(R.to(K.dtype))  # its square is R^+ up to a factor, which c takes out
         B = root.double()
         half = B.sum(-1)
-        z = mv(B, half)
-        reached = mv(R, z)
+        z = (B @ half.unsqueeze(-1)).squeeze(-1)
+        reached = (R @ z.unsqueeze(-1)).squeeze(-1)
         # squared length of 1 within the range of R, relative to the rank
-        share = (half * mv(R, half)).sum(-1) / ((B @ R) * B).sum((-1, -2)).clamp_min(torch.finfo(B.dtype).tiny)
+        whole = ((B @ R) * B).sum((-1, -2)).clamp_min(torch.finfo(B.dtype).tiny)
+        share = (half * (R @ half.unsqueeze(-1)).squeeze(-1)).sum(-1) / whole
         none = share <= 4 * self.n_tasks * torch.finfo(K.dtype).eps
         self.certificate = replace(proof, stationary=proof.stationary | none, converged=proof.converged | none)
         c = ((sizes * reached).sum(-1) / (z * reached).sum(-1)).unsqueeze(-1)

@@ -168,6 +168,7 @@ class Bandit(Method):
     label, family, marker = "BanditMTL", "conflicts", "s"
     state = ("log_p",)
     tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
+    solves = True
 
     def __init__(
         self, n_tasks: int, rho: float = 1.2, eta: float = 0.5, payoff: Literal["raw", "weighted"] = "raw"

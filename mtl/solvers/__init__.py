@@ -2,7 +2,7 @@
 
 from mtl.solvers.alpha_fair import alpha_fair
 from mtl.solvers.cagrad import cagrad_dual, cagrad_step
-from mtl.solvers.common import TOLERANCE, Certificate
+from mtl.solvers.certificate import TOLERANCE, Certificate, rounding
 from mtl.solvers.kl import KLStep, kl_ball_step, kl_to_uniform
 from mtl.solvers.linear import equal_angles, inverse_root, project_simplex
 from mtl.solvers.nonneg import dual_cone, min_norm
@@ -21,4 +21,5 @@ __all__ = [
     "kl_to_uniform",
     "min_norm",
     "project_simplex",
+    "rounding",
 ]

@@ -1,115 +1,109 @@
 """K w = w^(-1/alpha), w > 0, for every alpha > 0: one Newton method in logarithms."""
 
 import math
-from dataclasses import replace
 
-import torch
+import numpy as np
+from scipy.linalg import lapack
 from torch import Tensor
 
-from mtl.solvers import scalar, scalar_fair
-from mtl.solvers.common import TOLERANCE, Certificate, Scaled, mv, scale
-from mtl.solvers.nonneg import shortest_of
-from mtl.solvers.scalar_fair import FAR, GOAL, SMALL
+from mtl.solvers import pairs
+from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Gram, posv, product, solve
+from mtl.solvers.nonneg import shortest
+from mtl.solvers.pairs import FAR
+
+GOAL = 1e-13
+SMALL = 0.1  # a term below this share of its sum may move freely
+LN2 = math.log(2)
 
 
-def _plain(p: Scaled, alpha: float, gamma: Tensor, x: Tensor, steps: int, goal: float) -> tuple[Tensor, Tensor, Tensor]:
+def _plain(R: Array, alpha: float, gamma: Array, x: Array, steps: int, goal: float) -> tuple[Array, int]:
     """Newton on 1/2 v'Rv - sum exp(gamma/alpha) alpha/(alpha-1) v^((alpha-1)/alpha), v <- v exp(-) or v (1 + .).
 
     No line search: at alpha = 1 (where the function is self-concordant) it never needed one, elsewhere the careful
-    method below takes over. Third result: where the error is below `goal`.
+    method below takes over. Ends where the last step was below sqrt(goal), so that the error is below `goal`.
     """
-    R, R_abs = p.R, p.R.abs()
-    count = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    done = torch.zeros_like(x[:, :1], dtype=torch.bool)
-    for _ in range(steps):
-        v = x.exp()
-        target = ((gamma - x) / alpha).exp() * v
-        scaled = R * v.unsqueeze(-1) * v.unsqueeze(-2)
-        gap = target - scaled.sum(-1)
-        done = (gap.abs() / (target + v * mv(R_abs, v))).amax(-1, keepdim=True) < goal
-        if p.on_cpu and bool(done.all()):
+    done, T, limit = np.zeros(len(x), bool), x.shape[1], math.sqrt(goal) * min(1, alpha)
+    step = 0
+    while step < steps:
+        step += 1
+        v = np.exp(x)
+        u = np.exp((gamma - x) / alpha)
+        H = R.copy()
+        H.reshape(len(x), -1)[:, :: T + 1] += u / (v * alpha)
+        move = solve(H, u - (R @ v[:, :, None])[:, :, 0]) / v
+        np.log1p(move, out=move, where=move > 0)
+        x = x + move if len(x) == 1 else np.where(done[:, None], x, x + move)
+        done = np.maximum.reduce(np.abs(move), 1) < limit
+        if np.logical_and.reduce(done):
             break
-        factor, _ = torch.linalg.cholesky_ex(scaled + torch.diag_embed(target / alpha))
-        move = torch.cholesky_solve(gap.unsqueeze(-1), factor).squeeze(-1)
-        move = torch.where(move > 0, move.clamp_min(0).log1p(), move)
-        x = torch.where(done | ~move.isfinite().all(-1, keepdim=True), x, (x + move).clamp(-FAR, FAR))
-        count += ~done.squeeze(-1)
-    return x, count, done.squeeze(-1)
+    return x, step
 
 
-def _newton(p: Scaled, alpha: float, x: Tensor, gamma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tuple[Array, int]:
     """Primal-dual Newton for R v = u, log v + alpha log u = gamma, from v = exp(x), u = 1/v.
 
     Steps are cut so that no term that matters in its sum (R v)_t + u_t falls below a tenth of itself; terms
     that do not matter move in the logarithm, by hundreds if need be, until they are about to matter. This
     is what makes alpha = 20 with weights over 100 decades take a dozen steps instead of a hundred.
     """
-    R, eye = p.R, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    R_abs = R.abs()
-    y = -x
-    best, least = x, torch.full((len(x), 1), torch.inf, dtype=x.dtype, device=x.device)
-    count = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    for _ in range(steps):
-        v, u = x.exp(), y.exp()
-        reach, product = mv(R_abs, v), mv(R, v)
-        implied = ((gamma - x) / alpha).exp()
-        error = ((implied - product).abs() / (reach + implied)).amax(-1, keepdim=True)
-        best = torch.where(error < least, x, best)
-        least = torch.where(error < least, error, least)
-        done = least < GOAL
-        if p.on_cpu and bool(done.all()):
+    R_abs, y, best, least = np.abs(R), -x, x, np.full((len(x), 1), np.inf)
+    step = 0
+    while step < steps:
+        step += 1
+        v, u = np.exp(x), np.exp(y)
+        reach, left = (R_abs @ v[:, :, None])[:, :, 0], (R @ v[:, :, None])[:, :, 0]
+        implied = np.exp((gamma - x) / alpha)
+        error = (np.abs(implied - left) / (reach + implied)).max(1, keepdims=True)
+        best, least = np.where(error < least, x, best), np.fmin(error, least)
+        if (least < GOAL).all():
             break
         rho = x + alpha * y - gamma
-        s = (alpha * v / u).sqrt().clamp(max=1e7)
-        factor, _ = torch.linalg.cholesky_ex(eye + R * s.unsqueeze(-1) * s.unsqueeze(-2))
-        dx = s * torch.cholesky_solve((s * (u - product - u * rho / alpha)).unsqueeze(-1), factor).squeeze(-1) / v
+        s = np.minimum(np.sqrt(alpha * v / u), 1e7)
+        dx = s * solve(R * s[:, :, None] * s[:, None, :] + np.eye(x.shape[1]), s * (u - left - u * rho / alpha)) / v
         dy = -(rho + dx) / alpha
-        weight = (R_abs / (u + reach).unsqueeze(-1)).amax(-2) * v  # the most that v_t matters in any sum
-        v_small, u_small = weight < SMALL, u < SMALL * reach
-        pace = torch.maximum(
-            torch.maximum(-dx / 0.9, dx / 9).masked_fill(v_small, 0.0),
-            torch.maximum(-dy / 0.9, dy / 9).masked_fill(u_small, 0.0),
-        ).amax(-1, keepdim=True)
-        t = 1 / pace.clamp_min(1)
-        x_step, y_step = t * dx, t * dy
-        x_free = torch.minimum(x + x_step, x + (3 * SMALL / weight).log().clamp_min(0))
-        y_free = torch.minimum(y + y_step, torch.maximum((3 * SMALL * reach).log(), y))
-        x_next = torch.where(v_small & (x_step.abs() > 0.5), x_free, x + x_step.clamp_min(-0.95).log1p())
-        y_next = torch.where(u_small & (y_step.abs() > 0.5), y_free, y + y_step.clamp_min(-0.95).log1p())
-        x_next, y_next = x_next.clamp(-FAR, FAR), y_next.clamp(-FAR, FAR)
-        bad = ~(x_next + y_next).isfinite().all(-1, keepdim=True)
-        x, y = torch.where(done | bad, x, x_next), torch.where(done | bad, y, y_next)
-        count += ~done.squeeze(-1)
-    return best, count
+        weight = (R_abs / (u + reach)[:, :, None]).max(1) * v  # the most that v_t matters in any sum
+        v_free, u_free = weight < SMALL, u < SMALL * reach
+        pace = np.maximum(
+            np.where(v_free, 0, np.maximum(-dx / 0.9, dx / 9)), np.where(u_free, 0, np.maximum(-dy / 0.9, dy / 9))
+        )
+        t = 1 / np.maximum(pace.max(1, keepdims=True), 1)
+        a, b = t * dx, t * dy
+        x_free = np.minimum(x + a, x + np.maximum(np.log(3 * SMALL / weight), 0))
+        y_free = np.minimum(y + b, np.maximum(np.log(3 * SMALL * reach), y))
+        x_next = np.where(v_free & (np.abs(a) > 0.5), x_free, x + np.log1p(np.maximum(a, -0.95))).clip(-FAR, FAR)
+        y_next = np.where(u_free & (np.abs(b) > 0.5), y_free, y + np.log1p(np.maximum(b, -0.95))).clip(-FAR, FAR)
+        move = (least >= GOAL) & np.isfinite(x_next + y_next).all(1, keepdims=True)
+        x, y = np.where(move, x_next, x), np.where(move, y_next, y)
+    return best, step
 
 
-def _solve(p: Scaled, alpha: float, gamma: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """x = log v with log v + alpha log(R v) = gamma, and the Newton steps taken."""
-    start = gamma / (1 + alpha)
-    if not p.on_cpu:
-        x, count, _ = _plain(p, 1.0, torch.zeros_like(gamma), torch.zeros_like(gamma), 24, GOAL)
-        if alpha == 1:  # gamma = 0
-            return x, count
-        x, more = _newton(p, alpha, x, gamma, steps)
-        return x, count + more
-    x, count, done = _plain(p, alpha, gamma, start, 24, GOAL)
-    left = ~done
-    if bool(left.any()):
-        rest, none = replace(p, R=p.R[left]), torch.zeros_like(gamma[left])
-        y, _, _ = _plain(rest, 1.0, none, none, 40, SMALL)
-        y, more = _newton(rest, alpha, y, gamma[left], steps)
-        x, count = x.index_put((left,), y), count.index_put((left,), count[left] + more)
-    return x, count
+def _exactly(hat: Array, alpha: float, gamma: Array, v: Array, steps: int = 40) -> tuple[Array, bool]:
+    """The same Newton steps with v in two parts and the product with K without rounding."""
+    rest, T = np.zeros_like(v), len(v)
+    for _ in range(steps):
+        left = product(hat, v, rest)
+        target = np.exp((gamma - np.log(v) - rest / v) / alpha)
+        if v @ np.abs(target - left) <= 1e-11 * (v @ target):  # what matters to d
+            return v, True
+        A = hat * v[:, None] * v
+        A.ravel()[:: T + 1] += target * v / alpha
+        move, fine = posv(A, (target - left) * v)
+        if not (fine and np.isfinite(move).all()):
+            break
+        move = v * np.maximum(move, -0.9) + rest
+        rest, v = (v - (v + move)) + move, v + move
+    return v, False
 
 
-@torch.no_grad()
-def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certificate]:
+@np.errstate(all="ignore")
+def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """The positive solution of K w = w^(-1/alpha): FairGrad's weights; alpha = 1 is Nash-MTL.
 
     Ban & Ji (ICML 2024), eq. 6; Navon et al. (ICML 2022), eq. 4. w is the unique minimiser of the strictly
     convex 1/2 w'Kw - sum alpha/(alpha-1) w^((alpha-1)/alpha), and exists unless K is Pareto stationary.
     With w = N^-1 v the system is R v = |g|^(1/alpha-1) v^(-1/alpha): the conditioning no longer sees the scale
-    of the tasks, and the right-hand side is handled in logarithms. Solved from the Nash solution of R.
+    of the tasks, and the right-hand side is handled in logarithms. Solved from the Nash solution of R; two tasks from
+    one equation for v_2/v_1.
     A zero row has no finite weight; it gets weight 0 and the others are solved without it. Pareto stationary
     K (or a solution beyond float64): the min-norm weights, whose direction is about 0, and `stationary`.
     Residual: max_t |(Kw)_t - w_t^(-1/alpha)| / ((|K|w)_t + w_t^(-1/alpha)).
@@ -118,6 +112,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certi
         K: Gram matrices (..., T, T).
         alpha: fairness, > 0.
         steps: bound on the Newton steps.
+        rounding: relative rounding of K (`mtl.solvers.rounding`); by default that of its dtype.
 
     Raises:
         ValueError: alpha is not a positive finite number.
@@ -128,28 +123,74 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100) -> tuple[Tensor, Certi
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha: must be a positive finite number, found {alpha}")
-    if scalar.fits(K, 2):
-        found = scalar_fair.alpha_fair(K.tolist(), float(alpha), torch.finfo(K.dtype).eps)
-        if found is not None:
-            return scalar.answer("alpha_fair", K.dtype, *found)
-    p = scale(K)
-    logs = p.safe.log()
-    middle = logs.mean(-1, keepdim=True)
+    alpha = float(alpha)
+    if K.shape[-1] == 2:
+        return _two(pairs.pair(K, rounding), alpha)
+    p = Gram(K, rounding)
+    p.bad |= [lapack.dpotrf(R + p.cut * np.eye(p.T))[1] != 0 for R in p.R]
+    logs = np.log(p.nu) + LN2 * p.e
+    middle = np.add.reduce(logs, 1, keepdims=True) / p.T
     gamma = (1 - alpha) * (logs - middle)
-    x, count = _solve(p, float(alpha), gamma, steps)
-    log_w = x - (logs - middle) - 2 * alpha / (1 + alpha) * middle
-    w = log_w.exp()
+    away = middle * ((1 - alpha) / (1 + alpha)) - logs
+    x, count = _plain(p.R, alpha, gamma, gamma / (1 + alpha), 24, GOAL)
+    w = np.exp(x + away)
+    residual, loss = _judge(p, alpha, w)
+    left = ~(residual < 10 * GOAL)
+    if left.any():
+        R, some = p.R[left], gamma[left]
+        x[left], more = _careful(R, alpha, some, _plain(R, 1.0, 0 * some, 0 * some, 40, SMALL)[0], steps)
+        count += more
+        w = np.exp(x + away)
+        residual, loss = _judge(p, alpha, w)
+    v = np.exp(x)
+    v[p.zero] = 0
+    total, value = np.add.reduce(v, 1), np.add.reduce(v * (p.R @ v[:, :, None])[:, :, 0], 1)
+    stationary = value <= p.cut * total * total
+    solved = (loss <= GREY) | p.coarse
+    if not solved.all() and p.T <= MOST:
+        for i in np.flatnonzero(~solved & ~stationary & ~p.zero.any(1) & np.isfinite(w).all(1)):
+            shift = p.e[i] - int(p.e[i].mean())
+            size = math.exp(-2 * alpha / (1 + alpha) * LN2 * int(p.e[i].mean()))
+            fine, solved[i] = _exactly(p.hat[i], alpha, (1 - alpha) * LN2 * shift, np.ldexp(w[i] / size, shift))
+            w[i] = np.ldexp(fine, -shift) * size if solved[i] else w[i]
+        residual, _ = _judge(p, alpha, w)
+    w[p.zero] = 0
+    if not (residual < TOLERANCE).all() or stationary.any():
+        for i in np.flatnonzero((stationary | ~(residual < TOLERANCE)) & ~p.zero.all(1)):
+            short = shortest(p, int(i))
+            stationary[i] |= short.value <= p.cut
+            w[i] = short.w if stationary[i] else w[i]
+    if p.zero.any():
+        none = p.zero.all(1)
+        stationary, w = stationary | none, np.where(none[:, None], 1 / p.T, w)
+    return p.certify("alpha_fair", w, residual, count, stationary, solved, stationary)
 
-    right = (-log_w / alpha).exp()
-    left = mv(p.K, w)
-    reach = mv(p.K.abs(), w)
-    residual = ((left - right).abs() / (reach + right)).masked_fill(p.zero, 0.0).amax(-1)
-    w = w.masked_fill(p.zero, 0.0)
-    W = (w * p.norms).sum(-1)
-    stationary = (w * mv(p.K, w)).sum(-1) <= p.rounding * W * W
-    unsolved = stationary | ~(residual < TOLERANCE)
-    if not p.on_cpu or bool(unsolved.any()):
-        shortest, none = shortest_of(p, ~p.zero)
-        stationary = stationary | (unsolved & none)
-        w = torch.where(stationary.unsqueeze(-1), shortest, w)
-    return p.out(w), p.certify("alpha_fair", residual, count, stationary)
+
+def _two(k: pairs.Pair, alpha: float) -> tuple[Tensor, Certificate]:
+    m, both = k.m, (0, 1)
+    logs = m.log(k.n[0]), m.log(k.n[1])
+    shift = (1 - alpha) * (logs[0] - logs[1])
+    x = pairs.fair(k, shift, alpha)
+    v = [m.exp(m.minimum(m.maximum(z, -FAR), FAR)) for z in x]
+    gaps = shift / 2 - x[0], -shift / 2 - x[1]
+    right = [m.exp(m.minimum(m.maximum(gap / alpha, -FAR), FAR)) for gap in gaps]
+    residual, value = pairs.fair_judge(k, (v[0], v[1]), (right[0], right[1]))
+    middle = (1 - alpha) / (1 + alpha) * (0.5 * (logs[0] + logs[1]) + LN2 * k.top) - LN2 * k.top
+    w = [m.exp(m.minimum(m.maximum(x[i] - logs[i] + middle, -FAR), FAR)) for i in both]
+    good = (residual <= TOLERANCE) & (m.abs(middle) < FAR)
+    short, _, least = pairs.shortest(k)
+    stationary = (k.zero[0] & k.zero[1]) | (k.none == 0) & ((value <= k.cut) | (good == 0) & (least <= k.cut))
+    w = [m.where(stationary, m.where(k.none, 0.5, short[i]), m.where(k.zero[i], 0.0, w[i])) for i in both]
+    return k.certify("alpha_fair", (w[0], w[1]), residual, 1, stationary, good | stationary)
+
+
+def _judge(p: Gram, alpha: float, w: Array) -> tuple[Array, Array]:
+    """Residual of w in K as given, and sum_t w_t times the miss of equation t, at least its rounding, over |d|^2."""
+    part = np.ldexp(w, p.e)
+    right = np.ldexp(np.exp(np.log(w) / -alpha), -p.e)
+    miss = np.abs((p.hat @ part[:, :, None])[:, :, 0] - right)
+    reach = (np.abs(p.hat) @ part[:, :, None])[:, :, 0]
+    if p.zero.any():
+        right[p.zero], miss[p.zero], reach[p.zero] = 0, 0, 1
+    loss = np.add.reduce(part * np.maximum(miss, EPS * reach), 1) / np.add.reduce(part * right, 1)
+    return np.maximum.reduce(miss / (reach + right), 1), loss

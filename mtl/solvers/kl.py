@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from mtl.solvers import scalar
-from mtl.solvers.common import Certificate, certify
-
-GRID = 65
+from mtl.solvers.certificate import TOLERANCE, Array, Certificate, back, certificate, host
+from mtl.solvers.pairs import ONE
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,79 @@ class KLStep:
 
 def kl_to_uniform(log_p: Tensor) -> Tensor:
     """KL(p || uniform) = log T + sum_t p_t log p_t, without cancellation near the uniform p."""
-    s = log_p.clamp_min(-800) + math.log(log_p.shape[-1])
-    excess = torch.expm1(s)  # T p - 1
-    return ((1 + excess) * s - excess).mean(-1).clamp_min(0)
+    return back(_kl(host(log_p)), log_p)
 
 
-def _tilt(a: Tensor, k: Tensor) -> Tensor:
-    """log p with p proportional to exp(k a)."""
-    return torch.log_softmax(k.unsqueeze(-1) * a, -1)
+def _kl(log_p: Array) -> Array:
+    s = np.maximum(log_p, -800) + math.log(log_p.shape[-1])
+    excess = np.expm1(s)  # T p - 1
+    found: Array = np.maximum(((1 + excess) * s - excess).sum(-1) / log_p.shape[-1], 0)
+    return found
 
 
-@torch.no_grad()
+def _tilt(a: Array, k: Array) -> Array:
+    """log p with p proportional to exp(k a), max a = 0."""
+    found: Array = k * a
+    found -= np.log(np.exp(found).sum(1, keepdims=True))
+    return found
+
+
+def _root(a: Array, rho: float, m: Any, steps: int = 60) -> tuple[Any, int]:
+    """k in (0, 1] with KL(p_k || uniform) = rho, 1 inside the ball, for log q = a with maximum 0; and the steps taken.
+
+    `m` is `ONE` for a (T,), NumPy for (B, T). Newton on the root of KL, which is nearly linear in k while p is near the
+    uniform one, between bounds: k >= sqrt(8 rho)/range(a) (Hoeffding), k <= 1.
+    """
+    T, square, one = a.shape[-1], a * a, np.ones(a.shape[-1])
+    log_T, root = math.log(T), math.sqrt(rho)
+
+    def dot(x: Array, y: Array) -> Any:
+        return float(x @ y) if m is ONE else np.add.reduce(x * y, 1)
+
+    def at(k: Any) -> tuple[Any, Any]:
+        """KL and its slope in k."""
+        scaled = k * a if m is ONE else k[:, None] * a
+        e = np.exp(scaled)
+        s = dot(e, one)
+        mean = dot(e, a) / s
+        slope = k * m.maximum(dot(e, square) / s - mean * mean, 0.0)
+        if rho > 1e-4:
+            return log_T + k * mean - m.log(s), slope
+        found = _kl(scaled - (m.log(s) if m is ONE else np.log(s)[:, None]))
+        return (float(found) if m is ONE else found), slope
+
+    low = m.minimum(math.sqrt(8 * rho) / m.maximum(-np.minimum.reduce(a, -1), 1e-300), 1.0)
+    high = low * 0 + 1.0
+    inside = at(high)[0] <= rho
+    k, step = m.where(inside, 1.0, low), 0
+    while step < steps:
+        step += 1
+        kl, slope = at(k)
+        gap = kl - rho
+        if m.max(m.where(inside, 0.0, m.abs(gap))) <= 1e-15 * (log_T if rho > 1e-4 else rho):
+            break
+        low, high = m.where(gap < 0, k, low), m.where(gap < 0, high, k)
+        own = m.sqrt(m.maximum(kl, 0.0))
+        trial = k - 2 * own * gap / m.maximum((root + own) * slope, 1e-300)
+        k = m.where(inside, 1.0, m.where((low < trial) & (trial < high), trial, m.sqrt(low * high)))
+    return k, step
+
+
+@lru_cache(maxsize=64)
+def _edge(rho: float) -> float:
+    """Log odds of the outermost p of two tasks in the ball; infinite where that is the whole simplex."""
+    if rho >= math.log(2):
+        return math.inf
+    return 800 * float(_root(np.array([0.0, -800.0]), rho, ONE, 200)[0])
+
+
+@np.errstate(all="ignore")
 def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep:
     """argmax over {p : KL(p||uniform) <= rho} of eta <payoff, p> - KL(p||p_old), in logarithms.
 
     Mao et al. (ACL 2021), algorithm 2; EMTL (arXiv 2306.09373), eq. 12: p is proportional to q^(1/(1+lam)) with
-    log q = log p_old + eta payoff and lam = 0 if that p lies in the ball, else the root of KL = rho. The root is
-    found in k = 1/(1+lam): k >= sqrt(8 rho)/range(log q) (Hoeffding) and k <= 1 bracket it, two 64-fold sections in
-    log k and safeguarded Newton steps end it. Exact for payoffs of 1e8; rho >= log T never binds.
+    log q = log p_old + eta payoff and lam = 0 if that p lies in the ball, else the root of KL = rho. Two tasks: log
+    odds cut at those of the ball's edge. Exact for payoffs of 1e8; rho >= log T never binds.
     Residual: relative miss of KL = rho where the ball binds, else the excess over rho.
 
     Args:
@@ -60,98 +115,24 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     for name, value in (("eta", eta), ("rho", rho)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be finite and >= 0, found {value}")
-    if scalar.fits(payoff, 1) and log_p.shape == payoff.shape:
-        found = _small(log_p, payoff, eta, rho)
-        if found is not None:
-            return found
-    a = log_p.detach().double().clamp_min(-1e15) + eta * payoff.detach().double()
-    a = a - a.amax(-1, keepdim=True)
-    batch, count = a.shape[:-1], torch.zeros(a.shape[:-1], dtype=torch.long, device=a.device)
-    one = torch.ones(batch, dtype=a.dtype, device=a.device)
-    early = a.device.type == "cpu" and not torch.compiler.is_compiling()
+    whole = np.maximum(host(log_p), -1e15) + eta * host(payoff)
+    batch, T = whole.shape[:-1], whole.shape[-1]
+    a = whole.reshape(-1, T)
+    a = a - np.maximum.reduce(a, 1, keepdims=True)
+    k, steps = np.ones(len(a)), 0
     if rho == 0:
-        k, binding = 0 * one, one.bool()
+        k[:] = 0
+    elif T == 2:
+        odds = -np.minimum.reduce(a, 1)
+        k = np.where(odds > _edge(rho), _edge(rho) / odds, 1.0)
+    elif len(a) == 1 and math.isfinite(np.add.reduce(a, None)):
+        k[0], steps = _root(a[0], rho, ONE)
     else:
-        binding = kl_to_uniform(_tilt(a, one)) > rho
-        k = one if early and not bool(binding.any()) else torch.where(binding, _root(a, rho, early), one)
-        count = count + binding * 2
+        k, steps = _root(a, rho, np)
+    k, binding = k[:, None], k < 1
     new = _tilt(a, k)
-    kl = kl_to_uniform(new)
-    miss = torch.where(binding, (kl - rho).abs(), (kl - rho).clamp_min(0)) / max(rho, 1e-300 if rho else 1.0)
-    proof = certify("kl_ball", miss, count, torch.zeros_like(binding))
-    return KLStep(new.exp().to(log_p.dtype), new.to(log_p.dtype), (1 / k - 1).to(log_p.dtype), proof)
-
-
-def _small(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | None:
-    """The same for one small problem on the CPU, in Python floats."""
-    a = [x + eta * r for x, r in zip(log_p.tolist(), payoff.tolist(), strict=True)]
-    top = max(a)
-    found = _small_root([x - top for x in a], rho)
-    if found is None:
-        return None
-    new, k, steps = found
-    p = [math.exp(x) for x in new]
-    kl = math.log(len(p)) + sum([x * y for x, y in zip(p, new, strict=True)])
-    miss = abs(kl - rho) / rho if k < 1 else max(kl - rho, 0.0) / rho
-    if not miss < 1e-11:
-        return None
-    dtype = log_p.dtype
-    _, proof = scalar.answer("kl_ball", dtype, p, miss, steps)
-    lam = torch.tensor(1 / k - 1, dtype=dtype)
-    return KLStep(torch.tensor(p, dtype=dtype), torch.tensor(new, dtype=dtype), lam, proof)
-
-
-def _small_root(a: list[float], rho: float, steps: int = 40) -> tuple[list[float], float, int] | None:
-    """log p ~ k a with KL(p || uniform) = rho, k in (0, 1], or k = 1 inside the ball: log p, k, steps; max a = 0."""
-    log_T = math.log(len(a))
-
-    def tilt(k: float) -> tuple[float, float, float]:
-        """log sum exp(k a), KL and its derivative in k."""
-        e = [math.exp(k * z) for z in a]
-        s = sum(e)
-        log_s = math.log(s)
-        m = sum([x * z for x, z in zip(e, a, strict=True)]) / s
-        spread = sum([x * (z - m) ** 2 for x, z in zip(e, a, strict=True)]) / s
-        return log_s, log_T + k * m - log_s, k * spread
-
-    if not (1e-6 < rho < math.inf) or not all(math.isfinite(z) for z in a):
-        return None  # KL by differences loses too many digits
-    log_s, kl, slope = tilt(1.0)
-    if kl <= rho:
-        return [z - log_s for z in a], 1.0, 0
-    low, high = min(1.0, math.sqrt(8 * rho) / -min(a)), 1.0
-    k = low
-    for step in range(1, steps):
-        log_s, kl, slope = tilt(k)
-        if abs(kl - rho) <= 1e-15 * (1 + log_T):
-            return [k * z - log_s for z in a], k, step
-        low, high = (k, high) if kl < rho else (low, k)
-        root = 2 * math.sqrt(max(kl, 0.0)) * (math.sqrt(rho) - math.sqrt(max(kl, 0.0)))  # Newton on sqrt KL
-        trial = k + root / slope if slope > 0 else -1.0
-        k = trial if low < trial < high else math.sqrt(low * high)
-    return None
-
-
-def _root(a: Tensor, rho: float, early: bool) -> Tensor:
-    """k in (0, 1] with KL(p_k || uniform) = rho, for log q = a with maximum 0."""
-    spread = (-a.amin(-1)).clamp_min(1e-300)
-    low = (math.sqrt(8 * rho) / spread).clamp(max=1.0).log()
-    high = torch.zeros_like(low)
-    unit = torch.linspace(0, 1, GRID, dtype=a.dtype, device=a.device)
-    for _ in range(2):
-        grid = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * unit
-        below = (kl_to_uniform(_tilt(a.unsqueeze(-2), grid.exp())) < rho).sum(-1).clamp(1, GRID - 1)
-        high = grid.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-        low = grid.gather(-1, below.unsqueeze(-1) - 1).squeeze(-1)
-    k, left, right = (0.5 * (low + high)).exp(), low.exp(), high.exp()
-    for _ in range(12 if early else 6):
-        log_p = _tilt(a, k)
-        p = log_p.exp()
-        kl = kl_to_uniform(log_p)
-        left, right = torch.where(kl < rho, k, left), torch.where(kl < rho, right, k)
-        if early and bool(((kl - rho).abs() <= 1e-14 * rho).all()):
-            break
-        variance = (p * (a - (p * a).sum(-1, keepdim=True)).square()).sum(-1)
-        step = k - (kl - rho) / (k * variance).clamp_min(1e-300)
-        k = torch.where(step.isfinite(), step.clamp(left, right), 0.5 * (left + right))
-    return k
+    miss = _kl(new) - rho
+    miss = np.where(binding, np.abs(miss), np.maximum(miss, 0)) / (rho or 1.0)
+    proof = certificate("kl_ball", batch, miss, steps, miss <= TOLERANCE, np.zeros(len(a), bool))
+    lam = back((1 / k - 1).reshape(batch), log_p)
+    return KLStep(back(np.exp(new).reshape(whole.shape), log_p), back(new.reshape(whole.shape), log_p), lam, proof)

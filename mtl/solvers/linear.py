@@ -1,141 +1,145 @@
-"""Equal projections, inverse square root of K, projection on the simplex: no synchronisation, any rank."""
+"""Equal projections, inverse square root of K, projection on the simplex."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.solvers.common import Certificate, Scaled, mv, scale
-
-SWEEPS = 10
+from mtl.solvers.certificate import EPS, MOST, TOLERANCE, Array, Certificate, Gram, back, factor, floats, integers
 
 
-@torch.no_grad()
-def equal_angles(K: Tensor) -> tuple[Tensor, Certificate]:
+def _equal(R: Array, rank: float, q: Array) -> tuple[Array, Array, bool]:
+    """z with R z constant and q'z = 1, R as its rounding leaves it, and whether that is definite."""
+    f, T = factor(R, rank), len(R)
+    if f.basis is None:
+        border = np.block([[R, -np.ones((T, 1))], [q[None], np.zeros((1, 1))]])
+        try:
+            z = np.linalg.solve(border, np.eye(T + 1)[T])
+            z = z + np.linalg.solve(border, np.eye(T + 1)[T] - border @ z)
+        except np.linalg.LinAlgError:
+            return np.full(T, np.nan), R, True
+        return z[:T], R, True
+    inside = f.basis.T @ f.basis  # projector on the range of R
+    if np.square(1 - inside.sum(1)).sum() <= rank * T:  # it holds (1, ..., 1): the pseudoinverse
+        z = np.linalg.pinv(f.F) @ np.linalg.pinv(f.F.T) @ np.ones(T)
+    else:
+        z = q - inside @ q  # then nothing but d = 0 makes all projections equal
+    with np.errstate(all="ignore"):
+        return z / (q @ z), f.R, f.definite
+
+
+def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """w with sum w = 1 and equal <d, g_t>/|g_t| for all t, d = G'w (IMTL-G; Liu et al., ICLR 2021, eq. 5).
 
-    Bordered system R z = kappa 1, sum z_t/|g_t| = 1, w = z/|g|: unlike K^-1 it stays regular where K loses one rank;
-    then d = 0 (`stationary`). Where it is singular as well (equal gradients) 1e-12 is added to the diagonal of R.
-    Zero rows get weight 0. Residual: |R z - kappa| relative to |R||z| + |kappa|.
+    Bordered system R z = kappa 1, sum z_t/|g_t| = 1, w = z/|g|. Where R is singular up to its rounding z is the
+    pseudoinverse's if its range holds the vector of ones; else kappa = 0, so that d = 0 (`stationary`), and z is the
+    shortest such vector. Zero rows get weight 0.
+    Residual: |R z - kappa| relative to |R||z| + |kappa|.
 
     >>> equal_angles(torch.tensor([[1.0, 0.0], [0.0, 9.0]], dtype=torch.float64))[0].tolist()
     [0.75, 0.25]
     """
-    p = scale(K)
-    B, T = p.norms.shape
-    alive = (~p.zero).double()
-    q = torch.where(p.zero, 0.0, p.safe.amin(-1, keepdim=True) / p.safe)
-    none = p.zero.all(-1, keepdim=True)
-    border = p.K.new_zeros(B, T + 1, T + 1)
-    border[:, :T, :T] = p.R
-    border[:, :T, T] = -alive
-    border[:, T, :T] = torch.where(none, 1.0, q)
-    rhs = p.K.new_zeros(B, T + 1, 1)
-    rhs[:, T] = 1.0
-    border[:, T, T] = none.squeeze(-1).double()
-
-    def solve(ridge: float) -> tuple[Tensor, Tensor]:
-        matrix = border.clone()
-        matrix.diagonal(dim1=-2, dim2=-1)[:, :T] += ridge
-        answer = torch.linalg.solve_ex(matrix, rhs)[0].squeeze(-1)
-        z, kappa = answer[:, :T], answer[:, T:]
-        miss = (mv(p.R, z) - kappa).mul(alive).abs().amax(-1)
-        size = (mv(p.R.abs(), z.abs()) + kappa.abs()).amax(-1)
-        total = ((q * z).sum(-1) - 1).abs()
-        return z, torch.maximum(miss / size.clamp_min(1e-300), total).nan_to_num(torch.inf)
-
-    z, residual = solve(0.0)
-    poor = ~(residual < 1e-11)
-    if not p.on_cpu or bool(poor.any()):
-        other, worse = solve(1e-12)
-        z = torch.where((poor & (worse < residual)).unsqueeze(-1), other, z)
-        residual = torch.where(poor, torch.minimum(worse, residual), residual)
-    w = q * z
-    w = torch.where(none | ~w.isfinite(), 1 / T, w)
-    residual = torch.where(none.squeeze(-1), 0.0, residual)
-    W = (w.abs() * p.norms).sum(-1)
-    stationary = (w * mv(p.K, w)).sum(-1) <= p.rounding * W * W
-    return p.out(w), p.certify("equal_angles", residual, torch.ones_like(residual, dtype=torch.long), stationary)
+    p = Gram(K, rounding)
+    z, q, R = np.zeros((len(p), p.T)), p.unit, p.R.copy()
+    q = np.where(p.zero, 0, q)
+    q = q / np.where(p.zero, 0, q).max(1, keepdims=True).clip(1e-300)
+    if p.T == 2 and not p.zero.any():
+        z[:] = 1 / q.sum(1, keepdims=True)
+        p.bad |= np.abs(R[:, 0, 1]) > 1 + p.cut
+    else:
+        for i in range(len(p)):
+            at = np.flatnonzero(~p.zero[i])
+            if len(at):
+                own = np.ix_(at, at)
+                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.cut, q[i, at])
+                p.bad[i] |= not definite
+    none = p.zero.all(1)
+    w = np.where(none[:, None], 1 / p.T, q * z)
+    slope = (R @ z[:, :, None])[:, :, 0]
+    live = np.where(p.zero, 0, 1)
+    kappa = (slope * live).sum(1, keepdims=True) / np.maximum(live.sum(1, keepdims=True), 1)
+    size = (np.abs(R) @ np.abs(z)[:, :, None])[:, :, 0].max(1) + np.abs(kappa[:, 0])
+    residual = (np.abs(slope - kappa) * live).max(1) / np.where(none, 1, size)
+    residual = np.where(none, 0, np.maximum(residual, np.abs((q * z).sum(1) - 1)))
+    W = np.abs(z).sum(1)
+    value = (z * slope).sum(1)
+    # |d| in units of the shortest gradient; against the longest one it must be invisible too
+    longest = 1 / np.where(p.zero, np.inf, q).min(1)
+    hidden = value <= p.cut * W**2
+    stationary = none | hidden & (value <= p.cut * longest**2)
+    return p.certify("equal_angles", w, residual, 1, stationary, stationary | ~hidden)
 
 
-def _jacobi(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (B, T) and vectors of symmetric A by parallel Jacobi rotations; torch's eigh waits for CUDA."""
-    T = A.shape[-1]
-    if T == 1:
-        return A[..., 0], torch.ones_like(A)
-    n = T + T % 2
-    ring = list(range(n))
-    V = torch.eye(T, dtype=A.dtype, device=A.device).expand_as(A).clone()
-    rounds = []
-    for _ in range(n - 1):  # round-robin: every pair meets once per sweep
-        pairs = [(min(a, b), max(a, b)) for a, b in zip(ring[: n // 2], ring[n // 2 :][::-1], strict=True)]
-        rounds.append(torch.tensor([x for x in pairs if x[1] < T], device=A.device).T)
-        ring = [ring[0], ring[-1], *ring[1:-1]]
-    for _ in range(SWEEPS):
-        for i, j in rounds:
-            aij, aii, ajj = A[:, i, j], A[:, i, i], A[:, j, j]
-            theta = (ajj - aii) / (2 * torch.where(aij == 0, 1.0, aij))
-            t = torch.where(
-                aij == 0, 0.0, torch.where(theta >= 0, 1.0, -1.0) / (theta.abs() + (theta * theta + 1).sqrt())
-            )
-            c = 1 / (t * t + 1).sqrt()
-            s = t * c
-            J = torch.eye(T, dtype=A.dtype, device=A.device).expand_as(A).clone()
-            J[:, i, i], J[:, j, j], J[:, i, j], J[:, j, i] = c, c, s, -s
-            A, V = J.mT @ A @ J, V @ J
-    return A.diagonal(dim1=-2, dim2=-1), V
-
-
-def _eigen(p: Scaled) -> tuple[Tensor, Tensor]:
-    if p.on_cpu:
-        return torch.linalg.eigh(p.K)
-    values, vectors = _jacobi(p.K)
-    values, order = values.sort(-1)
-    return values, vectors.gather(-1, order.unsqueeze(-2).expand_as(vectors))
-
-
-@torch.no_grad()
-def inverse_root(K: Tensor, kind: str = "min") -> tuple[Tensor, Certificate]:
+def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """B = sqrt(s) K^(-1/2) on the range of K (Aligned-MTL; Senushkin et al., CVPR 2023, eq. 9), (..., T, T).
 
     s is the smallest eigenvalue of the range ("min"), their median, or their mean ("rmse"); the range is what exceeds
-    lam_max T eps. K = 0 gives B = 0. Residual: |B K B - s P|/s, P the projector on the range.
+    lam_max T eps. K = 0 gives B = 0. Where float64 leaves more than 1e-10, Newton steps with the product B K B in
+    integers follow. Residual: |B K B - s P|/s, P the projector on the range.
 
     >>> inverse_root(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))[0].diagonal().tolist()
     [0.5, 1.0]
     """
-    p = scale(K)
-    T = K.shape[-1]
-    values, V = _eigen(p)
-    kept = values > values[:, -1:] * T * torch.finfo(K.dtype).eps
-    count = kept.sum(-1, keepdim=True).clamp_min(1)
-    lam = torch.where(kept, values, torch.inf)
+    p = Gram(K, rounding)
+    top = p.e.max(1)
+    A = np.ldexp(p.hat, p.e[:, :, None] + p.e[:, None, :] - 2 * top[:, None, None])
+    A = np.where(p.zero[:, :, None] | p.zero[:, None, :], 0, A)
+    values, V = np.linalg.eigh(A)
+    kept = values > values[:, -1:] * p.cut / 4
+    p.bad |= values[:, 0] < -np.abs(values[:, -1]) * p.cut
+    count = np.maximum(kept.sum(1, keepdims=True), 1)
+    lam = np.where(kept, values, np.inf)
     if kind == "min":
-        s = lam.amin(-1, keepdim=True)
+        s = lam.min(1, keepdims=True)
     elif kind == "median":
-        s = lam.sort(-1).values.gather(-1, (count - 1) // 2)
+        s = np.take_along_axis(np.sort(lam, 1), (count - 1) // 2, 1)
     else:
-        s = torch.where(kept, values, 0.0).sum(-1, keepdim=True) / count
-    s = torch.where(kept.any(-1, keepdim=True), s, 0.0)
-    root = torch.where(kept, (s / lam).sqrt(), 0.0)
-    B = V @ (root.unsqueeze(-1) * V.mT)
-    P = V @ (kept.double().unsqueeze(-1) * V.mT)
-    off = (B @ p.K @ B - s.unsqueeze(-1) * P).abs().amax((-1, -2))
-    size = s.squeeze(-1)
-    residual = torch.where(size > 0, off / torch.where(size > 0, size, 1.0), 0.0)
-    residual = residual * (s.squeeze(-1) / values[:, -1].clamp_min(1e-300)).clamp(max=1)
-    w = B.sum(-1)
-    stationary = (w * mv(p.K, w)).sum(-1) <= p.rounding * (w.abs() * p.norms).sum(-1).square()
-    proof = p.certify("inverse_root", residual, torch.ones_like(count.squeeze(-1)), stationary)
-    return B.reshape(K.shape).to(K.dtype), proof
+        s = np.where(kept, values, 0).sum(1, keepdims=True) / count
+    s = np.where(kept.any(1, keepdims=True), s, 1)
+    B = (V * np.where(kept, np.sqrt(s / lam), 0)[:, None]) @ V.mT
+    P = (V * kept[:, None]) @ V.mT
+    residual = np.zeros(len(p))
+    for i in range(len(p)):
+        B[i], residual[i] = _refine(A[i], B[i], P[i], float(s[i, 0]))
+    z = np.ldexp(B.sum(2), p.e - top[:, None])  # |g_t| w_t, as share of the longest gradient
+    value = np.maximum((B.sum(2) * (A @ B.sum(2)[:, :, None])[:, :, 0]).sum(1), 0)
+    stationary = value <= p.cut * (np.abs(z) * p.nu).sum(1) ** 2
+    _, proof = p.certify("inverse_root", B.sum(2), residual, 1, stationary)
+    B = np.where(p.bad[:, None, None], np.nan, B)
+    return back(B.reshape(K.shape), K), proof
+
+
+def _refine(A: Array, B: Array, P: Array, s: float, steps: int = 4) -> tuple[Array, float]:
+    """B with B A B = s P on the range of P, and the largest miss as a share of s."""
+    best, least = B, np.inf
+    noise = 4 * EPS * float((np.abs(B) @ np.abs(A) @ np.abs(B)).max())
+    for _ in range(steps):
+        if noise <= 0.1 * TOLERANCE * s or len(A) > MOST:
+            off = B @ A @ B / s - P
+            error = float(np.abs(off).max()) + (noise / s if len(A) > MOST else 0)
+        else:
+            (n, j), (m, k), (o, i) = integers(B), integers(A), integers(s * P)
+            whole, low = n @ m @ n, min(2 * j + k, i)
+            off = floats(whole * 2 ** (2 * j + k - low) - o * 2 ** (i - low), low) / s
+            error = float(np.abs(off).max())
+        if not error < least:
+            break
+        best, least = B, error
+        if error <= TOLERANCE / 2:
+            break
+        B = B - 0.25 * (B @ off + off @ B)
+    return best, least
 
 
 def project_simplex(x: Tensor) -> Tensor:
-    """Nearest point of the simplex, (..., T) (Held, Wolfe, Crowder 1974).
+    """Nearest point of the simplex, (..., T) (Held, Wolfe, Crowder 1974); stays on the device.
+
+    What lies 1 or more below the largest gets nothing, so that no number beside it is rounded away.
 
     >>> project_simplex(torch.tensor([2.0, 0.0])).tolist()
     [1.0, 0.0]
     """
-    ordered = x.sort(-1, descending=True).values
-    counts = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
-    level = (ordered.cumsum(-1) - 1) / counts
+    near = (x.double() - x.double().amax(-1, keepdim=True)).clamp_min(-1)
+    ordered = near.sort(-1, descending=True).values
+    level = (ordered.cumsum(-1) - 1) / torch.arange(1, x.shape[-1] + 1, device=x.device)
     size = (ordered > level).sum(-1, keepdim=True)
-    return (x - level.gather(-1, size - 1)).clamp_min(0)
+    return (near - level.gather(-1, size - 1)).clamp_min(0).to(x.dtype)

@@ -1,168 +1,152 @@
-"""min 1/2 x'Mx - q'x over x >= 0, exactly, and the two problems of the field that are of this form."""
+"""min 1/2 x'Rx - c'x over x >= 0, and the two problems of this form: shortest vector of a hull, dual cone."""
 
-import torch
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import lsq_linear, nnls
 from torch import Tensor
 
-from mtl.solvers import scalar, scalar_cones
-from mtl.solvers.common import Certificate, Scaled, enumerable, mv, scale, supports
-
-EPS = torch.finfo(torch.float64).eps
-RIDGE = 1e-14
-
-
-def _masked_solve(M: Tensor, P: Tensor, rhs: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Solve (M + ridge)_PP x_P = rhs_P with x = 0 off P (P boolean); second result: the factorisation failed."""
-    p = P.to(M.dtype)
-    factor, info = torch.linalg.cholesky_ex(M * p.unsqueeze(-1) * p.unsqueeze(-2) + torch.diag_embed(1 + ridge - p))
-    return torch.cholesky_solve((rhs * p).unsqueeze(-1), factor).squeeze(-1), info != 0
-
-
-def _noise(M: Tensor, q: Tensor, x: Tensor) -> Tensor:
-    """Rounding error to expect in M x - q."""
-    return 4 * EPS * M.shape[-1] * (mv(M.abs(), x.abs()) + q.abs())
-
-
-def _miss(M: Tensor, q: Tensor, x: Tensor) -> Tensor:
-    """How far x and y = M x - q are from x >= 0, y >= 0, x y = 0."""
-    return torch.minimum(x, mv(M, x) - q).abs().amax(-1)
+from mtl.solvers import pairs
+from mtl.solvers.certificate import (
+    EPS,
+    GREY,
+    MOST,
+    TOLERANCE,
+    Answer,
+    Array,
+    Batch,
+    Certificate,
+    Factor,
+    Flags,
+    Gram,
+    factor,
+    host,
+    integers,
+    posv,
+    solve_exactly,
+)
+from mtl.solvers.pairs import ONE
 
 
-def _enumerate(M: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Best of all supports: the one whose x and gradient violate x >= 0, y >= 0, x y = 0 least."""
-    mask, outer, off = supports(M.shape[-1], M.device)
-    factor, info = torch.linalg.cholesky_ex(M * outer + off)
-    x = torch.cholesky_solve((q * mask).unsqueeze(-1), factor).squeeze(-1)
-    miss = _miss(M, q, x).masked_fill(info != 0, torch.inf)
-    best = miss.nan_to_num(torch.inf).argmin(0)
-    x = x[best, torch.arange(len(q), device=q.device)].clamp_min(0)
-    return x, torch.ones(len(q), dtype=torch.long, device=q.device)
+def least_squares(A: Array, b: Array) -> Array:
+    """argmin |A x - b| over x >= 0 by active set (Lawson & Hanson); at most rank(A) of x are not zero."""
+    try:
+        x: Array = nnls(A, b)[0]
+    except RuntimeError:  # its bound on the steps; the certificate will tell
+        x = np.maximum(lsq_linear(A, b, (0, np.inf), "bvls", tol=1e-15, max_iter=10 * len(A.T)).x, 0)
+    return x
 
 
-def _block_pivot(M: Tensor, q: Tensor, P: Tensor, steps: int, early: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Exchange all infeasible indices at once while that reduces their number, else only the last of them.
+def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
+    """The shortest x >= 0 with the same A x, zero where it `may` not be positive: unique, whatever the order of tasks.
 
-    Júdice & Pires' block principal pivoting; it needs few steps where M is well conditioned, and says in
-    its second result where it did not end.
+    Newton on the dual, max b'l - 1/2 |max(A'l, 0)|^2, which is piecewise quadratic; x itself where that does not end.
     """
-    B, T = q.shape
-    order = torch.arange(1, T + 1, device=q.device)
-    fewest = torch.full((B,), T + 1, device=q.device)
-    patience = torch.full((B,), 3, device=q.device)
-    done = torch.zeros(B, dtype=torch.bool, device=q.device)
-    x = torch.zeros_like(q)
-    count = torch.zeros(B, dtype=torch.long, device=q.device)
+    A = np.where(may, A, 0.0)
+    b, wide = A @ x, 1e-13 * np.eye(len(A))
+    dual = b
     for _ in range(steps):
-        trial, failed = _masked_solve(M, P, q)
-        y = mv(M, trial) - q
-        noise = _noise(M, q, trial)
-        wrong = torch.where(P, trial < -noise, y < -noise)
-        n_wrong = wrong.sum(-1)
-        good = (n_wrong == 0) & ~failed
-        x = torch.where((good & ~done).unsqueeze(-1), trial, x)
-        count += ~done
-        done = done | good
-        if early and bool(done.all()):
+        found = np.maximum(dual @ A, 0)
+        gap = b - A @ found
+        noise = 4 * EPS * (np.abs(A) @ found).max(initial=0)
+        if np.abs(gap).max(initial=0) <= noise:
+            return found
+        move, fine = posv((A * (found > 0)) @ A.T + wide, gap)
+        if not fine:
             break
-        better = n_wrong < fewest
-        fewest = torch.minimum(fewest, n_wrong)
-        patience = torch.where(better, 3, patience - 1)
-        last = wrong & ((wrong * order).amax(-1, keepdim=True) == order)
-        P = P ^ torch.where((better | (patience >= 0)).unsqueeze(-1), wrong, last)
-    return x.clamp_min(0), ~done, count
+        value, slope, t = b @ dual - 0.5 * found @ found, gap @ move, 1.0
+        while t > 1e-6 and b @ (dual + t * move) - 0.5 * (np.maximum((dual + t * move) @ A, 0) ** 2).sum() < (
+            value + 1e-4 * t * slope - 4 * EPS * abs(value)
+        ):
+            t /= 2
+        dual = dual + t * move
+    return found if np.abs(gap).max() <= 64 * noise else x
 
 
-def _lawson_hanson(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
-    """One index in at a time, steepest first (Lawson & Hanson); masters rank-deficient M.
-
-    A ridge at rounding level turns a dependent index into a long step along the null space, up to where another
-    index leaves; the last support is solved once more without it.
-    """
-    B, T = q.shape
-    x = torch.zeros_like(q)
-    P = torch.zeros_like(q, dtype=torch.bool)
-    banned = torch.zeros_like(P)
-    newest = torch.zeros_like(P)
-    done = torch.zeros(B, dtype=torch.bool, device=q.device)
-    count = torch.zeros(B, dtype=torch.long, device=q.device)
-    for _ in range(4 * T + 4):
-        s, failed = _masked_solve(M, P, q, RIDGE)
-        s = torch.where(failed.unsqueeze(-1), torch.where(newest, -1.0, x), s)  # a dependent index is put out again
-        negative = P & (s <= 0)
-        any_negative = negative.any(-1, keepdim=True)
-        ratio = torch.where(negative, x / (x - s), torch.inf)
-        step = ratio.amin(-1, keepdim=True).clamp(max=1.0)
-        dropped = negative & (ratio <= step)
-        moved = torch.where(P & ~dropped, x + step * (s - x), 0.0)
-        count += ~done
-        x = torch.where(done.unsqueeze(-1), x, moved)
-        P = P & ~(dropped & ~done.unsqueeze(-1))
-        banned = torch.where(any_negative, banned | (dropped & newest), False)
-        gain = q - mv(M, x)
-        wanted = (gain > _noise(M, q, x)) & ~P & ~banned
-        ready = ~any_negative.squeeze(-1)
-        done = done | (ready & ~wanted.any(-1))
-        if early and bool(done.all()):
-            break
-        pick = torch.where(wanted, gain, -torch.inf).argmax(-1, keepdim=True)
-        add = torch.zeros_like(P).scatter(-1, pick, True) & wanted & (ready & ~done).unsqueeze(-1)
-        newest = torch.where(add.any(-1, keepdim=True), add, newest)
-        P = P | add
-    plain, failed = _masked_solve(M, x > 0, q)
-    better = (_miss(M, q, plain) < _miss(M, q, x)) & ~failed
-    return torch.where(better.unsqueeze(-1), plain.clamp_min(0), x), count
+def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 20) -> Array | None:
+    """x >= 0 with H x >= c and equality where x > 0, from a support P nearly right; in integers, rounded at the end."""
+    (H, k), (b, j) = integers(hat), c
+    for _ in range(rounds):
+        at = np.flatnonzero(P)
+        found = solve_exactly(H[np.ix_(at, at)], b[at])  # type: ignore[index]
+        if found is None:
+            return None
+        n, D = np.zeros(len(P), dtype=object), found[1]
+        n[at] = found[0]
+        wrong = np.where(P, n, H @ n - D * b) < 0  # type: ignore[operator]
+        if not wrong.any():
+            return np.ldexp(np.array([int(x) / D for x in n]), j - k)
+        P = P ^ wrong.astype(bool)
+    return None
 
 
-def nonneg_qp(M: Tensor, q: Tensor, early: bool) -> tuple[Tensor, Tensor]:
-    """argmin 1/2 x'Mx - q'x over x >= 0 for M (B, T, T) with unit-like diagonal, q (B, T); and the steps taken."""
-    if enumerable(q):
-        return _enumerate(M, q)
-    x, left, count = _block_pivot(M, q, q > 0, 12, early)
-    if not early:
-        slow, more = _lawson_hanson(M, q, early)
-        return torch.where(left.unsqueeze(-1), slow, x), torch.where(left, more, count)
-    if bool(left.any()):
-        slow, more = _lawson_hanson(M[left], q[left], early)
-        x, count = x.index_put((left,), slow), count.index_put((left,), more)
-    return x, count
+class Shortest(NamedTuple):
+    """The shortest vector of one problem over its tasks with a gradient."""
+
+    w: Array
+    residual: float
+    value: float  # its squared length as share of (sum_t w_t |g_t|)^2
+    solved: bool  # to 1e-6 of that, or to the rounding of K
+    definite: bool
 
 
-def _shortest(p: Scaled, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Min-norm weights over the tasks that are `alive` (boolean, (B, T)), and the steps taken."""
-    T = alive.shape[-1]
-    least = p.safe.masked_fill(~alive, torch.inf).amin(-1, keepdim=True)
-    q = torch.where(alive, least / p.safe, 0.0)
-    count = torch.ones(len(q), dtype=torch.long, device=q.device)
-    if T == 1:
-        return torch.ones_like(q), count
-    if T == 2:
-        top = (q * q - (p.R[:, 0, 1] * q[:, 0] * q[:, 1]).unsqueeze(-1)).clamp_min(0)
-        total = top.sum(-1, keepdim=True)
-        return torch.where(total > 0, top / total, 0.5), count  # equal gradients: any weights do, take the mean
-    x, count = nonneg_qp(p.R + q.unsqueeze(-1) * q.unsqueeze(-2), q, p.on_cpu)
-    w = q * x
-    total = w.sum(-1, keepdim=True)
-    return torch.where(total > 0, w / total, 1 / T), count
+def shortest(p: Gram, i: int) -> Shortest:
+    """Problem i of three tasks or more; see `min_norm`."""
+    R, hat, e, nu, at = p.R[i], p.hat[i], p.e[i], p.nu[i], None
+    if p.zeros and p.zero[i].any():
+        at = np.flatnonzero(~p.zero[i])
+        if not len(at):
+            return Shortest(np.full(p.T, 1 / p.T), 0.0, 0.0, True, True)
+        own = np.ix_(at, at)
+        R, hat, e, nu = R[own], hat[own], e[at], nu[at]
+    f, T = factor(R, p.cut), len(R)
+    powers = np.ldexp(1.0, np.minimum.reduce(e) - e)
+    q = powers / nu
+    A, b = np.empty((len(f.F) + 1, T)), np.zeros(len(f.F) + 1)
+    A[:-1], A[-1], b[-1] = f.F, q, 1
+    z = least_squares(A, b)
+    if f.basis is not None:
+        A = np.concatenate([f.basis, q[None]])
+        z = least_norm(A, z, (f.R @ z + q * (q @ z - 1) <= 1e-11) | (z > 0))
+    residual, value = judge(f.R, q, z)
+    solved = p.coarse or max(residual, p.cut if f.basis is not None else 2 * EPS) <= GREY * value
+    if p.cut < value and not solved and T <= MOST:
+        found = exactly(hat, integers(powers), z > 0)
+        if found is not None:
+            solved, z = True, found * (nu / found.max())
+            residual, value = judge(f.R, q, z)
+    w = q * z
+    w = w / (float(np.add.reduce(w)) or 1.0)
+    if at is not None:
+        w, short = np.zeros(p.T), w
+        w[at] = short
+    return Shortest(w, residual, value, solved, f.definite)
 
 
-def shortest_of(p: Scaled, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """The same weights, and whether their vector is zero up to rounding."""
-    w, _ = _shortest(p, alive)
-    W = (w * p.norms).sum(-1)
-    return w, (w * mv(p.K, w)).sum(-1) <= p.rounding * W * W
+def judge(R: Array, q: Array, z: Array) -> tuple[float, float]:
+    """Residual of z as a shortest vector, and |sum w_t g_t|^2 / (sum w_t |g_t|)^2."""
+    total = float(np.add.reduce(z)) or 1.0
+    share = z / total
+    slope = R @ share
+    value = float(share @ slope)
+    reach = q * (total / (float(q @ z) or 1e-300))  # W / |g_t|
+    gap = (slope - value * reach) / np.maximum(reach, 1)
+    return float(np.maximum.reduce(np.abs(np.minimum(share, gap)))), value
 
 
-@torch.no_grad()
-def min_norm(K: Tensor) -> tuple[Tensor, Certificate]:
+def min_norm(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """Weights of the shortest vector in the convex hull of the gradients, argmin w'Kw over the simplex.
 
-    Désidéri (2012); Sener & Koltun (NeurIPS 2018), eq. 3. Exact: w is proportional to N^-1 x with
-    x = argmin over x >= 0 of 1/2 x'(R + qq')x - q'x, q_t = min|g|/|g_t|, K = N R N. Adding qq' adds a
-    constant on the simplex (Wolfe 1976), makes the problem bounded also where the hull holds zero, and
-    lets all tasks enter with norm one. T = 2 in closed form. Of several optima with zero rows: the mean
-    of these rows. Residual: max_t |min(w_t|g_t|/W, ((Kw)_t - w'Kw)/(W max(|g_t|, W)))| with W = sum w_t|g_t|.
+    Désidéri (2012); Sener & Koltun (NeurIPS 2018), eq. 3. Exact: w is proportional to N^-1 z with z = argmin over
+    z >= 0 of |F z|^2 + (q'z - 1)^2, q_t = min|g|/|g_t|, K = N F'F N: the square adds a constant on the simplex (Wolfe
+    1976), makes the problem bounded also where the hull holds zero, and lets all tasks enter with norm one. T = 2 in
+    closed form. Of several optima the one with the least |z|; with zero rows: the mean of these rows.
+    Residual: max_t |min(w_t|g_t|/W, ((Kw)_t - w'Kw)/(W max(|g_t|, W)))| with W = sum w_t|g_t|.
 
     Args:
         K: Gram matrices (..., T, T).
+        rounding: relative rounding of K (`mtl.solvers.rounding`); by default that of its dtype.
 
     Returns:
         Weights (..., T) on the simplex, and the certificate.
@@ -171,51 +155,112 @@ def min_norm(K: Tensor) -> tuple[Tensor, Certificate]:
     >>> w.tolist(), bool(proof.converged), bool(proof.stationary)
     ([0.800000011920929, 0.20000000298023224], True, False)
     """
-    if scalar.fits(K, 2):
-        found = scalar_cones.min_norm(K.tolist(), torch.finfo(K.dtype).eps)
-        if found is not None:
-            return scalar.answer("min_norm", K.dtype, *found)
-    p = scale(K)
-    w, count = _shortest(p, ~p.zero)
-    w = torch.where(p.zero.any(-1, keepdim=True), p.zero / p.zero.sum(-1, keepdim=True).clamp_min(1), w)
-    share = w * p.norms
-    W = share.sum(-1, keepdim=True)
-    slope = mv(p.K, w)
-    value = (w * slope).sum(-1, keepdim=True)
-    safe_W = W.masked_fill(W == 0, 1.0)
-    gap = torch.minimum(share / safe_W, (slope - value) / (safe_W * torch.maximum(p.safe, safe_W))).abs().amax(-1)
-    stationary = value.squeeze(-1) <= p.rounding * W.squeeze(-1).square()
-    return p.out(w), p.certify("min_norm", gap, count, stationary)
+    if K.shape[-1] == 2:
+        return _two_shortest(pairs.pair(K, rounding))
+    p = Gram(K, rounding)
+    return p.answer("min_norm", [_shortest(p, i) for i in range(len(p))])
 
 
-@torch.no_grad()
-def dual_cone(K: Tensor, v: Tensor) -> tuple[Tensor, Certificate]:
+def _shortest(p: Gram, i: int) -> Answer:
+    if p.zeros and p.zero[i].any():
+        return Answer(p.zero[i] / p.zero[i].sum(), 0.0, 0, True, True)
+    found = shortest(p, i)
+    stationary = found.value <= p.cut
+    good = found.definite and found.residual <= TOLERANCE and (stationary or found.solved)
+    return Answer(found.w, found.residual, 1, good, stationary, found.definite)
+
+
+def _two_shortest(k: pairs.Pair) -> tuple[Tensor, Certificate]:
+    m, zero = k.m, k.zero
+    w, residual, value = pairs.shortest(k)
+    split = m.where(zero[0] & zero[1], 0.5, 1.0)
+    w = m.where(k.none, split * zero[0], w[0]), m.where(k.none, split * zero[1], w[1])
+    residual = m.where(k.none, 0.0, residual)
+    return k.certify("min_norm", w, residual, 1, k.none | (value <= k.cut), residual <= TOLERANCE)
+
+
+def cone(f: Factor, s: Array) -> Array:
+    """x >= 0 that takes F s to the nearest point of {d : F'd >= 0}, F (s + x)."""
+    x = least_squares(f.F, -(f.F @ s))
+    if f.basis is not None:
+        x = least_norm(f.basis, x, (f.R @ (s + x) <= 1e-11 * np.abs(s + x).sum()) | (x > 0))
+    return x
+
+
+def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """Weights w >= v of the projection of G'v on the cone of directions that hurt no task, {d : G d >= 0}.
 
-    w = argmin over w >= v of w'Kw (Quinton & Rey, arXiv 2406.16232, proposition 1). Where K is singular w is
-    one of several, G'w is unique. Residual: max_t |min((w_t - v_t)|g_t|, (Kw)_t/|g_t|)| / sum_t |w_t||g_t|.
+    w = argmin over w >= v of w'Kw (Quinton & Rey, arXiv 2406.16232, proposition 1). Where K is singular G'w is unique
+    and w is not: the one with the least |N (w - v)|. Zero rows keep v. `stationary`: G'w is zero up to rounding beside
+    sum_t |v_t||g_t|. Residual: max_t |min((w_t - v_t)|g_t|, (Kw)_t/|g_t|)| / sum_t |w_t||g_t|.
 
     Args:
         K: Gram matrices (..., T, T).
         v: weights of the direction to project (..., T), broadcast against the batch of K.
+        rounding: relative rounding of K (`mtl.solvers.rounding`); by default that of its dtype.
 
     >>> w, _ = dual_cone(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]), torch.tensor([1.0, 0.0]))
     >>> w.tolist()
     [1.0, 0.25]
     """
-    if scalar.fits(K, 2) and v.shape == K.shape[:1]:
-        found = scalar_cones.dual_cone(K.tolist(), v.tolist(), torch.finfo(K.dtype).eps)
+    batch: Batch = () if K.ndim == 2 and v.ndim == 1 else np.broadcast_shapes(K.shape[:-2], v.shape[:-1])
+    first = host(v)[None] if not batch else np.broadcast_to(host(v), (*batch, v.shape[-1])).reshape(-1, v.shape[-1])
+    if not math.isfinite(np.add.reduce(first, None)) and not np.isfinite(first).all():
+        raise ValueError("v: must be finite, found NaN or infinity")
+    if K.shape[-1] == 2:
+        return _two_cone(pairs.pair(K.expand(*batch, 2, 2) if batch else K, rounding), first, batch)
+    p = Gram(K, rounding)
+    factors = [factor(R, p.cut) for R in p.R]
+    if not batch:
+        return p.answer("dual_cone", [_project(p, 0, factors[0], first[0])])
+    row = np.broadcast_to(np.arange(len(p)).reshape(p.batch), batch).ravel()
+    found = [_project(p, i, factors[i], one) for i, one in zip(row.tolist(), first, strict=True)]
+    return p.spread(batch, row).answer("dual_cone", found)
+
+
+def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
+    e, nu = p.e[i], p.nu[i]
+    shift = e - np.maximum.reduce(e)
+    s = np.ldexp(v * nu, shift)
+    if p.zeros:
+        s[p.zero[i]] = 0
+    x = cone(f, s)
+    if p.zeros:
+        x[p.zero[i]] = 0
+    residual, value, W = _cone_judge(f.R, s, x)
+    level = max(residual, p.cut if f.basis is not None else 2 * EPS)
+    seen = p.cut * float(np.add.reduce(np.abs(s))) ** 2  # a shorter |d|^2 is rounding beside what is projected
+    solved = value > p.cut and (p.coarse or level <= GREY * value)
+    if not solved and value * W**2 > seen and not p.coarse and p.T <= MOST and not (p.zeros and p.zero[i].any()):
+        H, k = integers(p.hat[i])
+        start, j = integers(np.ldexp(v, shift))
+        found = exactly(p.hat[i], (-(H @ start), k + j), x > 0)
         if found is not None:
-            return scalar.answer("dual_cone", K.dtype, *found)
-    batch = torch.broadcast_shapes(K.shape[:-2], v.shape[:-1])
-    p = scale(K.expand(*batch, *K.shape[-2:]))
-    start = v.detach().double().expand(*batch, v.shape[-1]).reshape(p.norms.shape) * p.norms
-    x, count = nonneg_qp(p.R, -mv(p.R, start), p.on_cpu)
-    w = torch.where(p.zero, v.detach().double().expand(*batch, v.shape[-1]).reshape(x.shape), (start + x) / p.safe)
-    slope = mv(p.K, w) / p.safe
-    total = (w.abs() * p.norms).sum(-1, keepdim=True)
-    total = total.masked_fill(total == 0, 1.0)
-    gap = (torch.minimum(x, slope) / total).masked_fill(p.zero, 0.0).abs().amax(-1)
-    value = (w * mv(p.K, w)).sum(-1)
-    stationary = value <= p.rounding * total.squeeze(-1).square()
-    return p.out(w), p.certify("dual_cone", gap, count, stationary)
+            x, solved = found * nu, True
+            residual, value, W = _cone_judge(f.R, s, x)
+    stationary = value <= p.cut and value * W**2 <= seen
+    good = f.definite and residual <= TOLERANCE and (stationary or solved)
+    return Answer(v + np.ldexp(x / nu, -shift), residual, 1, good, stationary, f.definite)
+
+
+def _cone_judge(R: Array, s: Array, x: Array) -> tuple[float, float, float]:
+    """Residual, |sum w_t g_t|^2 / W^2 and W = sum |w_t||g_t|."""
+    z = s + x
+    slope = R @ z
+    W = float(np.add.reduce(np.abs(z)))
+    safe = W or 1.0
+    return float(np.maximum.reduce(np.abs(np.minimum(x, slope)))) / safe, float(z @ slope) / safe**2, W
+
+
+def _two_cone(k: pairs.Pair, v: Array, batch: Batch) -> tuple[Tensor, Certificate]:
+    m = k.m
+    first = tuple(v[0].tolist()) if m is ONE else tuple(v.T)
+    n = m.where(k.zero[0], 0.0, k.n[0]), m.where(k.zero[1], 0.0, k.n[1])
+    s = first[0] * n[0], first[1] * n[1]
+    x = pairs.cone(k.r, s, m)
+    residual, value, W = pairs.cone_judge(k.r, s, x, m)
+    hidden = value <= k.cut
+    stationary = hidden & (value * W**2 <= k.cut * (m.abs(s[0]) + m.abs(s[1])) ** 2)
+    w = first[0] + x[0] / k.n[0], first[1] + x[1] / k.n[1]
+    good = (residual <= TOLERANCE) & (stationary | (hidden == 0))
+    return k.certify("dual_cone", w, residual, 1, stationary, good, batch)

@@ -1,6 +1,7 @@
 """Solvers against closed forms, optimality conditions, scaling laws and independent oracles."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,9 +20,7 @@ from benchmarks.solver_problems import (
     gradients,
 )
 from mtl import solvers
-from mtl.solvers import Certificate, kl, scalar_cones, scalar_fair
-from mtl.solvers.common import Scaled
-from mtl.solvers.linear import _jacobi
+from mtl.solvers import Certificate, certificate, nonneg
 
 ALPHAS = (0.1, 0.5, 1.0, 2.0, 5.0, 20.0)
 problems = st.tuples(st.sampled_from(FAMILIES[:3]), st.integers(2, 9), st.integers(0, 10**6))
@@ -216,48 +215,8 @@ def test_against_scipy_on_well_scaled_problems() -> None:
         assert w @ k @ w <= found.fun * (1 + 1e-9)
 
 
-def test_active_set_and_pivoting_agree_with_enumeration() -> None:
-    from mtl.solvers.nonneg import _block_pivot, _enumerate, _lawson_hanson
-
-    _, K = gram("near-stationary", 6, seed=2, count=40, decades=2.0)
-    R = K / K.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-1) / K.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
-    q = torch.rand(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.3
-    M = R + 0.1 * torch.eye(6, dtype=torch.float64)
-    best, _ = _enumerate(M, q)
-    close(_lawson_hanson(M, q, early=True)[0], best, 1e-10)
-    pivoted, left, _ = _block_pivot(M, q, q > 0, 20, early=True)
-    close(pivoted[~left], best[~left], 1e-10)
-    assert left.sum() < 5
-
-
-def test_the_path_without_early_exit_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a GPU (fixed iterations, masks, our own eigenvalues) against what runs here."""
-    cases = [gram(f, T, seed=7, count=6)[1] for f in FAMILIES for T in (2, 3, 5, 12)]
-    solve = [
-        solvers.min_norm,
-        lambda K: solvers.alpha_fair(K, 2.0),
-        lambda K: solvers.cagrad_step(K, 0.4),
-        lambda K: solvers.dual_cone(K, torch.ones(K.shape[-1], dtype=torch.float64)),
-        solvers.equal_angles,
-        solvers.inverse_root,
-    ]
-    expected = [[f(K) for f in solve[:4]] for K in cases]
-    monkeypatch.setattr(Scaled, "on_cpu", property(lambda self: False))
-    for K, answers in zip(cases, expected, strict=True):
-        n = K.diagonal(dim1=-2, dim2=-1).sqrt()
-        for f, (w, proof) in zip(solve, answers, strict=False):
-            again, other = f(K)
-            good(other)
-            assert torch.equal(proof.stationary, other.stationary)
-            assert float(((again - w) * n).norm(dim=-1).max()) >= 0
-            gap = ((K @ (again - w).unsqueeze(-1)).squeeze(-1) / n.masked_fill(n == 0, 1)).abs().amax(-1)
-            assert (gap <= 1e-7 * (w.abs() * n).sum(-1) + 1e-300)[~proof.stationary].all()
-
-
 @pytest.mark.parametrize("T", [10, 20])
-def test_cagrad_with_duplicates_needs_no_early_exit(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the pivoting cannot hand its failures to the method that masters singular K."""
-    monkeypatch.setattr(Scaled, "on_cpu", property(lambda self: False))
+def test_cagrad_with_duplicates(T: int) -> None:
     K = gram("duplicate", T, seed=5, count=60)[1]
     w, proof = solvers.cagrad_step(K, 0.4)
     good(proof)
@@ -266,7 +225,7 @@ def test_cagrad_with_duplicates_needs_no_early_exit(T: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_small_problem_alone_gives_the_same_as_in_a_batch(family: str) -> None:
-    """Alone it is solved in Python floats, in a batch by tensors."""
+    """Two tasks alone are solved in Python floats, in a batch by arrays."""
     for T in (1, 2, 3, 4, 7, 10):
         G, K = gram(family, max(T, 2), seed=T, count=3)
         G, K = G[:, :T], K[:, :T, :T]
@@ -287,29 +246,6 @@ def test_one_small_problem_alone_gives_the_same_as_in_a_batch(family: str) -> No
                 assert bool(alone.stationary) == bool(proof.stationary[i])
                 gap = (K[i] @ (single - w[i]) / n[i].masked_fill(n[i] == 0, 1)).abs().max()
                 assert gap <= 1e-7 * (w[i].abs() * n[i]).sum() or bool(alone.stationary)
-
-
-@pytest.mark.parametrize("decades", [1.0, 6.0])
-def test_python_floats_suffice_for_ordinary_problems(decades: float) -> None:
-    """A mistake there would go unnoticed, since every answer is certified and the tensor solvers take over."""
-    for family in ("plain", "aligned"):
-        _, K = gram(family, 4, seed=0, count=20, decades=decades)
-        for rows in K.tolist():
-            for alpha in (0.5, 1.0, 2.0, 5.0):
-                assert scalar_fair.alpha_fair(rows, alpha, 2e-16) is not None
-            assert scalar_cones.min_norm(rows, 2e-16) is not None
-            assert scalar_cones.dual_cone(rows, [0.25] * 4, 2e-16) is not None
-        for c in (0.1, 0.4):  # the smaller ball often holds no direction that improves all tasks
-            assert sum(scalar_cones.cagrad(rows, c, 2e-16) is not None for rows in K.tolist()) >= 18  # it may cycle
-    assert scalar_fair._pair(-0.9, 3.0, [2.0, -2.0]) is not None
-    assert kl._small_root([0.0, -1.0, -50.0], 0.3) is not None
-
-
-def test_jacobi_eigenvalues() -> None:
-    _, K = gram("plain", 7, seed=1, count=4, decades=2.0)
-    values, V = _jacobi(K)
-    close(values.sort(-1).values, torch.linalg.eigvalsh(K), 1e-12)
-    close(V @ (values.unsqueeze(-1) * V.mT), K, 1e-12)
 
 
 # ---- the KL ball -------------------------------------------------------------------------------------------
@@ -413,6 +349,31 @@ def test_opposite_gradients_in_float32_are_stationary() -> None:
 def test_errors_name_argument_rule_and_value(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_nonneg_least_squares_and_its_shortest_solution() -> None:
+    g = np.random.default_rng(0)
+    for _ in range(20):
+        A = g.standard_normal((3, 9))
+        x = np.maximum(g.standard_normal(9), 0)
+        short = nonneg.least_norm(A, nonneg.least_squares(A, A @ x), np.ones(9, bool))
+        assert np.abs(A @ short - A @ x).max() < 1e-12 and short.min() >= 0
+        assert np.linalg.norm(short) <= np.linalg.norm(x) * (1 + 1e-12)
+        order = g.permutation(9)
+        again = nonneg.least_norm(A[:, order], nonneg.least_squares(A[:, order], A @ x), np.ones(9, bool))
+        assert np.abs(again - short[order]).max() < 1e-10
+
+
+def test_integers_solve_exactly() -> None:
+    H = np.vander(np.arange(1.0, 9.0)) * 2.0**-30
+    H = H @ H.T
+    n, k = certificate.integers(H)
+    assert all(Fraction(int(a)) * Fraction(2) ** k == Fraction(b) for a, b in zip(n.ravel(), H.ravel(), strict=True))
+    found = certificate.solve_exactly(n, n @ np.arange(8).astype(object))
+    assert found is not None and [x // found[1] for x in found[0]] == list(range(8))
+    assert certificate.solve_exactly(-n, n[0]) is None
+    wide = certificate.product(np.array([[1.0, 1.0]]), np.array([1e300, 1.0]), np.array([-1e300, 1e-300]))
+    assert wide.tolist() == [1.0]
 
 
 def test_nan_is_never_called_converged() -> None:
