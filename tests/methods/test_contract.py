@@ -65,12 +65,13 @@ def test_leading_dimensions_are_separate_problems(case: Case) -> None:
 
 @every
 @pytest.mark.parametrize("T", [1, 3, 11])
-def test_weights_never_read_a_value(case: Case, T: int) -> None:
-    """Tensors without data raise wherever the host would look at them, and with it wait for a GPU."""
+def test_weights_read_no_value_but_to_solve(case: Case, T: int) -> None:
+    """Tensors without data raise wherever the host would look at them; who solves is given losses and K there."""
     m = case.make(T, **({"rho": 0.0} if case.name in ("emtl", "bandit") else {}))
     if case.learned:
-        m.s = torch.zeros(T, dtype=torch.float64, device="meta", requires_grad=True)
-    L, K = torch.ones(T, device="meta"), torch.ones(T, T, device="meta")
+        m.s = torch.zeros(T, dtype=torch.float64, device="cpu" if m.solves else "meta", requires_grad=True)
+    where = "cpu" if m.solves else "meta"
+    L, K = torch.ones(T, device=where), torch.ones(T, T, device=where)
     for _ in range(2 if T == 1 else 1):
         if case.elementwise and case.draws:
             return  # needs a generator on the device

@@ -17,12 +17,7 @@ SCALED = [case for case in CASES if case.degree is not None]
 HARMLESS = [case for case in CASES if case.harmless]
 BLIND = [case for case in CASES if case.blind]
 INDEPENDENT = ("normal", "many", "ratios", "without conflict")  # elsewhere there may be no direction to turn
-KNOWN = {  # (property, method, family): what is wrong, until it is mended
-    ("order", "imtl-g", "rank one"): "a singular K is cut at float64's rounding, which the order of the tasks changes",
-    ("order", "imtl", "rank one"): "as imtl-g",
-    ("order", "emtl", "twins"): "MGDA's weights are not unique between twins, and the player sees them",
-    ("scale", "imtl-g", "rank one"): "as for the order",
-}
+KNOWN: dict[tuple[str, str, str], str] = {}  # (property, method, family): what is wrong, until it is mended
 
 
 def pairs(name: str, cases: Iterable[Case], families: Iterable[str] = FAMILIES) -> Any:
