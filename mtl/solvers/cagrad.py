@@ -159,7 +159,7 @@ def _one(p: Gram, i: int, c: float) -> Answer:
     R, n = (p.R[i][np.ix_(at, at)], n[at]) if some else (p.R[i], n)
     if not len(at):
         return Answer(np.full(p.T, 1 / p.T), 0.0, 0, True, True)
-    f, size = factor(R, p.cut), float(np.add.reduce(n))
+    f, size = factor(R, p.cut, p.noise), float(np.add.reduce(n))
     a = Problem(f, np.minimum.reduce(n) / n, n / size, c)
     found = a.radius > 0 and f.basis is None and a.chase()
     sure = found and a.mu > 0 and a.length > p.cut
@@ -192,6 +192,7 @@ def cagrad_step(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
     mu = 0 and d is the point of that cone nearest to g0; d need not be zero then. Residual: largest violation of these
     conditions, with unit gradients, relative to sum_t |g_t|(1/T + x_t).
 
+    >>> import torch
     >>> w, _ = cagrad_step(torch.eye(2, dtype=torch.float64), c=0.5)
     >>> w.tolist()
     [0.75, 0.75]
@@ -219,6 +220,7 @@ def cagrad_dual(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
     w is `cagrad_step`'s x, normalised; where x = 0 (c = 0, or g0 hurts no task) the tasks with the smallest
     <g_t, g0> share the weight.
 
+    >>> import torch
     >>> w, _ = cagrad_dual(torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64), c=0.0)
     >>> w.tolist()
     [1.0, 0.0]

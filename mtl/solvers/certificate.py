@@ -90,6 +90,8 @@ class Gram:
     def __init__(self, K: Tensor, given: float | None) -> None:
         self.like, self.T = K, K.shape[-1]
         flat, self.cut, self.coarse = read(K, given)
+        fine = 4 * self.T * 1e-10  # K in float64 of gradients rounded to the root of that
+        self.noise = math.sqrt(self.cut) if self.coarse and self.cut < fine else self.cut
         self.batch: Batch = K.shape[:-2]
         own = _diagonal(flat)
         self.zero, self.bad, self.zeros = own == 0, np.zeros(len(flat), bool), False
@@ -272,8 +274,7 @@ def solve(A: Array, b: Array) -> Array:
         x, fine = posv(A[0], b[0])
         return x[None] if fine else np.full(b.shape, np.nan)
     try:
-        found: Array = np.linalg.solve(A, b[:, :, None])[:, :, 0]
-        return found
+        return np.asarray(np.linalg.solve(A, b[:, :, None])[:, :, 0], dtype=np.float64)
     except np.linalg.LinAlgError:
         return np.concatenate([solve(A[i : i + 1], b[i : i + 1]) for i in range(len(A))])
 
@@ -288,8 +289,11 @@ class Factor:
     definite: bool = True
 
 
-def factor(R: Array, rank: float) -> Factor:
-    """F by Cholesky where all eigenvalues of R exceed `rank`, else by those that do: what lies below is zero."""
+def factor(R: Array, rank: float, noise: float) -> Factor:
+    """F by Cholesky where all eigenvalues of R exceed `rank`, else by those that do: what lies below is zero.
+
+    `noise`: what a task's share in a linear relation of unit gradients exceeds if it is not rounding.
+    """
     T = len(R)
     _, short = lapack.dpotrf(R - rank * _eye(T), lower=0)
     if short == 0:
@@ -297,7 +301,7 @@ def factor(R: Array, rank: float) -> Factor:
     values, V = np.linalg.eigh(R)
     kept = values > rank
     if kept.sum() == T - 1:  # one relation: tasks whose share in it is rounding have none
-        relation = np.where(np.abs(V[:, 0]) > math.sqrt(rank), V[:, 0], 0)
+        relation = np.where(np.abs(V[:, 0]) > noise, V[:, 0], 0)
         off = _eye(T) - np.outer(relation, relation) / (relation @ relation)
         lowest = values[0]
         values, V = np.linalg.eigh(off @ R @ off)

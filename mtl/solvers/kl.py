@@ -108,6 +108,7 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     Raises:
         ValueError: eta or rho is negative or not finite.
 
+    >>> import torch
     >>> step = kl_ball_step(torch.zeros(2).log_softmax(-1), torch.tensor([0.0, 1e8]), eta=0.5, rho=0.3)
     >>> bool(step.certificate.converged), round(float(kl_to_uniform(step.log_p.double())), 6)
     (True, 0.3)

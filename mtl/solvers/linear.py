@@ -7,9 +7,9 @@ from torch import Tensor
 from mtl.solvers.certificate import EPS, MOST, TOLERANCE, Array, Certificate, Gram, back, factor, floats, integers
 
 
-def _equal(R: Array, rank: float, q: Array) -> tuple[Array, Array, bool]:
+def _equal(R: Array, rank: float, noise: float, q: Array) -> tuple[Array, Array, bool]:
     """z with R z constant and q'z = 1, R as its rounding leaves it, and whether that is definite."""
-    f, T = factor(R, rank), len(R)
+    f, T = factor(R, rank, noise), len(R)
     if f.basis is None:
         border = np.block([[R, -np.ones((T, 1))], [q[None], np.zeros((1, 1))]])
         try:
@@ -50,7 +50,7 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
             at = np.flatnonzero(~p.zero[i])
             if len(at):
                 own = np.ix_(at, at)
-                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.cut, q[i, at])
+                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.cut, p.noise, q[i, at])
                 p.bad[i] |= not definite
     none = p.zero.all(1)
     w = np.where(none[:, None], 1 / p.T, q * z)

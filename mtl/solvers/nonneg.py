@@ -100,7 +100,7 @@ def shortest(p: Gram, i: int) -> Shortest:
             return Shortest(np.full(p.T, 1 / p.T), 0.0, 0.0, True, True)
         own = np.ix_(at, at)
         R, hat, e, nu = R[own], hat[own], e[at], nu[at]
-    f, T = factor(R, p.cut), len(R)
+    f, T = factor(R, p.cut, p.noise), len(R)
     powers = np.ldexp(1.0, np.minimum.reduce(e) - e)
     q = powers / nu
     A, b = np.empty((len(f.F) + 1, T)), np.zeros(len(f.F) + 1)
@@ -151,6 +151,7 @@ def min_norm(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certific
     Returns:
         Weights (..., T) on the simplex, and the certificate.
 
+    >>> import torch
     >>> w, proof = min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
     >>> w.tolist(), bool(proof.converged), bool(proof.stationary)
     ([0.800000011920929, 0.20000000298023224], True, False)
@@ -199,6 +200,7 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
         v: weights of the direction to project (..., T), broadcast against the batch of K.
         rounding: relative rounding of K (`mtl.solvers.rounding`); by default that of its dtype.
 
+    >>> import torch
     >>> w, _ = dual_cone(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]), torch.tensor([1.0, 0.0]))
     >>> w.tolist()
     [1.0, 0.25]
@@ -210,7 +212,7 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     if K.shape[-1] == 2:
         return _two_cone(pairs.pair(K.expand(*batch, 2, 2) if batch else K, rounding), first, batch)
     p = Gram(K, rounding)
-    factors = [factor(R, p.cut) for R in p.R]
+    factors = [factor(R, p.cut, p.noise) for R in p.R]
     if not batch:
         return p.answer("dual_cone", [_project(p, 0, factors[0], first[0])])
     row = np.broadcast_to(np.arange(len(p)).reshape(p.batch), batch).ravel()
