@@ -1,7 +1,6 @@
 """Studies: what each shows has a caption, and what a notebook prints follows from its table."""
 
 import pandas as pd
-import pytest
 
 from mtl.experiments import cost, gallery
 from mtl.methods import METHODS
