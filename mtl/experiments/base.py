@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mtl.files import root
 from mtl.ledger import Row, ledger
@@ -78,10 +77,6 @@ class Study:
         said: dict[str, Any] = {"by": self.by, "reference_row": self.reference, "baseline": self.baseline}
         return results_table(self.frame, self.metrics, **said, **how)
 
-    def figure(self) -> Figure:
-        """The figure of these rows."""
-        raise NotImplementedError(f"{self.experiment.name} has no figure of its own")
-
     def claims(self) -> list[Claim]:
         """The papers' sentences about it."""
         return []
@@ -123,8 +118,7 @@ class Study:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        broken = sum(row["status"] != "ok" for row in self.rows)
-        seeds = ", ".join(map(str, self.seeds))
+        broken, seeds = sum(row["status"] != "ok" for row in self.rows), ", ".join(map(str, self.seeds))
         return f"{self.data}\n{len(self)} rows at scale {self.scale}, seeds {seeds}, without a result: {broken}"
 
     def also(self, *others: "Study", **changes: Any) -> Self:
@@ -255,13 +249,11 @@ class Experiment:
         (variant,) = self.chosen(scale, **options)
         find = {"name": self.book or self.name, "scale": scale, "budget": self.budget[scale], **self._data(variant)}
         models, tuning = _at(self.models, scale), None
-        where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}" + "".join(
-            f" with {value} {name}" for name, value in variant.items() if name == "tasks"
-        )
+        where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
+        where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""
         entries = self.entries(scale, methods, **variant)
-        grids = {
-            m: points for m, points in self.grids(scale, **variant).items() if m in [name for _, name, _ in entries]
-        }
+        names = {name for _, name, _ in entries}
+        grids = {name: points for name, points in self.grids(scale, **variant).items() if name in names}
         if any(len(points) > 1 for points in grids.values()):
             tried = [(f"{name} #{i}", name, point) for name, own in grids.items() for i, point in enumerate(own)]
             first = (self.seeds[scale][0], models[0])

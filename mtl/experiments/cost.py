@@ -132,12 +132,11 @@ class CostStudy:
         wide = rows.assign(T=[f"T = {T}" for T in rows["T"]], text=text)
         wide = wide.pivot(index="method", columns="T", values="text")
         wide = wide.loc[rows["method"].unique(), [f"T = {T}" for T in rows["T"].unique()]]
-        return captioned(
-            wide.assign(growth=growth(rows).map("T^{:.2f}".format)),
+        said = (
             "Time of a step as a multiple of one backward (of T backwards), peak memory in MiB; growth: exponent b of "
-            f"time ~ T^b. {self.how}",
-            wide=True,
+            f"time ~ T^b. {self.how}"
         )
+        return captioned(wide.assign(growth=growth(rows).map("T^{:.2f}".format)), said, wide=True)
 
     def workloads(self) -> pd.DataFrame | None:
         """What the benchmarks last wrote: a line per row, a column per workload; None where nothing is shown."""

@@ -36,13 +36,11 @@ def fair_path(alphas: Sequence[float] = ALPHAS) -> Figure:
     _cut(axes[0, 1], alphas)
     _shares(axes[0, 2], alphas)
     plt.close(fig)
-    return captioned(
-        fig,
+    said = (
         "FairGrad's direction for alpha = 0.03 (dark) to 100 (light) between two conflicting gradients and across the "
-        "cone of three, and each of the three tasks' gain per unit step; limits in red and as stars",
-        data="fixed gradients of two and three tasks",
-        n="36 values of alpha",
+        "cone of three, and each of the three tasks' gain per unit step; limits in red and as stars"
     )
+    return captioned(fig, said, data="fixed gradients of two and three tasks", n="36 values of alpha")
 
 
 def _cone(ax: Any, alphas: Sequence[float]) -> None:

@@ -165,13 +165,12 @@ class GalleryStudy:
     @property
     def table(self) -> pd.DataFrame:
         residuals = ["–" if value != value else f"{value:.0e}" for value in self.rows["residual"]]
-        return captioned(
-            self.rows[["family", *SHOWN]].assign(residual=residuals),
+        said = (
             "One update of every method on the same two gradients: task weights (none where a method works by "
             "coordinate), length of the update, change of both losses for one unit step along it, residual of the "
-            "solver (relative backward error; none where nothing is solved). First updates of methods with a state",
-            wide=True,
+            "solver (relative backward error; none where nothing is solved). First updates of methods with a state"
         )
+        return captioned(self.rows[["family", *SHOWN]].assign(residual=residuals), said, wide=True)
 
     def answer(self) -> str:
         """Per family, which updates harm a task."""

@@ -62,9 +62,9 @@ class LossScale(Study):
 def falls(table: pd.DataFrame, metrics: dict[str, bool]) -> pd.DataFrame:
     """Per method: score at factor 1, and the largest fall of the mean score (and of each task) at any other factor."""
     means = table.groupby(["method", "factor"])[list(metrics)].mean()
-    base = means.xs(1.0, level="factor").loc[table["method"].unique()]
+    base, low = means.xs(1.0, level="factor"), means.drop(1.0, level="factor").groupby("method").min()
     names = {"score": FALL} | {name: f"of {name.removesuffix('/auc')}" for name in metrics if name != "score"}
-    found = (base - means.drop(1.0, level="factor").groupby("method").min()).rename(columns=names)[[*names.values()]]
+    found = (base - low).rename(columns=names).loc[table["method"].unique(), [*names.values()]]
     found.insert(0, "score at 1", base["score"])
     return found.reset_index().sort_values(FALL, kind="stable", ignore_index=True)
 

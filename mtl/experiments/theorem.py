@@ -107,13 +107,11 @@ def ball(cases: pd.DataFrame) -> Figure:
         right.axvline(math.log(n_tasks), color=colour, ls=":", lw=0.8)
     right.set(xlabel=r"radius $\rho$", ylabel=r"$\sup_{P_\rho}p\cdot r$", title=r"Saturation at $\rho=\ln T$")
     right.legend(loc="lower right")
-    return captioned(
-        fig,
+    said = (
         "Left: remainder over R_- rho (blue, must stay above -1/2) and over R_+ rho (orange, must stay below 1/3). "
-        "Middle: orders in rho. Right: supremum over rho for equally spaced rates",
-        data="random and extreme rates",
-        n=f"{len(cases):,} cases",
+        "Middle: orders in rho. Right: supremum over rho for equally spaced rates"
     )
+    return captioned(fig, said, data="random and extreme rates", n=f"{len(cases):,} cases")
 
 
 def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Figure:
@@ -147,15 +145,13 @@ def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Fi
     right.set(xscale="log", xlim=(1e-9, 2), xlabel="largest exact violation")
     right.set_title(r"Failures (dashed: $\delta$)")
     right.invert_yaxis()
-    return captioned(
-        fig,
+    said = (
         "Left: expected widths for 2 tasks and 13 hypotheses over n beside the 95 % quantile of the real deviation; "
         "Theorem 1 does not decay. Middle: Theorem 1 without any variance, Hoeffding over tasks, and what Proposition "
         "3 says that no bound by the variance alone can undercut. Right: largest exact violation; theorems in blue, "
-        "negative controls in red",
-        data=EXACT,
-        n=f"{len(table)} exact checks",
+        "negative controls in red"
     )
+    return captioned(fig, said, data=EXACT, n=f"{len(table)} exact checks")
 
 
 def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
@@ -182,13 +178,11 @@ def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
     gain = kl_ball_sup(r, 0.1).value - r.mean(-1)
     right.scatter(r.var(-1, correction=0), gain, s=3, c=style.BLACK, alpha=0.4, lw=0, rasterized=True)
     right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")
-    return captioned(
-        fig,
+    said = (
         "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. Right: Eq. 10 as "
-        "printed says that a larger supremum means a smaller variance; it means a larger one",
-        data="random and adversarial payoffs",
-        n="40 games per point",
+        "printed says that a larger supremum means a smaller variance; it means a larger one"
     )
+    return captioned(fig, said, data="random and adversarial payoffs", n="40 games per point")
 
 
 def ball_picture(rho: float = 0.3, r1: float = 0.2, r2: float = 0.5, r3: float = 1.0) -> Figure:
@@ -259,14 +253,12 @@ class TheoremStudy:
             violation=("violation", "max"),
             vacuous=("vacuous", "mean"),
         )
-        return captioned(
-            found.loc[list(TITLES)].rename(index=TITLES),
+        said = (
             f"Largest exact probability that a bound fails on finite classes, delta = {self.delta:g}, and the share of "
-            "classes in which its expected width exceeds the range",
-            data=EXACT,
-            n=f"{len(self.checks)} exact checks",
-            digits=4,
+            "classes in which its expected width exceeds the range"
         )
+        shown = found.loc[list(TITLES)].rename(index=TITLES)
+        return captioned(shown, said, data=EXACT, n=f"{len(self.checks)} exact checks", digits=4)
 
     def figure(self, part: str) -> Figure:
         """ "bounds", "ball" or "player"."""

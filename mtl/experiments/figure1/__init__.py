@@ -90,22 +90,20 @@ class ToyStudy:
         return captioned(fig, said + self.length)
 
     def ends(self) -> pd.DataFrame:
-        return captioned(
-            told.ends(self.table),
+        said = (
             "Of five runs, how many end on the Pareto front / at its best average (within 0.2), and the mean excess of "
             "the average loss. Undefined: see text; b: lower bound that the method is told; ~ k: k of the runs end "
-            f"elsewhere (0.2 or more off) when the start moves by 1e-10{self.length}",
-            wide=True,
+            f"elsewhere (0.2 or more off) when the start moves by 1e-10{self.length}"
         )
+        return captioned(told.ends(self.table), said, wide=True)
 
     def readings(self) -> pd.DataFrame:
         """Where all starts end, for each reading of EMTL's formulas."""
-        return captioned(
-            told.reconstructions(self.table, short=self.short),
+        said = (
             "EMTL's sentence on Figure 1 by reading of the formulas: where do all five starts end? star: at the best "
-            f"average; one point: at one other point of the front; front: on it; no: not all on it{self.length}",
-            wide=True,
+            f"average; one point: at one other point of the front; front: on it; no: not all on it{self.length}"
         )
+        return captioned(told.reconstructions(self.table, short=self.short), said, wide=True)
 
     def settings(self) -> pd.DataFrame:
         """How many settings of EMTL bring all starts to the front / to its best average."""

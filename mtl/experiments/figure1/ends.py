@@ -25,11 +25,10 @@ def ball_edge(config: Config) -> float:
 def predicted_end(
     scale: float, rho: float, rate: Literal["weighted", "raw", "loss"] = "weighted", combine: str = "literal"
 ) -> float:
-    """x1 at which EMTL (rate "loss": BanditMTL) must end on the front.
+    """x1 at which EMTL (rate "loss": BanditMTL) must end on the front, where MGDA's direction is 0 and p alone pulls.
 
-    On the front MGDA's direction is 0, so p alone pulls: it either chatters where both rates are equal, or
-    sits at the edge of the ball, x1 = 7 (p_1 s - p_2) / (p_1 s + p_2), if equality lies beyond. Weighted rates
-    are equal where L_1 / |g_1|^2 = L_2 / |g_2|^2; raw ones at x1 = 0 for every scale.
+    It chatters where both rates are equal (weighted: L_1 / |g_1|^2 = L_2 / |g_2|^2; raw: x1 = 0 for every scale), or
+    sits at the edge of the ball, x1 = 7 (p_1 s - p_2) / (p_1 s + p_2), if equality lies beyond.
 
     >>> print(f"{predicted_end(0.1, 0.1):.3f} {predicted_end(0.1, 0.5, combine='frozen_norm'):.3f}")
     -4.139 -2.850
@@ -55,8 +54,9 @@ def predicted_balance(scale: float, method: str, hyper: Mapping[str, float]) -> 
     -5.727
     """
     x, f = pareto_front(scale, n=2801)
-    odds = np.full(len(x), hyper["c"] / (1 - hyper["c"])) if method == "scalarization" else None
-    if odds is None:  # softmax((L - b) / (2 mu)); falls along the front, so that there is one such point
+    if method == "scalarization":
+        odds = np.full(len(x), hyper["c"] / (1 - hyper["c"]))
+    else:  # softmax((L - b) / (2 mu)); falls along the front, so that there is one such point
         gap = f[:, 0] - f[:, 1] - hyper["b"] * (scale - 1)
         odds = np.exp(np.clip(gap / (2 * hyper["mu"]), -300, 300))
     pull = 7 * (odds * scale - 1) / (odds * scale + 1)
@@ -76,13 +76,12 @@ def predicted_x1(config: Config) -> float:
 
 
 def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0.2) -> pd.DataFrame:
-    """One line per configuration: runs that end on the front, and at its best average; mean excess of the average loss.
+    """One line per configuration: runs that end on the front, and at its best average, both within `tolerance`.
 
-    "On" and "at" mean within `tolerance` in the plane. `excess` is the mean over all starts of
-    (L_1 + L_2) / 2 minus its smallest value; `x1_end` lists where the runs end, in the order of the starts.
-    `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or overflowed.
-    With the same runs `nudged`, from starts moved by next to nothing, `by_rounding` counts those that end elsewhere
-    (further off than `tolerance`, or only one of the two undefined): their end says nothing about the method.
+    `excess`: mean over all starts of (L_1 + L_2) / 2 minus its smallest value; `x1_end`: the ends in the order of the
+    starts; `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or
+    overflowed. With the same runs `nudged`, from starts moved by next to nothing, `by_rounding` counts those that end
+    further off than `tolerance`, or where only one of the two is undefined: their end says nothing about the method.
     """
     if nudged is not None and nudged.configs != runs.configs:
         raise ValueError("nudged: the same configurations in the same order as `runs`, found others")
@@ -95,20 +94,15 @@ def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0
         other = end if nudged is None else nudged.x[-1, i]
         moved = np.linalg.norm(end - other, axis=1)
         moved[np.isnan(end).any(1) & np.isnan(other).any(1)] = 0  # undefined either way
-        lines.append(
-            {
-                "scale": config.scale,
-                "method": config.label,
-                "n": len(end),
-                "n_front": int((away <= tolerance).sum()),
-                "n_star": int((np.linalg.norm(end - best, axis=1) <= tolerance).sum()),
-                "undefined": int((~np.isfinite(end).all(1)).sum()),
-                "by_rounding": int((~(moved <= tolerance)).sum()),
-                "excess": float(runs.f[-1, i].mean() - least),
-                "predicted_x1": predicted_x1(config),
-                "x1_end": ", ".join(f"{x1:.2f}" for x1 in end[:, 0]),
-            }
-        )
+        line: dict[str, Any] = {"scale": config.scale, "method": config.label, "n": len(end)}
+        line["n_front"] = int((away <= tolerance).sum())
+        line["n_star"] = int((np.linalg.norm(end - best, axis=1) <= tolerance).sum())
+        line["undefined"] = int((~np.isfinite(end).all(1)).sum())
+        line["by_rounding"] = int((~(moved <= tolerance)).sum())
+        line["excess"] = float(runs.f[-1, i].mean() - least)
+        line["predicted_x1"] = predicted_x1(config)
+        line["x1_end"] = ", ".join(f"{x1:.2f}" for x1 in end[:, 0])
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -133,9 +127,8 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
 def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: float = 0.2) -> pd.DataFrame:
     """Per reading of EMTL and scale, what all starts have in common, and whether that is what Figure 1's text says.
 
-    "star": all end at the best average; "one point": all at one other point of the front; "front": all somewhere on
-    it; "no": not all reach it. The text (the best average at every scale) holds at every scale, at some, or at none.
-    Runs too `short` to have ended judge nothing.
+    "star": all end at the best average, as the text says; "one point": all at one other point of the front; "front":
+    all somewhere on it; "no": not all reach it. Runs too `short` to have ended judge nothing.
     """
     rows = table[table["method"].str.match(r"emtl( \(|$)")].copy()
 
@@ -154,10 +147,7 @@ def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: floa
 
 
 def settings(table: pd.DataFrame) -> pd.DataFrame:
-    """How many settings (alpha x eta) of EMTL bring every start to the front and to the star, per combine, scale, rho.
-
-    `table` is `summarise` of runs whose labels name rho, eta, alpha and combine.
-    """
+    """Settings (alpha x eta) of EMTL that bring every start to the front, and to the star, per combine, scale, rho."""
     named = table["method"].str.extract(r"rho=(?P<rho>[\d.]+).*combine=(?P<combine>\w+)")
     families = table.assign(rho=named["rho"].astype(float), combine=named["combine"])
     families["all_front"], families["all_star"] = (families[k] == families["n"] for k in ("n_front", "n_star"))
@@ -186,21 +176,16 @@ def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> 
     cornered = [c and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for c in row]
     corners = ", ".join(f"{sum(row)}/{len(row)} at s={s:g}" for row, s in zip(far, mgda["scale"], strict=True))
     missed = pd.concat([rows[name]["n_star"] < rows[name]["n"] for name in ("nash", "imtl-g")])
-    front, at_it = "runs on the front:", "runs at it:"
-    found: dict[str, tuple[Iterable[bool], str]] = {
-        "emtl-fig1-bandit": (bandit["n_front"] < bandit["n"], f"{front} {counts('bandit', 'n_front')}"),
-        "emtl-fig1-mgda": (
-            cornered,
-            f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}",
-        ),
-        "emtl-fig1-nash-imtl": (
-            missed,
-            f"{at_it} Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}",
-        ),
-        "emtl-fig1-emtl": (
+    front, at = "runs on the front:", "runs at it:"
+    found: list[tuple[str, Iterable[bool], str]] = [
+        ("bandit", bandit["n_front"] < bandit["n"], f"{front} {counts('bandit', 'n_front')}"),
+        ("mgda", cornered, f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}"),
+        ("nash-imtl", missed, f"{at} Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}"),
+        (
+            "emtl",
             emtl["n_star"] == emtl["n"],
-            f"{at_it} {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
+            f"{at} {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
         ),
-    }
-    made = [Claim(name, graded(*holds), said) for name, (holds, said) in found.items()]
+    ]
+    made = [Claim(f"emtl-fig1-{name}", graded(*holds), said) for name, holds, said in found]
     return [Claim(c.name, "not testable here", f"runs too short to judge; {c[2]}") for c in made] if short else made

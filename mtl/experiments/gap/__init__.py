@@ -35,14 +35,12 @@ class GapStudy:
     def table(self) -> pd.DataFrame:
         """The registered tests as printed."""
         columns = ["estimate", "low", "high", "holm", "verdict", "manipulation", "strata", "lost"]
-        return captioned(
-            self.primary[columns].rename(columns={"holm": "p (Holm)"}),
+        said = (
             "Pre-registered tests. Observational: mean Spearman correlation with the gap over methods. Causal: change "
             "of the gap as a share of the base gap; manipulation: penalised over base variance. 95 % intervals; lost: "
-            "runs that did not cross the level",
-            wide=True,
-            digits=4,
+            "runs that did not cross the level"
         )
+        return captioned(self.primary[columns].rename(columns={"holm": "p (Holm)"}), said, wide=True, digits=4)
 
     def figure(self, part: str) -> Figure:
         """ "scatter", "forest", "doses" or "variances"."""

@@ -171,12 +171,11 @@ def variances(methods: pd.DataFrame) -> Figure:
     ax.axhline(0, color="0.6", lw=0.8, ls=":")
     ax.set(xlabel="RRV over that of equal weights", ylabel="change of the gap, %")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handletextpad=0.2, columnspacing=0.8)
-    return captioned(
-        fig,
+    said = (
         "Methods at equal training loss: variance of relative rates over that of equal weights, and change of the gap "
-        "(95 % intervals); EMTL and BanditMTL by rho. Descriptive",
-        width="column",
+        "(95 % intervals); EMTL and BanditMTL by rho. Descriptive"
     )
+    return captioned(fig, said, width="column")
 
 
 def secondary(rows: Sequence[Row], draws: int = 300) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """The gap study's pre-registered tests: rows of `gap.study` in, verdicts by rule out (paper/preregistration.md)."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,32 +61,27 @@ def spearman(x: Array, y: Array) -> Array:
     >>> spearman(np.array([1.0, 2.0, 3.0, np.nan]), np.array([2.0, 4.0, 9.0, 1.0])).round(6)
     np.float64(1.0)
     """
-    a, b = _scores(x, y)
-    return np.asarray((a * b).sum(-1))[()]
-
-
-def _scores(x: Array, y: Array) -> tuple[Array, Array]:
-    """Ranks of x and y, centred and scaled to length 1; missing places are 0."""
     good = np.isfinite(x) & np.isfinite(y)
-    result = []
-    for z in (x, y):
-        ranks = rankdata(np.where(good, z, np.inf), axis=-1)  # missing ones rank last and are then left out
-        count = np.maximum(good.sum(-1, keepdims=True), 1)
-        ranks = np.where(good, ranks - (ranks * good).sum(-1, keepdims=True) / count, 0.0)
-        length = np.sqrt((ranks**2).sum(-1, keepdims=True))
-        result.append(ranks / np.where(length > 0, length, 1.0))
-    return result[0], result[1]
+    return np.asarray((_scores(x, good) * _scores(y, good)).sum(-1))[()]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One primary test: estimate, 95 % interval, raw p, estimate and 98.75 % interval per condition, what was lost."""
+def _scores(x: Array, good: NDArray[np.bool_]) -> Array:
+    """Ranks of x, centred and scaled to length 1; places that are not good are 0."""
+    ranks = rankdata(np.where(good, x, np.inf), axis=-1)  # missing ones rank last and are then left out
+    count = np.maximum(good.sum(-1, keepdims=True), 1)
+    ranks = np.where(good, ranks - (ranks * good).sum(-1, keepdims=True) / count, 0.0)
+    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
+    return np.asarray(ranks / np.where(length > 0, length, 1.0))
+
+
+class Result(NamedTuple):
+    """One primary test: estimate, 95 % interval, raw p, and what was lost."""
 
     value: float
     low: float
     high: float
     p: float
-    by_condition: dict[str, tuple[float, float, float]]
+    by_condition: dict[str, tuple[float, float, float]]  # estimate, 98.75 % interval
     by_stratum: list[tuple[str, float]]  # condition, estimate
     strata: int
     not_evaluable: int
@@ -111,7 +107,8 @@ def observational(
     rng = np.random.default_rng(seed)
     n_units = pairs[0][0].shape[1]
     # The statistic under a relabelling pi is sum_j C[pi(j), j]: no run has to be touched again.
-    scores = [_scores(a, b) for a, b in pairs]
+    good = [np.isfinite(a) & np.isfinite(b) for a, b in pairs]
+    scores = [(_scores(a, g), _scores(b, g)) for (a, b), g in zip(pairs, good, strict=True)]
     C = np.mean([np.einsum("si,sj->ij", a, b) / len(a) for a, b in scores], axis=0)
     value = float(np.trace(C))
     null = np.array([C[rng.permutation(n_units), np.arange(n_units)].sum() for _ in range(permutations)])
@@ -150,11 +147,10 @@ def causal(
     point = np.array([np.nanmean(e) for e in effects])
     value = float(point.mean())
     rng = np.random.default_rng(seed)
-    clusters: dict[tuple[str, int], float] = {}
+    clusters: dict[tuple[str, int], float] = defaultdict(float)
     for t, e in zip(used, effects, strict=True):
         for s in np.flatnonzero(np.isfinite(e)):
-            share = e[s] / (np.isfinite(e).sum() * len(used))
-            clusters[t.condition, int(s)] = clusters.get((t.condition, int(s)), 0.0) + float(share)
+            clusters[t.condition, int(s)] += float(e[s] / (np.isfinite(e).sum() * len(used)))
     parts = np.array(list(clusters.values()))
     null = (rng.integers(0, 2, (flips, len(parts))) * 2 - 1) @ parts
     boot = []
@@ -245,11 +241,9 @@ def primary(results: Mapping[str, Result]) -> pd.DataFrame:
 
     Columns: hypothesis, estimate, low, high, p, holm, verdict, manipulation, strata, lost, and one per condition.
     """
-    adjusted = {
-        name: float(p)
-        for group in (HYPOTHESES, CONTROLS)
-        for name, p in zip(group, holm([results[name].p for name in group]), strict=True)
-    }
+    adjusted: dict[str, float] = {}
+    for group in (HYPOTHESES, CONTROLS):
+        adjusted |= zip(group, map(float, holm([results[name].p for name in group])), strict=True)
     works = {c: adjusted[c] < 0.05 and results[c].value < 0 for c in CONTROLS}
     lines = []
     for name, r in results.items():

@@ -35,9 +35,7 @@ GRIDS: dict[str, tuple[Point, ...]] = {
     "fairgrad": _each("alpha", 2.0, 1.0, 0.5),
     # of the paper's alpha in [0, .5] x rho in {.1, .3, .5, .8, 1, 1.2}; for two tasks .8 and above are one point
     "emtl": tuple(
-        {"alpha": alpha, "rho": rho, "lr": factor}
-        for alpha, rho in ((0.5, 0.3), (0.25, 0.5), (0.0, 0.1))
-        for factor in (1.0, 0.5)
+        {"alpha": a, "rho": r, "lr": f} for a, r in ((0.5, 0.3), (0.25, 0.5), (0.0, 0.1)) for f in (1.0, 0.5)
     ),
 }
 RADII = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)  # the paper's rho
@@ -51,15 +49,15 @@ BUDGET = {
 }
 
 
-def points(method: str, scale: str, count: int | None = None, tasks: int = 2) -> tuple[Point, ...]:
+def points(method: str, scale: str, tasks: int = 2) -> tuple[Point, ...]:
     """The first points of a method's grid; one without a hyperparameter tries more learning rates.
 
-    >>> points("cagrad", "paper", 2), points("mgda", "paper", 2)
+    >>> points("cagrad", "paper")[:2], points("mgda", "paper")[:2]
     (({'c': 0.4}, {'c': 0.4, 'lr': 0.0005}), ({}, {'lr': 0.0005}))
     >>> points("scalarization", "quick", tasks=3)
     ({'c': [0.4, 1.3, 1.3]},)
     """
-    kept = _at_rate(BUDGET[scale].lr, GRIDS[method][: POINTS[scale] if count is None else count])
+    kept = _at_rate(BUDGET[scale].lr, GRIDS[method][: POINTS[scale]])
     if method == "scalarization":
         return tuple({**p, "c": [p["c"], *[round((tasks - p["c"]) / (tasks - 1), 6)] * (tasks - 1)]} for p in kept)
     return kept
