@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtl.gradients.inputs import Losses
+from mtl.gradients.inputs import Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
@@ -46,9 +46,9 @@ def backward(
     `check`: losses and K are always checked; "raise" waits for the device once, and on a GPU K comes along and the
     method solves on the host; "defer" never waits, solves on the device in thousands of small kernels, and raises at a
     later call or in `step.check()`. On CUDA the weights' check is always deferred, and a sparse embedding costs one
-    more wait. `scale`: a loss scale; `.grad` comes out scaled, K does not; with a GradScaler pass
-    `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not asked,
-    `step.overflow` is set and `scaler.step` skips the update.
+    more wait. `scale`: a loss scale; `.grad` comes out scaled, what the method sees and keeps does not; with a
+    GradScaler pass `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not
+    asked, `step.overflow` is set, no `.grad` is finite and `scaler.step` skips the update.
     `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised), each over the
     ranks that have its loss; pass the module itself, not its DistributedDataParallel wrapper. Sparse embeddings need
     a task on each rank. `diagnostics`: compute K for methods that do not need it.
@@ -74,7 +74,7 @@ def backward(
     Pending.read(method)
     given = check_inputs(losses, shared, heads, features, method)
     device = given.values.device
-    factor = None if scale is None else torch.as_tensor(scale, device=device, dtype=torch.float32)
+    factor = None if scale is None else scaling(scale, device)
     run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _adding([*given.parameters, *learned]):

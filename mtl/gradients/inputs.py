@@ -129,6 +129,17 @@ def _one(names: str, what: str, found: Iterable[object]) -> None:
         raise ValueError(f"{names}: must have one {what}, found {' and '.join(kinds)}")
 
 
+def scaling(scale: float | Tensor, device: torch.device) -> Tensor:
+    """A loss scale on the device. One that lies there is checked along with the losses."""
+    one = isinstance(scale, Tensor) and scale.numel() == 1
+    if isinstance(scale, bool) or not (one or isinstance(scale, int | float)):
+        found = f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+        raise TypeError(f"scale: must be one number, found {found}")
+    if not (isinstance(scale, Tensor) and scale.is_cuda) and not 0 < float(scale) < float("inf"):
+        raise ValueError(f"scale: must be finite and > 0, found {float(scale):g}")
+    return torch.as_tensor(scale, dtype=torch.float32).detach().reshape(()).to(device, non_blocking=True)
+
+
 def check(
     losses: Losses,
     shared: Iterable[Tensor],

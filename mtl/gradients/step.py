@@ -14,7 +14,7 @@ from mtl.errors import NonFiniteError, NonPositiveError
 from mtl.methods.base import Method
 from mtl.solvers import Certificate
 
-RANKS = "ranks with a loss"
+RANKS, SCALE = "ranks with a loss", "scale"
 
 
 class Report:
@@ -70,6 +70,8 @@ class Report:
         self._wait()
         for kind, row in zip(self.kinds, self.numbers.tolist(), strict=False):
             for t, value in enumerate(row):
+                if kind == SCALE and not 0 < value < float("inf"):
+                    raise ValueError(f"scale: must be finite and > 0, found {value:g}")
                 if self.places is not None and t not in self.places:
                     continue
                 if not -float("inf") < value < float("inf"):

@@ -11,7 +11,7 @@ from mtl.gradients.inputs import Grads, Inputs
 from mtl.gradients.layers import find, rays
 from mtl.gradients.parallel import Ranks
 from mtl.gradients.paths import Heads, Vjp
-from mtl.gradients.step import RANKS, Pending, Report, Step
+from mtl.gradients.step import RANKS, SCALE, Pending, Report, Step
 from mtl.gradients.tasks import TaskGradients, product
 from mtl.methods.absent import index_of, present
 from mtl.methods.base import Method
@@ -72,6 +72,8 @@ class Update:
         for p, g in zip(given.shared, update, strict=True):
             p.grad = g
         self._heads(heads, own)
+        if overflow:
+            self._spoil()
         return self._step(weights, gram, overflow)
 
     def from_features(self) -> Step:
@@ -107,6 +109,8 @@ class Update:
             self._add(given.shared, grads, weights[t])
         self._reduce(given.shared)
         self._heads(heads, own)
+        if overflow:
+            self._spoil()
         return self._step(weights, gram, overflow)
 
     def _decided(self, gram: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -130,9 +134,16 @@ class Update:
                 raise ValueError(f"mask: {type(method).__name__} must return shape {shape}, found {tuple(mask.shape)}")
             return mask
 
-        mask: Tensor = self._there(asked, self.ranks.mean_((z.detach().sign() * grads).sum(1)), self.values)
+        sums = self.ranks.mean_((z.detach().sign() * grads).sum(1))
+        mask: Tensor = self._there(asked, sums if self.scale is None else sums / self.scale, self.values)
         self.ranks.same_(mask)  # a random mask must not differ between ranks
         return (mask.unsqueeze(1) * grads).sum(0)
+
+    def _spoil(self) -> None:
+        """No `.grad` stays finite, so that no scaler steps with what an overflow left."""
+        for p in self.given.parameters:
+            if p.grad is not None:
+                (p.grad._values() if p.grad.is_sparse else p.grad).fill_(torch.inf)
 
     def _reached(self, name: str) -> None:
         if self.given.here and all(p.grad is None for p in self.given.shared):
@@ -206,6 +217,8 @@ class Update:
         rows = {"losses": self.values} | ({} if gram is None else {NORMS: gram.diagonal()})
         if self.ranks.size > 1:
             rows[RANKS] = self.having
+        if self.scale is not None and self.scale.is_cuda:
+            rows[SCALE] = self.scale.to(self.values.dtype).expand(self.n)
         report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
         self.report, report.places = report, self.places
         if self.check == "defer":
@@ -232,6 +245,8 @@ class Update:
             raise ValueError(f"shared[{sparse[0]}]: {name} needs dense gradients, found sparse ones")
         # a method may keep state per parameter, so it always sees all of them
         every = [tasks.views.get(i, p.new_zeros(self.n, *p.shape)) for i, p in enumerate(shared)]
+        if self.scale is not None:  # the method's buffers outlive it, and half precision may not hold what is left
+            every = [(g.to(self.dtype) if g.dtype == torch.float16 else g) / self.scale.to(self.dtype) for g in every]
         if self.places is None:
             update = self.method.combine(every, self.values)
         else:
@@ -245,6 +260,8 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
+        if self.scale is not None:
+            update = [(g * self.scale.to(self.dtype)).to(p.dtype) for g, p in zip(update, shared, strict=True)]
         update = [g.contiguous() for g in update]
         for g in update:
             self.ranks.same_(g)  # a random combination must not differ between ranks

@@ -390,6 +390,34 @@ def test_grad_scaler_skips_a_step_whose_scaled_gradients_overflow() -> None:
     assert not step.overflow and theta.tolist() == [-2, 1]
 
 
+@pytest.mark.parametrize("name", ["mgda", "mgda-ub", "adatask", "graddrop"])
+def test_an_overflow_leaves_no_finite_gradient(name: str) -> None:
+    """K overflows long before the gradients do: a scaler would step with what is left."""
+    theta, head = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer, scaler = torch.optim.SGD([theta, head], lr=1.0), torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    z, m = 1 * theta, method(name, 2)
+    options = {"features": z, "heads": [[head], []], "scale": scaler.scale(torch.ones(()))}
+    step = backward([(z * head).sum(), z[0]], shared=[theta], method=m, **options)
+    assert step.overflow and theta.grad.isinf().all() and head.grad.isinf().all()
+    scaler.step(optimizer)
+    assert theta.tolist() == [1, 1] and head.tolist() == [1, 1]
+
+
+def test_half_precision_keeps_what_a_scale_saves() -> None:
+    """Gradients of 1e-6 have hardly a digit in float16, and their squares none."""
+    grads = []
+    for dtype, scale in ((torch.float32, None), (torch.float16, 2.0**14)):
+        theta, m = torch.ones(3, dtype=dtype, requires_grad=True), method("adatask", 2)
+        for _ in range(2):
+            theta.grad = None
+            losses = [1e-6 * theta.float().sum(), 3e-6 * theta.float().square().sum()]
+            if dtype == torch.float16:
+                losses = [x.half() for x in losses]
+            backward(losses, shared=[theta], method=m, scale=scale)
+        grads.append(theta.grad.float() / (scale or 1))
+    torch.testing.assert_close(*grads, rtol=0.02, atol=0.02)
+
+
 def test_autocast_does_not_reach_the_gram_matrix() -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(64, 64), torch.randn(32, 64)

@@ -134,6 +134,13 @@ CASES: list[tuple[Callable[[Scene], None], type[Exception], str]] = [
     (_set(vjp="fast"), ValueError, 'vjp: must be "auto", "loop" or "batched", found \'fast\''),
     (_set(check="never"), ValueError, 'check: must be "raise" or "defer", found \'never\''),
     (_set(check="defer", scale=2.0), ValueError, 'check: must be "raise" with a loss scale'),
+    (_set(scale=float("nan")), ValueError, "scale: must be finite and > 0, found nan"),
+    (_set(scale=float("inf")), ValueError, "scale: must be finite and > 0, found inf"),
+    (_set(scale=0), ValueError, "scale: must be finite and > 0, found 0"),
+    (_set(scale=torch.tensor(-1.0)), ValueError, "scale: must be finite and > 0, found -1"),
+    (_set(scale=torch.ones(2)), TypeError, "scale: must be one number, found shape (2,)"),
+    (_set(scale="2"), TypeError, "scale: must be one number, found '2'"),
+    (_set(scale=True), TypeError, "scale: must be one number, found True"),
     (_set(features=[1]), TypeError, "features[0]: must be a tensor, found int"),
     (_set(method=Ones(w=torch.ones(3))), ValueError, "weights: Ones must return shape (2,), found (3,)"),
     (

@@ -20,7 +20,6 @@ class Case:
     harmless: bool = False  # no task's loss grows along the direction
     blind: bool = False  # the scale of one task's gradient does not turn the direction
     leading: bool = True  # dimensions before T are separate problems
-    scales: bool = True  # a loss scale multiplies the gradients and changes nothing else
     golden: str | None = None  # its name in the recorded cases where that is not its label; "" where there are none
 
     def __str__(self) -> str:
@@ -64,8 +63,8 @@ CASES = [
     Case("dualproj", degree=1, harmless=True),
     Case("sdmgrad", degree=1),
     Case("graddrop", draws=True, elementwise=True),
-    Case("adatask", elementwise=True, scales=False),
-    Case("moco", elementwise=True, scales=False),
+    Case("adatask", elementwise=True),
+    Case("moco", elementwise=True),
     Case("excessmtl", elementwise=True, leading=False),
     Case("emtl", {"rho": 0.1}),
     Case("fair-loss", {"base": "mgda", "alpha": 0.5}, positive=True, golden="alpha_fair_loss(LS)"),

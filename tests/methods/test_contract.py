@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -94,23 +95,28 @@ def test_heads_move_by_the_paper_s_rule_or_by_the_one_asked_for(case: Case) -> N
         assert torch.equal(factors, w if m.heads == "weighted" else torch.ones_like(w))
 
 
-def steps(case: Case, scale: float | None) -> list[Tensor]:
+def steps(case: Case, scales: Sequence[float | None]) -> list[Tensor]:
     """Gradients of a trunk over four steps without a change of the parameters."""
     theta = torch.linspace(0.2, 1.4, 12, dtype=torch.float64).view(3, 4).requires_grad_()
     m, found = case.make(3), []
-    for k in range(4):
+    for k, scale in enumerate(scales):
         theta.grad = None
-        made = [(theta * (data(3, 12, seed=k)[0][t].view(3, 4))).square().sum() + 0.1 for t in range(3)]
-        backward(made, shared=[theta], method=m, features=theta.exp() if m.needs == "features" else None, scale=scale)
+        z = 1 * theta
+        made = [(z * (data(3, 12, seed=k)[0][t].view(3, 4))).square().sum() + 0.1 for t in range(3)]
+        backward(made, shared=[theta], method=m, features=z, scale=scale)
         assert theta.grad is not None
         found.append(theta.grad)
     return found
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.scales and METHODS[c.name].needs != "features"], ids=str)
-def test_a_loss_scale_multiplies_the_gradients_and_nothing_else(case: Case) -> None:
-    for plain, scaled in zip(steps(case, None), steps(case, 8.0), strict=True):
-        assert torch.allclose(scaled, 8 * plain, rtol=1e-6)
+SCALES = [(8.0,) * 4, (2.0**16, 2.0**16, 2.0**15, None), (3.0, 100.0, 0.01, 7.0)]
+
+
+@every
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+def test_a_loss_scale_multiplies_the_gradients_and_nothing_else(case: Case, scales: tuple[float | None, ...]) -> None:
+    for scale, plain, scaled in zip(scales, steps(case, [None] * 4), steps(case, scales), strict=True):
+        assert torch.allclose(scaled, (scale or 1) * plain, rtol=1e-6)
 
 
 # ---- states ------------------------------------------------------------------------------------------------
