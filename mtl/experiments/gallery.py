@@ -70,13 +70,14 @@ def first_updates(cases: Cases, grads: ArrayLike, losses: ArrayLike) -> pd.DataF
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def update_panels(table: pd.DataFrame, grads: ArrayLike, *, columns: int = 7) -> Figure:
+def update_panels(table: pd.DataFrame, grads: ArrayLike) -> Figure:
     """One small panel per row of `first_updates`: both gradients to scale, the update at length 1, changes below."""
     tasks = np.asarray(grads, dtype=float)
     tasks = tasks / np.linalg.norm(tasks, axis=1).max()
     lengths = np.linalg.norm(tasks, axis=1, keepdims=True)
     outward = tasks / lengths - (tasks / lengths).sum(0) / np.linalg.norm((tasks / lengths).sum(0))
     places = tasks + 0.24 * outward / np.linalg.norm(outward, axis=1, keepdims=True)  # labels, off the cone
+    columns = 7
     count = -(-len(table) // columns)
     fig, axes = subplots(count, columns, height=0.05 + 1.1 * count)
     for ax in axes.flat[len(table) :]:

@@ -58,11 +58,11 @@ def explore(picture: Callable[..., Figure], still: Callable[[], Figure], **contr
     return None
 
 
-def sandwich_cases(count: int, seed: int = 0) -> pd.DataFrame:
+def sandwich_cases(count: int) -> pd.DataFrame:
     """Remainder of mean + sqrt(2 rho V) over R_- rho and R_+ rho, random cases: columns T, rho, low, high."""
     parts = []
     for i, (n_tasks, share) in enumerate([(2, 0.3), (3, 0.3), (5, 0.24), (10, 0.12), (40, 0.04)]):
-        g, number = torch.Generator().manual_seed(seed + i), max(int(count * share), 40)
+        g, number = torch.Generator().manual_seed(i), max(int(count * share), 40)
         r = torch.randn(number, n_tasks, generator=g, dtype=torch.float64)
         spikes = number // 2
         r[:spikes] = 0
@@ -114,11 +114,11 @@ def ball(cases: pd.DataFrame) -> Figure:
     return captioned(fig, said, data="random and extreme rates", n=f"{len(cases):,} cases")
 
 
-def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Figure:
+def bound_curves(table: pd.DataFrame, ns: Sequence[int]) -> Figure:
     """What each bound promises over n beside the exact deviation; additive terms over T; controls that must fail."""
     fig, axes = style.subplots(1, 3, height=2.4)
     left, middle, right = axes[0]
-    checks = {n: FiniteClass(n_tasks, n, 0.6, CLASSES[13]).check().set_index("bound") for n in ns}
+    checks = {n: FiniteClass(2, n, 0.6, CLASSES[13]).check().set_index("bound") for n in ns}
     for name, colour in (("thm1", style.RED), ("hoeffding", style.ORANGE), ("thm2", style.BLUE)):
         left.loglog(ns, [checks[n].width[name] for n in ns], "o-", color=colour, label=TITLES[name])
     left.loglog(ns, [checks[n].q95["thm1"] for n in ns], "k.-", label="truth (95 % quantile)")
@@ -154,7 +154,7 @@ def bound_curves(table: pd.DataFrame, ns: Sequence[int], n_tasks: int = 2) -> Fi
     return captioned(fig, said, data=EXACT, n=f"{len(table)} exact checks")
 
 
-def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
+def regret(rounds: Sequence[int], games: int = 40) -> Figure:
     """Proposition 7: worst regret over its bound, random, two-valued and adversarial payoffs; Eq. 10 beside it."""
     fig, axes = style.subplots(1, 2, height=2.3)
     left, right = axes[0]
@@ -162,7 +162,7 @@ def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
         for adversarial, dash in ((False, "-"), (True, "--")):
             worst = []
             for k in rounds:
-                payoffs = torch.rand(games, k, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+                payoffs = torch.rand(games, k, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
                 payoffs[: games // 2] = (payoffs[: games // 2] > 0.5).double()
                 payoffs[0] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
                 game = player_regret(payoffs, rho, adversarial=adversarial)
@@ -173,8 +173,7 @@ def regret(rounds: Sequence[int], games: int = 40, seed: int = 0) -> Figure:
     left.set(xscale="log", ylim=(0, 1.08), xlabel="rounds K", ylabel="worst regret / bound")
     left.set_title("The player keeps its bound")
     left.legend(fontsize=6, ncol=2)
-    g = torch.Generator().manual_seed(seed)
-    r = torch.rand(1500, 5, generator=g, dtype=torch.float64)
+    r = torch.rand(1500, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gain = kl_ball_sup(r, 0.1).value - r.mean(-1)
     right.scatter(r.var(-1, correction=0), gain, s=3, c=style.BLACK, alpha=0.4, lw=0, rasterized=True)
     right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")

@@ -17,7 +17,7 @@ from mtl.theory.rates import kl_ball_sandwich, mirror_ascent_step, mirror_kkt_re
 GRID = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)
 
 
-def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05, seed: int = 0) -> list[Claim]:
+def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05) -> list[Claim]:
     """Claims on the theorem and the KL ball from `finite.violation_table` and `theorem.sandwich_cases`."""
     worst = table.groupby("bound").violation.max()
     holds = table[table.must_hold]
@@ -25,7 +25,7 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05
     least = int(first["T"].min()) if len(first) else None
     counter = bounds.population_ratio_failure(100, 0.01, delta)
     floors = [bounds.variance_free_floor(T, 1.0, delta) for T in (2, 3)]
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     r = torch.rand(2000, 5, generator=g, dtype=torch.float64)
     p = torch.softmax(torch.randn(2000, 5, generator=g, dtype=torch.float64), -1)
     static = bounds.eq10_static(r, 0.1)
@@ -34,7 +34,7 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05
     inside = cases.low.min() >= -0.5 - 1e-6 and cases.high.max() <= 1 / 3 + 1e-6
     slope = _remainder_slope()
     loose = int((cases.low < -1 / 3 - 1e-6).sum())
-    residual, ratio = _player_checks(seed)
+    residual, ratio = _player_checks()
     dead = {T: [rho for rho in GRID if rho >= math.log(T)] for T in (2, 3)}
     without = [f"T = {T}: {', '.join(f'{x:g}' for x in xs) or 'none'} without effect" for T, xs in dead.items()]
     return [
@@ -91,8 +91,8 @@ def _remainder_slope() -> float:
     return float((rest[0] - rest[1]) / (rho[0] / rho[1]).log())
 
 
-def _player_checks(seed: int) -> tuple[float, float]:
-    g = torch.Generator().manual_seed(seed)
+def _player_checks() -> tuple[float, float]:
+    g = torch.Generator().manual_seed(0)
     residual, ratio = 0.0, 0.0
     for n_tasks in (2, 3, 8):
         p = torch.softmax(0.3 * torch.randn(300, n_tasks, generator=g, dtype=torch.float64), -1)
@@ -152,9 +152,9 @@ def gap_claims(table: pd.DataFrame, methods: pd.DataFrame, arms: pd.DataFrame) -
     return [*claims, Claim("emtl-lowers-variance", graded(falls, bool(lower)), evidence)]
 
 
-def gradient_families(seed: int = 0) -> dict[str, Tensor]:
+def gradient_families() -> dict[str, Tensor]:
     """Gram matrices (20, 3, 3) of kinds that solvers find hard; none of them Pareto stationary."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     G = torch.randn(20, 3, 40, generator=g, dtype=torch.float64)
     dependent = G.clone()
     dependent[:, 2] = 0.5 * G[:, 0] + G[:, 1]

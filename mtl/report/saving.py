@@ -88,7 +88,9 @@ def save_table(
     """
     made = card("table", name, note=df.attrs.get("note", ""), at=at, **facts)
     path = _folder("paper/generated", at or made["scale"]) / f"{name}.tex"
-    cells = _with_index(show(df, digits))
+    cells = show(df, digits)
+    if not counts(df):  # the index as first columns, unless it only counts the rows
+        cells = cells.reset_index(names=[name or "" for name in df.index.names])
     align = "".join("r" if re.match(r"\**[-−+]?[\d.]", str(column.iloc[0])) else "l" for _, column in cells.items())
     bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell))).rename(columns=tex)
     bold.columns.names = [None] * bold.columns.nlevels
@@ -154,12 +156,12 @@ def card(
     made |= {"command": command or again, "notebook": notebook, "seeds": every}
     made["wall_s"] = sum(walls) if walls else None
     # A combined row (STL) stands for the runs that it was made of.
-    made["rows"] = [key for row in rows if "key" in row for key in row.get("keys", [row["key"]])]
+    keyed = [(row, row.get("keys", [row["key"]])) for row in rows if "key" in row]
+    made["rows"] = [key for _, keys in keyed for key in keys]
     made["labels"] = {}  # label -> keys of its runs: from a line of the table to its ledger rows, see `mtl row`
-    for row in rows:
-        if "key" in row and "config" in row:
-            label = row.get("label") or row["config"].get("method")
-            made["labels"].setdefault(label, []).extend(row.get("keys", [row["key"]]))
+    for row, keys in keyed:
+        if config := row.get("config"):
+            made["labels"].setdefault(row.get("label") or config.get("method"), []).extend(keys)
     return made
 
 
@@ -204,16 +206,9 @@ def _relative(path: Path) -> str:
     return path.relative_to(root()).as_posix()
 
 
-def _columns(cells: pd.DataFrame, align: str, longest: int = 32) -> str:
+def _columns(cells: pd.DataFrame, align: str) -> str:
     """LaTeX column letters: columns of sentences become paragraphs, which share the line by their length."""
     lengths = [min(max(len(str(cell)) for cell in (name, *column)), 90) for name, column in cells.items()]
-    shares = [0.9 * length / max(sum(lengths), 1) for length in lengths]
-    sides = zip(align, lengths, shares, strict=True)
-    return "".join(
-        rf"p{{{share:.2f}\linewidth}}" if side == "l" and length > longest else side for side, length, share in sides
-    )
-
-
-def _with_index(df: pd.DataFrame) -> pd.DataFrame:
-    """The index as first columns, unless it only counts the rows."""
-    return df if counts(df) else df.reset_index(names=[name or "" for name in df.index.names])
+    wide = [rf"p{{{0.9 * length / max(sum(lengths), 1):.2f}\linewidth}}" for length in lengths]
+    sides = zip(align, lengths, wide, strict=True)
+    return "".join(paragraph if side == "l" and length > 32 else side for side, length, paragraph in sides)

@@ -1,8 +1,7 @@
 """Means, intervals and tests over few seeds; each says what it can and cannot show."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,8 +10,7 @@ from scipy import stats as scipy_stats
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value with its interval [low, high] from n observations; NaN bounds where n is too small for one."""
 
     value: float
@@ -26,8 +24,7 @@ class Estimate:
         return (self.high - self.low) / 2
 
 
-@dataclass(frozen=True)
-class PairedTest:
+class PairedTest(NamedTuple):
     """Two-sided sign-flip test of paired differences a - b; `smallest` is the least p that any of their signs can give.
 
     5 pairs never reach p < 0.05 (2/32 = 0.0625), so p = smallest must not be read as weak evidence.

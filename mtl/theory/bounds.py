@@ -7,6 +7,7 @@ at most G, floor c. Each width w is what the empirical mean over tasks must be r
 import math
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from mtl.theory.rates import kl_ball_sup, relative_rate_variance
@@ -59,13 +60,13 @@ def variance_free_floor(n_tasks: int, B: float, delta: float) -> float:
     return B * (1 - delta ** (1 / n_tasks))
 
 
-def variance_only_failure(n_tasks: int, width: float, B: float = 1.0) -> float:
-    """Prop. 3, exact: sup over r_t = B Bernoulli(q) iid of P(V = 0, r = 0, mean > width) = (1 - width/B)^T.
+def variance_only_failure(n_tasks: int, width: float) -> float:
+    """Prop. 3, exact: sup over r_t = Bernoulli(q) iid of P(V = 0, r = 0, mean > width) = (1 - width)^T.
 
     >>> round(variance_only_failure(3, 0.1), 3)      # a width of .1 at V = 0 fails with probability .729
     0.729
     """
-    return max(0.0, 1 - width / B) ** n_tasks
+    return max(0.0, 1 - width) ** n_tasks
 
 
 def floor_mcdiarmid_width(M: float, G: float, c: float, n: int, n_tasks: int, delta: float, n_hyp: int = 1) -> float:
@@ -105,8 +106,8 @@ def population_ratio_failure(n: int, c: float, delta: float) -> float:
 def stratified_bernstein_width(within: Tensor, n: int, M: float, delta: float, n_hyp: int = 1) -> Tensor:
     """Theorem 2': sqrt(2 V_W ln(2|H|/delta)/(n T)) + 7 M ln(2|H|/delta)/(3 (n-1) T) for the mean loss.
 
-    `within` (..., T): unbiased variances of the losses inside each task; V_W is their mean. This is the
-    variance that the sampling gap depends on; what lies between the tasks is not in it.
+    `within` (..., T): unbiased variances inside each task; V_W is their mean. The sampling gap depends on this
+    variance; what lies between the tasks is not in it.
 
     >>> round(float(stratified_bernstein_width(torch.tensor([0.2, 0.1]), 100, 1.0, 0.05)), 3)
     0.118
@@ -121,8 +122,8 @@ def stratified_bernstein_width(within: Tensor, n: int, M: float, delta: float, n
 def mixture_risk_bound(losses: Tensor, M: float, n: int, rho: float, delta: float, n_hyp: int = 1) -> Tensor:
     """Theorem 5': mean + sqrt(2 rho V) + R_+ rho/3 + M sqrt(ln(T|H|/delta)/(2n)) >= sup over the ball of p.L.
 
-    W.p. >= 1 - delta for all h and all rho at once; `losses` (..., T) are empirical. Variance between
-    tasks controls the risk under a shift of the task mixture; the sampling term holds no variance.
+    W.p. >= 1 - delta for all h and rho at once, empirical `losses` (..., T). Variance between tasks controls the risk
+    under a shift of the task mixture; the sampling term holds no variance.
 
     >>> round(float(mixture_risk_bound(torch.tensor([0.2, 0.4]), 1.0, 1000, 0.1, 0.05)), 3)
     0.391
@@ -139,8 +140,6 @@ def eq10_static(r: Tensor, rho: float) -> float:
 
     It is positive: the supremum grows with the variance (Prop. 6, static part).
     """
-    from scipy.stats import spearmanr
-
     gain = kl_ball_sup(r, rho).value - r.mean(-1)
     return float(spearmanr(gain.numpy(), relative_rate_variance(r).numpy()).statistic)
 

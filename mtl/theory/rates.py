@@ -127,13 +127,13 @@ def kl_ball_sandwich(r: Tensor, rho: float | Tensor) -> Sandwich:
     )
 
 
-def effective_radius(rho: float, n_tasks: int, margin: float = 0.05) -> float:
-    """min(rho, (1 - margin) ln T): from rho = ln T on the ball is the whole simplex and rho has no effect.
+def effective_radius(rho: float, n_tasks: int) -> float:
+    """min(rho, .95 ln T): from rho = ln T on the ball is the whole simplex and rho has no effect.
 
     >>> [round(effective_radius(rho, 2), 3) for rho in (0.5, 0.8, 1.2)]
     [0.5, 0.658, 0.658]
     """
-    return min(rho, (1 - margin) * math.log(n_tasks))
+    return min(rho, 0.95 * math.log(n_tasks))
 
 
 def mirror_ascent_step(p: Tensor, r: Tensor, eta: float, rho: float) -> tuple[Tensor, Tensor]:

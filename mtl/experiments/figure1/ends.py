@@ -12,6 +12,8 @@ from mtl.experiments.figure1.plane import evaluate, losses, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.experiments.figure1.weights import edge
 
+TOLERANCE, CORNER = 0.2, 3.5  # in the plane; in x1
+
 
 def ball_edge(config: Config) -> float:
     """Largest p_1 that the player of a configuration can reach; NaN for methods without a player."""
@@ -75,13 +77,13 @@ def predicted_x1(config: Config) -> float:
     return predicted_end(config.scale, hyper["rho"], hyper.get("rate", "loss"), hyper.get("combine", "literal"))
 
 
-def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0.2) -> pd.DataFrame:
-    """One line per configuration: runs that end on the front, and at its best average, both within `tolerance`.
+def summarise(runs: ToyRuns, nudged: ToyRuns | None = None) -> pd.DataFrame:
+    """One line per configuration: runs that end on the front, and at its best average, both within `TOLERANCE`.
 
     `excess`: mean over all starts of (L_1 + L_2) / 2 minus its smallest value; `x1_end`: the ends in the order of the
     starts; `undefined`: runs that ended early because the method's formula has no value there (see `Config`) or
     overflowed. With the same runs `nudged`, from starts moved by next to nothing, `by_rounding` counts those that end
-    further off than `tolerance`, or where only one of the two is undefined: their end says nothing about the method.
+    further off than `TOLERANCE`, or where only one of the two is undefined: their end says nothing about the method.
     """
     if nudged is not None and nudged.configs != runs.configs:
         raise ValueError("nudged: the same configurations in the same order as `runs`, found others")
@@ -95,10 +97,10 @@ def summarise(runs: ToyRuns, nudged: ToyRuns | None = None, tolerance: float = 0
         moved = np.linalg.norm(end - other, axis=1)
         moved[np.isnan(end).any(1) & np.isnan(other).any(1)] = 0  # undefined either way
         line: dict[str, Any] = {"scale": config.scale, "method": config.label, "n": len(end)}
-        line["n_front"] = int((away <= tolerance).sum())
-        line["n_star"] = int((np.linalg.norm(end - best, axis=1) <= tolerance).sum())
+        line["n_front"] = int((away <= TOLERANCE).sum())
+        line["n_star"] = int((np.linalg.norm(end - best, axis=1) <= TOLERANCE).sum())
         line["undefined"] = int((~np.isfinite(end).all(1)).sum())
-        line["by_rounding"] = int((~(moved <= tolerance)).sum())
+        line["by_rounding"] = int((~(moved <= TOLERANCE)).sum())
         line["excess"] = float(runs.f[-1, i].mean() - least)
         line["predicted_x1"] = predicted_x1(config)
         line["x1_end"] = ", ".join(f"{x1:.2f}" for x1 in end[:, 0])
@@ -124,7 +126,7 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[table["method"].unique(), lines["s"].unique()]
 
 
-def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: float = 0.2) -> pd.DataFrame:
+def reconstructions(table: pd.DataFrame, *, short: bool = False) -> pd.DataFrame:
     """Per reading of EMTL and scale, what all starts have in common, and whether that is what Figure 1's text says.
 
     "star": all end at the best average, as the text says; "one point": all at one other point of the front; "front":
@@ -137,7 +139,7 @@ def reconstructions(table: pd.DataFrame, *, short: bool = False, tolerance: floa
             return "star"
         if row["n_front"] < row["n"]:
             return "no"
-        return "one point" if np.ptp([float(x1) for x1 in row["x1_end"].split(", ")]) <= 2 * tolerance else "front"
+        return "one point" if np.ptp([float(x1) for x1 in row["x1_end"].split(", ")]) <= 2 * TOLERANCE else "front"
 
     rows["s"], rows["said"] = [f"s = {s:g}" for s in rows["scale"]], rows.apply(common, axis=1)
     wide = rows.pivot(index="method", columns="s", values="said").loc[rows["method"].unique(), rows["s"].unique()]
@@ -155,12 +157,12 @@ def settings(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(settings=("n", "size"), all_front=("all_front", "sum"), all_star=("all_star", "sum"))
 
 
-def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> list[Claim]:
+def claims(table: pd.DataFrame, *, short: bool = False) -> list[Claim]:
     """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
 
     A sentence that holds at every scale is reproduced, at none not reproduced, at some conditional; the evidence gives
     the counts. Runs too `short` to have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. A
-    corner is |x1| > `corner`.
+    corner is |x1| > `CORNER`.
     """
     names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
     rows = {name: table[table["method"] == name] for name in names}
@@ -172,14 +174,14 @@ def claims(table: pd.DataFrame, *, short: bool = False, corner: float = 3.5) -> 
         return ", ".join(f"{k}/{n} at s={s:g}" for s, k, n in found)
 
     bandit, mgda, emtl = rows["bandit"], rows["mgda"], rows["emtl"]
-    far = [[abs(float(x1)) > corner for x1 in ends.split(", ")] for ends in mgda["x1_end"]]
+    far = [[abs(float(x1)) > CORNER for x1 in ends.split(", ")] for ends in mgda["x1_end"]]
     cornered = [c and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for c in row]
     corners = ", ".join(f"{sum(row)}/{len(row)} at s={s:g}" for row, s in zip(far, mgda["scale"], strict=True))
     missed = pd.concat([rows[name]["n_star"] < rows[name]["n"] for name in ("nash", "imtl-g")])
     front, at = "runs on the front:", "runs at it:"
     found: list[tuple[str, Iterable[bool], str]] = [
         ("bandit", bandit["n_front"] < bandit["n"], f"{front} {counts('bandit', 'n_front')}"),
-        ("mgda", cornered, f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {corner:g}): {corners}"),
+        ("mgda", cornered, f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {CORNER:g}): {corners}"),
         ("nash-imtl", missed, f"{at} Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}"),
         (
             "emtl",

@@ -3,7 +3,6 @@
 Nothing is tuned: published settings, but for BanditMTL, whose rho = 1.2 is beyond ln 3, where its ball is no ball.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -70,15 +69,15 @@ class Table2(Study):
             "recomputed from the printed row",
         )
 
-    def figure(self, strong: Sequence[str] = ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA")) -> Figure:
-        """Each method's mean change of each metric against STL; `strong` lines stand out."""
+    def figure(self) -> Figure:
+        """Each method's mean change of each metric against STL; four lines stand out."""
         said = f"{self.name}: mean change of each metric against single-task learning, below 0 is better"
-        return captioned(change_figure(self.frame, strong), said)
+        return captioned(change_figure(self.frame, ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA")), said)
 
-    def training(self, labels: Sequence[str] = ("LS", "UW", "MGDA", "FairGrad (alpha=2)", "EMTL")) -> Figure:
+    def training(self) -> Figure:
         """Shares of the weight and relative rates while training."""
         return captioned(
-            training_figure(self.rows, labels),
+            training_figure(self.rows, ("LS", "UW", "MGDA", "FairGrad (alpha=2)", "EMTL")),
             f"{self.name}: each task's share of the weight (running mean) and relative rate over training, mean and "
             "range over seeds",
         )
