@@ -4,18 +4,18 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl.gradients import backward
+    from mtl.gradients import Accumulator, backward
     from mtl.methods import METHODS, aggregate, method
     from mtl.methods.custom import rule
     from mtl.problems import PROBLEMS, problem
     from mtl.training.fit import Budget, fit
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "PROBLEMS", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]
+__all__ = ["METHODS", "PROBLEMS", "Accumulator", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]
 
 _HOMES = {"METHODS": "methods", "aggregate": "methods", "method": "methods", "rule": "methods.custom"}
 _HOMES |= {"PROBLEMS": "problems", "problem": "problems"}
-_HOMES |= {"Budget": "training.fit", "backward": "gradients", "fit": "training.fit"}
+_HOMES |= {"Accumulator": "gradients", "Budget": "training.fit", "backward": "gradients", "fit": "training.fit"}
 
 if not TYPE_CHECKING:
 

@@ -1,21 +1,21 @@
 """From T losses to one weighted update in `.grad`: per-task gradients, Gram matrix, data-parallel reduction."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mtl.gradients.accumulate import Accumulator
 from mtl.gradients.inputs import Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
-from mtl.gradients.update import Update
+from mtl.gradients.update import Update, adding
 from mtl.methods.base import Method
 
-__all__ = ["Step", "backward"]
+__all__ = ["Accumulator", "Step", "backward"]
 
 
 def backward(
@@ -77,32 +77,9 @@ def backward(
     factor = None if scale is None else scaling(scale, device)
     run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _adding([*given.parameters, *learned]):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), adding([*given.parameters, *learned]):
         if method.needs == "losses" and not diagnostics:
             return run.from_losses()
         if method.needs == "features":
             return run.from_features()
         return run.from_gradients(vjp)
-
-
-@contextmanager
-def _adding(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Start from `.grad` = None; afterwards add what was there before, or on an error put just that back."""
-    before = [(p, p.grad) for p in parameters]
-    for p in parameters:
-        p.grad = None
-    try:
-        yield
-    except BaseException:
-        for p, old in before:
-            p.grad = old
-        raise
-    for p, old in before:
-        if old is not None:
-            new = p.grad
-            if new is None:
-                p.grad = old
-            elif old.is_sparse:
-                p.grad = new + old
-            else:
-                p.grad = old.add_(new)

@@ -1,6 +1,7 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ from mtl.methods.base import Method
 NORMS = "squared gradient norms"
 
 
+def signed(z: Tensor, grads: Tensor) -> Tensor:
+    """sum over the batch of sgn(Z) dL_t/dZ (T, *shape)."""
+    if z.dim() == 0:
+        raise ValueError("features: must have the batch as first dimension to be masked, found a number")
+    return (z.detach().sign() * grads).sum(1)
+
+
 class Update:
     """One call of `backward`, its arguments checked."""
 
@@ -33,8 +41,8 @@ class Update:
         self.places: Sequence[int] | None = None if len(given.here) == self.n else given.here
         if ranks.size > 1:  # a task's gradient is the mean over the ranks that have its loss
             self.values, self.having = ranks.mean_of_those_with(self.values, given.here)
-            lift = ranks.size / self.having.clamp_min(1)
-            self.seeds = lift if scale is None else lift * scale
+            self.lift = ranks.size / self.having.clamp_min(1)
+            self.seeds = self.lift if scale is None else self.lift * scale
 
     def from_losses(self) -> Step:
         """Weights first, then one backward of sum_t w_t L_t; a second one down to the heads where h differs."""
@@ -49,7 +57,7 @@ class Update:
             if apart:
                 self._weighted(own, apart, self.retain_graph)
         self._reached("losses")
-        self._reduce([*given.shared, *self._own()])
+        self.reduce([*given.shared, *self._own()])
         return self._step(weights, None)
 
     def from_gradients(self, vjp: Vjp) -> Step:
@@ -66,11 +74,19 @@ class Update:
         tasks.finish(self.ranks.union)
         for block, _ in tasks.blocks:
             self.ranks.mean_(block)
-        gram = self._unscaled(tasks.gram(self.dtype))
+        return self.finished(tasks, heads, self.unscaled(tasks.gram(self.dtype)))
+
+    def finished(
+        self, tasks: TaskGradients, heads: Heads, gram: Tensor | None, masked: Callable[[], None] | None = None
+    ) -> Step:
+        """`.grad` from the task gradients of all ranks; `masked` goes through the trunk where features are masked."""
+        given, whole = self.given, self.method.needs == "gradients"
         weights, own, overflow = self._decided(gram)
         update = self._combined(tasks) if whole and not overflow else tasks.update(weights)
         for p, g in zip(given.shared, update, strict=True):
             p.grad = g
+        if masked is not None and not overflow:
+            masked()
         self._heads(heads, own)
         if overflow:
             self._spoil()
@@ -86,11 +102,11 @@ class Update:
             heads = paths.through_heads(given, self.seeds, self.method)
             blocks = [z.reshape(self.n, -1) for z in heads.features]
             gram = sum((product(block, self.dtype) for block in blocks[1:]), product(blocks[0], self.dtype))
-        # the features of the joint batch are those of all ranks side by side: partial Gram matrices add up
-        gram = self._unscaled(self.ranks.mean_(gram) / self.ranks.size)
+        gram = self.side_by_side(gram)
         weights, own, overflow = self._decided(gram)
         if masks and not overflow:
-            seeds = [self._masked(z, g) for z, g in zip(given.features, heads.features, strict=True)]
+            pairs = zip(given.features, heads.features, strict=True)
+            seeds = [(self.mask(z, signed(z, g)).unsqueeze(1) * g).sum(0) for z, g in pairs]
         elif outer:
             seeds = [outer.update(weights.to(outer.seeds.dtype))]
         else:
@@ -107,13 +123,17 @@ class Update:
         self._reached("features")
         for t, grads in enumerate(heads.around):
             self._add(given.shared, grads, weights[t])
-        self._reduce(given.shared)
+        self.reduce(given.shared)
         self._heads(heads, own)
         if overflow:
             self._spoil()
         return self._step(weights, gram, overflow)
 
-    def _decided(self, gram: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def side_by_side(self, gram: Tensor) -> Tensor:
+        """K over the features of the joint batch, which are those of all ranks: partial Gram matrices add up."""
+        return self.unscaled(self.ranks.mean_(gram) / self.ranks.size)
+
+    def _decided(self, gram: Tensor | None) -> tuple[Tensor, Tensor, bool]:
         """w and h; on an overflow, where the method is not asked, and for one that combines or masks, w stands in."""
         ones = torch.ones_like(self.values)
         if not self._report(gram):
@@ -123,10 +143,8 @@ class Update:
             return ones, own, False
         return *self._weights(gram if self.method.needs != "losses" else None), False
 
-    def _masked(self, z: Tensor, grads: Tensor) -> Tensor:
-        """sum_t m_t dL_t/dZ, m from the sums over the joint batch."""
-        if z.dim() == 0:
-            raise ValueError("features: must have the batch as first dimension to be masked, found a number")
+    def mask(self, z: Tensor, sums: Tensor) -> Tensor:
+        """m (T, *shape) of a feature Z (B, *shape) from the sums over the joint batch."""
 
         def asked(method: Method, sums: Tensor, losses: Tensor) -> Tensor:
             mask, shape = method.mask(sums, losses), (method.n_tasks, *z.shape[1:])
@@ -134,10 +152,10 @@ class Update:
                 raise ValueError(f"mask: {type(method).__name__} must return shape {shape}, found {tuple(mask.shape)}")
             return mask
 
-        sums = self.ranks.mean_((z.detach().sign() * grads).sum(1))
+        sums = self.ranks.mean_(sums)
         mask: Tensor = self._there(asked, sums if self.scale is None else sums / self.scale, self.values)
         self.ranks.same_(mask)  # a random mask must not differ between ranks
-        return (mask.unsqueeze(1) * grads).sum(0)
+        return mask
 
     def _spoil(self) -> None:
         """No `.grad` stays finite, so that no scaler steps with what an overflow left."""
@@ -206,7 +224,7 @@ class Update:
     def _all(self, x: Tensor) -> Tensor:
         return x.new_zeros(self.n, *x.shape[1:]).index_copy_(0, index_of(self.places or (), x), x)
 
-    def _unscaled(self, gram: Tensor) -> Tensor:
+    def unscaled(self, gram: Tensor) -> Tensor:
         return gram if self.scale is None else gram / self.scale.to(gram.dtype) ** 2
 
     def _report(self, gram: Tensor | None = None) -> bool:
@@ -269,7 +287,7 @@ class Update:
     def _heads(self, heads: Heads, factors: Tensor) -> None:
         for t, grads in enumerate(heads.own):
             self._add(self.given.heads[t], grads, factors[t])
-        self._reduce(self._own())
+        self.reduce(self._own())
 
     def _own(self) -> list[Tensor]:
         """Parameters of the heads whose task is there."""
@@ -283,7 +301,7 @@ class Update:
                 part = g * factor.to(g.dtype)
                 p.grad = part if p.grad is None else p.grad + part
 
-    def _reduce(self, parameters: Sequence[Tensor]) -> None:
+    def reduce(self, parameters: Sequence[Tensor]) -> None:
         """Mean of `.grad` over ranks; a parameter that this rank did not reach counts as zero."""
         if self.ranks.size == 1 or not parameters:
             return
@@ -305,3 +323,26 @@ class Update:
             there = self._all(torch.ones_like(self._few(self.values)))
             gram = torch.where(there * there[:, None] > 0, gram, torch.nan)
         return Step(self.values, told, gram, method.certificate, overflow, absent, method)
+
+
+@contextmanager
+def adding(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Start from `.grad` = None; afterwards add what was there before, or on an error put just that back."""
+    before = [(p, p.grad) for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    except BaseException:
+        for p, old in before:
+            p.grad = old
+        raise
+    for p, old in before:
+        if old is not None:
+            new = p.grad
+            if new is None:
+                p.grad = old
+            elif old.is_sparse:
+                p.grad = new + old
+            else:
+                p.grad = old.add_(new)
