@@ -58,8 +58,9 @@ class Trace:
         """Step, task and what of the first value that is not finite, or None."""
         self.fetch()
         gram = self.get("gram")
-        rows = {"loss": self.get("losses"), "weight": self.get("weights")}
+        rows = {"loss": self.get("losses")}
         rows["squared gradient norm"] = None if gram is None else gram.diagonal(dim1=1, dim2=2)
+        rows["weight"] = self.get("weights")  # last: it may only follow from the others
         found = []
         for what, values in rows.items():
             if values is not None and not bool((good := self._known(values, 0.0).isfinite()).all()):

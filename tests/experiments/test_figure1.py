@@ -14,7 +14,7 @@ from scipy.optimize import brentq, minimize_scalar
 import mtl.methods as methods
 from mtl.experiments import figure1 as toy
 from mtl.experiments.figure1 import config as known
-from mtl.experiments.figure1 import ends as told
+from mtl.experiments.figure1 import ends as shown_ends
 from mtl.experiments.figure1 import groups, plane
 from mtl.experiments.figure1 import weights as closed
 
@@ -239,11 +239,11 @@ def test_a_method_is_told_its_losses_above_their_bound(scale: float) -> None:
 @pytest.mark.parametrize("name", known.POSITIVE)
 def test_where_a_formula_is_undefined_the_run_ends_and_the_table_says_so(name: str) -> None:
     runs = toy.run_toy(toy.grid([name, (name, {"b": -21.0}), "mgda"], [0.1]), steps=60, lr=0.05, record_every=20)
-    table = told.summarise(runs).set_index("method")
+    table = shown_ends.summarise(runs).set_index("method")
     below = (plane.evaluate(toy.STARTS, 0.1)[0] <= 0).any(1).sum()
     assert table.loc[name, "undefined"] >= below == 3 and table.loc[name, "n_front"] == 0
     assert table.loc[f"{name} (b=-21)", "undefined"] == table.loc["mgda", "undefined"] == 0
-    shown = told.ends(told.summarise(runs))["s = 0.1"]
+    shown = shown_ends.ends(shown_ends.summarise(runs))["s = 0.1"]
     assert "undefined" in shown[name] and "undefined" not in shown[f"{name} (b=-21)"]
     assert np.isnan(runs.x[-1, 0]).any() and np.isfinite(runs.x[-1, 1]).all()
 
@@ -286,7 +286,7 @@ def table() -> object:
     methods = ["ls", "bandit", ("bandit", {"rho": 0.1}), "mgda", "nash", "imtl-g", "emtl"]
     methods += [("emtl", {"combine": "frozen_norm"}), ("emtl", {"combine": "frozen_norm", "rate": "raw"})]
     runs = toy.run_toy(toy.grid(methods, [1.0, 0.1]), steps=50_000, record_every=1000)
-    return told.summarise(runs)
+    return shown_ends.summarise(runs)
 
 
 COUNTS = [("ls", 1, 3, 3), ("bandit (rho=0.1)", 1, 3, 3), ("bandit", 1, 5, 5), ("mgda", 1, 5, 1), ("emtl", 1, 5, 5)]
@@ -308,12 +308,12 @@ def test_ends_that_rounding_decides_are_counted() -> None:
     runs, nudged = (toy.run_toy(configs, 6_000, starts=toy.STARTS[:2] + e, record_every=1_000) for e in (0.0, 1e-10))
     assert np.abs(runs.x[2, 0] - runs.x[2, 1]).max() < 1e-6  # after 2,000 steps
     assert np.abs(runs.x[-1, 0] - runs.x[-1, 1]).max() > 0.2
-    table = told.summarise(runs, nudged).set_index("method")
+    table = shown_ends.summarise(runs, nudged).set_index("method")
     assert table["by_rounding"].tolist() == [1, 0, 0]  # one nudge finds some
-    assert told.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
-    assert told.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
+    assert shown_ends.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
+    assert shown_ends.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="nudged"):
-        told.summarise(runs, toy.run_toy(configs[:2], 1))
+        shown_ends.summarise(runs, toy.run_toy(configs[:2], 1))
 
 
 def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: ignore[no-untyped-def]
@@ -328,38 +328,38 @@ def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: i
 
 @pytest.mark.slow
 def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # type: ignore[no-untyped-def]
-    verdicts = [c.verdict for c in told.claims(table)]
+    verdicts = [c.verdict for c in shown_ends.claims(table)]
     assert verdicts == ["conditional", "conditional", "reproduced", "conditional"]
     perfect = table.assign(n_star=table["n"], n_front=table["n"])
-    assert [c.verdict for c in told.claims(perfect)][2:] == ["not reproduced", "reproduced"]
-    assert {c.verdict for c in told.claims(table, short=True)} == {"not testable here"}
+    assert [c.verdict for c in shown_ends.claims(perfect)][2:] == ["not reproduced", "reproduced"]
+    assert {c.verdict for c in shown_ends.claims(table, short=True)} == {"not testable here"}
 
 
 @pytest.mark.slow
 def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale() -> None:
     readings = [{"combine": "frozen_norm"}, {"combine": "frozen_norm", "rate": "raw"}]
     runs = toy.run_toy(toy.grid([("emtl", r) for r in readings], [10.0, 1.0, 0.1, 0.01]), record_every=10_000)
-    table = told.summarise(runs)
+    table = shown_ends.summarise(runs)
     assert (table["n_front"] == 5).all()
     ends = runs.x[-1, :, :, 0].reshape(4, 2, 5)
     assert np.abs(ends[:, 1]).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
     assert np.ptp(ends[:, 0].mean(1)) > 5, "with it the end moves with the scale"
-    assert told.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
+    assert shown_ends.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
 
 
 def test_predicted_ends_of_the_reference_table() -> None:
-    assert told.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
-    assert told.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
-    assert told.predicted_end(0.1, 0.5, combine="frozen_norm") == pytest.approx(-2.850, abs=1e-3)
-    assert told.predicted_end(0.01, 0.5, combine="frozen_norm") == pytest.approx(-4.852, abs=1e-3)
+    assert shown_ends.predicted_end(0.1, 0.1) == pytest.approx(-4.139, abs=2e-3)
+    assert shown_ends.predicted_end(0.1, 0.5, "loss") == pytest.approx(2.294, abs=2e-3)
+    assert shown_ends.predicted_end(0.1, 0.5, combine="frozen_norm") == pytest.approx(-2.850, abs=1e-3)
+    assert shown_ends.predicted_end(0.01, 0.5, combine="frozen_norm") == pytest.approx(-4.852, abs=1e-3)
     for scale in (10.0, 0.1, 0.01):
-        assert told.predicted_end(scale, 0.5, "raw", "frozen_norm") == pytest.approx(0, abs=1e-6)
+        assert shown_ends.predicted_end(scale, 0.5, "raw", "frozen_norm") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.8])
 def test_fixed_weights_end_where_their_sum_is_least(scale: float, c: float) -> None:
-    end = told.predicted_x1(known.Config("scalarization", {"c": c}, scale))
+    end = shown_ends.predicted_x1(known.Config("scalarization", {"c": c}, scale))
     assert end == pytest.approx(7 * (c * scale - (1 - c)) / (c * scale + 1 - c), abs=1e-4)
 
 
@@ -369,7 +369,7 @@ def test_smooth_tchebycheff_ends_where_its_objective_is_least_on_the_front(scale
         x, f = plane.pareto_front(scale, n=2801)
         told = f - np.array([scale, 1.0]) * hyper.get("b", 0.0)
         objective = np.logaddexp.reduce(told / (2 * hyper["mu"]), axis=1)
-        end = told.predicted_x1(known.Config("stch", hyper, scale))
+        end = shown_ends.predicted_x1(known.Config("stch", hyper, scale))
         assert end == pytest.approx(x[objective.argmin(), 0], abs=6e-3)
 
 
@@ -385,11 +385,11 @@ def test_readings_of_emtl_are_told_apart() -> None:
         }.items()
         for s, k in zip((1.0, 0.1), found, strict=True)
     ]
-    found = told.reconstructions(pd.DataFrame(rows))
+    found = shown_ends.reconstructions(pd.DataFrame(rows))
     assert found["s = 1"].tolist() == ["star", "front"] and found["s = 0.1"].tolist() == ["no", "one point"]
     assert found["verdict"].tolist() == ["conditional", "not reproduced"]
-    assert told.reconstructions(pd.DataFrame(rows[:1])).loc["emtl", "verdict"] == "reproduced"
-    assert set(told.reconstructions(pd.DataFrame(rows), short=True)["verdict"]) == {"not testable here"}
+    assert shown_ends.reconstructions(pd.DataFrame(rows[:1])).loc["emtl", "verdict"] == "reproduced"
+    assert set(shown_ends.reconstructions(pd.DataFrame(rows), short=True)["verdict"]) == {"not testable here"}
 
 
 def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
@@ -397,7 +397,7 @@ def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
         f, (g,) = plane.evaluate(plane.on_front(x1)[None], 0.1)
         return float(f[0, 0] / (g[0] @ g[0]) - f[0, 1] / (g[1] @ g[1]))
 
-    assert brentq(gap, -6, 6) == pytest.approx(told.predicted_end(0.1, 0.5), abs=1e-3)
+    assert brentq(gap, -6, 6) == pytest.approx(shown_ends.predicted_end(0.1, 0.5), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -420,4 +420,4 @@ def test_unknown_run_and_missing_rows_are_named() -> None:
     with pytest.raises(ValueError, match=r"label: no run of 'mgda' at scale 1.0"):
         runs.index("mgda", 1.0)
     with pytest.raises(ValueError, match="found none for bandit"):
-        told.claims(told.summarise(runs))
+        shown_ends.claims(shown_ends.summarise(runs))
