@@ -25,7 +25,7 @@ class Report:
     """
 
     places: Sequence[int] | None = None
-    every = False
+    every = nonnegative = False
 
     def __init__(
         self,
@@ -78,6 +78,9 @@ class Report:
                     raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
                 if kind in self.positive and value <= 0:
                     raise NonPositiveError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
+                if self.nonnegative and kind == "losses" and value < 0:
+                    found = f"found {value:.6g} for task {t}{self.name}"
+                    raise NonPositiveError(f"{kind}: must be at least 0 for an objective with a lower bound, {found}")
 
     def gather(self) -> None:
         """Which tasks are there, from the numbers that have arrived."""

@@ -237,8 +237,9 @@ class Update:
             rows[RANKS] = self.having
         if self.scale is not None and self.scale.is_cuda:
             rows[SCALE] = self.scale.to(self.values.dtype).expand(self.n)
-        report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
-        self.report, report.places = report, self.places
+        named = bool(positive) or method.nonnegative_losses
+        report = Report(rows, positive, f" ({type(method).__name__})" if named else "", gram)
+        self.report, report.places, report.nonnegative = report, self.places, method.nonnegative_losses
         if self.check == "defer":
             Pending.add(method, report)
             report.every = report.event is not None

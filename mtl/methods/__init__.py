@@ -163,9 +163,9 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
     if name in METHODS and official:
         hyper = {**METHODS[name].official_hyper, **hyper}
     m = method(name, n_tasks=len(losses), **hyper)
-    if m.positive_losses and bool((losses <= 0).any()):
-        task = int((losses <= 0).nonzero()[0])
-        raise ValueError(f"losses: must be positive for {name}, found {float(losses[task]):g} for task {task}")
+    if bool((bad := m.unusable(losses)).any()):
+        task, rule = int(bad.nonzero()[0]), "positive" if m.positive_losses else "at least 0"
+        raise ValueError(f"losses: must be {rule} for {name}, found {float(losses[task]):g} for task {task}")
     if m.masks:
         raise ValueError(f"on: {name} must act on parameters where there is no network, found 'features'")
     with torch.no_grad():

@@ -36,7 +36,9 @@ class Method:
     heads: Heads = "weighted"
     certificate: Certificate | None = None
     positive_losses: bool = False
-    """The method takes logarithms or powers of the losses."""
+    """The method takes logarithms or powers of the losses: one that is not positive is an error."""
+    nonnegative_losses: bool = False
+    """Its objective has no lower bound where a loss is negative, which is an error too."""
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None, lists, methods."""
     tasks: ClassVar[Mapping[str, Kind]] = {}
@@ -88,6 +90,10 @@ class Method:
         `grads` (T, *shape): sum over the batch of sgn(Z) dL_t/dZ.
         """
         raise NotImplementedError
+
+    def unusable(self, losses: Tensor) -> Tensor:
+        """Which of the losses have no meaning for the method."""
+        return losses <= 0 if self.positive_losses else (losses < 0) & self.nonnegative_losses
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Factor (T,) in front of each head's gradient."""

@@ -156,7 +156,7 @@ class DBMTL(Buffers):
     """DB-MTL (Lin et al., arXiv 2308.12029): gradients of log L_t, smoothed, all scaled to the largest of their norms.
 
     b_t <- g_t/(L_t + 1e-8) + (beta/k^sigma)(b_t - g_t/(L_t + 1e-8)), b = 0 at the start, without bias correction;
-    d = sum_t (max_s|b_s|/(|b_t| + 1e-8)) b_t. beta = 0.9, sigma = 0. Heads: 1/(L_t + 1e-8).
+    d = sum_t (max_s|b_s|/(|b_t| + 1e-8)) b_t. beta = 0.9, sigma = 0. Losses must be positive. Heads: 1/(L_t + 1e-8).
 
     >>> m = DBMTL(2, beta=0.0)
     >>> [round(x, 4) for x in m.combine([torch.tensor([[3.0, 0.0], [0.0, 1.0]])], torch.ones(2))[0].tolist()]

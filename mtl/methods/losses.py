@@ -88,6 +88,8 @@ class SI(Method):
 class GLS(Method):
     """Geometric loss strategy (Chennupati et al., CVPRW 2019): min (prod_t L_t)^(1/T), w_t = (prod L)^(1/T)/(T L_t).
 
+    Losses must be positive.
+
     >>> GLS(2).weights(torch.tensor([4.0, 1.0])).tolist()
     [0.25, 1.0]
     """
@@ -105,7 +107,7 @@ class STCH(Method):
 
     w = lam * softmax(lam (L - z)/mu), lam_t = 1/T, z = 0, mu = 1. form="log" is the authors' MTL code: L is replaced
     by log(L_t/b_t), b the mean losses of each task's first `warmup` steps (w_t = 1/L_t until all have made them), and
-    the objective is multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t.
+    the objective is multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t; losses must then be positive.
 
     >>> STCH(2, mu=0.1).weights(torch.tensor([1.0, 1.0])).tolist()
     [0.25, 0.25]
@@ -195,7 +197,7 @@ class DWA(Method):
 
     r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a
     `window` of k steps an "epoch" is k steps, a task's epochs those in which it was there; window=None takes epochs as
-    `end_epoch` tells them.
+    `end_epoch` tells them. Losses must be positive: r is a ratio.
 
     >>> m = DWA(2, window=1)
     >>> [m.weights(torch.tensor(x)).tolist() for x in ([1.0, 1.0], [1.0, 1.0], [9.0, 9.0])]
