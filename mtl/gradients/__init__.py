@@ -12,8 +12,8 @@ from mtl.gradients.inputs import check as check_inputs
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
-from mtl.gradients.update import Update, adding
-from mtl.methods.base import Method
+from mtl.gradients.update import Update, adding, unmixed
+from mtl.methods.base import Method, made
 
 __all__ = ["Accumulator", "Step", "backward"]
 
@@ -65,6 +65,7 @@ def backward(
     >>> theta.grad.tolist(), step.gram.tolist()
     ([5.0, 3.0], [[4.0, 6.0], [6.0, 18.0]])
     """
+    made(method)
     if check not in ("raise", "defer"):
         raise ValueError(f'check: must be "raise" or "defer", found {check!r}')
     if vjp not in ("auto", "loop", "batched"):
@@ -77,7 +78,7 @@ def backward(
     factor = None if scale is None else scaling(scale, device)
     run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), adding([*given.parameters, *learned]):
+    with torch.no_grad(), unmixed(device), adding([*given.parameters, *learned]):
         if method.needs == "losses" and not diagnostics:
             return run.from_losses()
         if method.needs == "features":

@@ -13,8 +13,8 @@ from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Heads, Vjp
 from mtl.gradients.step import Pending, Step
 from mtl.gradients.tasks import TaskGradients, product
-from mtl.gradients.update import Update, adding, signed
-from mtl.methods.base import Method, per_task, positive
+from mtl.gradients.update import Update, adding, signed, unmixed
+from mtl.methods.base import Method, made, per_task, positive
 
 
 class Accumulator:
@@ -49,6 +49,7 @@ class Accumulator:
         scale: float | Tensor | None = None,
         group: Group = "auto",
     ) -> None:
+        made(method)
         self.shared, self.heads = list(shared), None if heads is None else [list(head) for head in heads]
         self.method, self.vjp, self.check, self.scale, self.group = method, vjp, check, scale, group
         self._forget()
@@ -76,7 +77,7 @@ class Accumulator:
             if self._given is None:
                 self._begin(given)
             self._given = given
-            with torch.no_grad(), torch.autocast(given.values.device.type, enabled=False):
+            with torch.no_grad(), unmixed(given.values.device):
                 self._take(given, weight)
         except BaseException:
             self._forget()
@@ -133,8 +134,7 @@ class Accumulator:
             if self._ranks.size > 1:
                 rows = rows * run.lift
             learned = self.method.parameters()
-            quiet = torch.autocast(totals.device.type, enabled=False)
-            with torch.no_grad(), quiet, adding([*given.parameters, *learned]):
+            with torch.no_grad(), unmixed(totals.device), adding([*given.parameters, *learned]):
                 return self._finish(run, rows)
         finally:
             self._forget()

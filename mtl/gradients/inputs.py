@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtl.methods.base import Method
+from mtl.methods.base import Method, positive
 
 Output = Tensor | GradientEdge
 Losses = Tensor | Sequence[Tensor] | Sequence[Tensor | None]
@@ -74,6 +74,8 @@ def _parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
     for i, p in enumerate(found):
         if not isinstance(p, Tensor):
             raise TypeError(f"{name}[{i}]: must be a parameter, found {type(p).__name__}")
+        if p.layout != torch.strided:
+            raise ValueError(f"{name}[{i}]: must be dense, found layout {p.layout}")
         if p.requires_grad and not p.is_leaf:
             raise ValueError(f"{name}[{i}]: must be a leaf tensor, found one computed by {p.grad_fn}")
     return _once(p for p in found if p.requires_grad)
@@ -132,11 +134,10 @@ def _one(names: str, what: str, found: Iterable[object]) -> None:
 def scaling(scale: float | Tensor, device: torch.device) -> Tensor:
     """A loss scale on the device. One that lies there is checked along with the losses."""
     one = isinstance(scale, Tensor) and scale.numel() == 1
-    if isinstance(scale, bool) or not (one or isinstance(scale, int | float)):
-        found = f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
-        raise TypeError(f"scale: must be one number, found {found}")
-    if not (isinstance(scale, Tensor) and scale.is_cuda) and not 0 < float(scale) < float("inf"):
-        raise ValueError(f"scale: must be finite and > 0, found {float(scale):g}")
+    if isinstance(scale, Tensor) and not one:
+        raise ValueError(f"scale: must be one number, found shape {tuple(scale.shape)}")
+    if not (isinstance(scale, Tensor) and scale.is_cuda):
+        scale = positive("scale", scale.item() if isinstance(scale, Tensor) else scale)
     return torch.as_tensor(scale, dtype=torch.float32).detach().reshape(()).to(device, non_blocking=True)
 
 
@@ -148,6 +149,8 @@ def check(
     method: Method,
 ) -> Inputs:
     """Inputs of one step. Raises ValueError or TypeError, naming the argument, the rule and what was found."""
+    if not isinstance(losses, Tensor | Sequence) or isinstance(losses, str):
+        raise TypeError(f"losses: must be a list of T scalars or a vector (T,), found {type(losses).__name__}")
     outputs, values, here = _outputs(losses)
     n, name = len(losses), type(method).__name__
     if n != method.n_tasks:

@@ -36,6 +36,8 @@ class Report:
     ) -> None:
         self.kinds, self.positive, self.name = list(rows), positive, name
         numbers = torch.stack([row.detach().to(torch.float64) for row in rows.values()])
+        if numbers.is_meta:
+            raise ValueError(f"{self.kinds[0]}: must hold values, found tensors on the meta device")
         self.event: torch.cuda.Event | None = None
         if numbers.is_cuda:
             if gram is not None:

@@ -327,6 +327,12 @@ class Update:
         return Step(self.values, told, gram, method.certificate, overflow, absent, method)
 
 
+def unmixed(device: torch.device) -> torch.autocast:
+    """No autocast; a device that knows none is told of by the checks."""
+    kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+    return torch.autocast(kind, enabled=False)
+
+
 @contextmanager
 def adding(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Start from `.grad` = None; afterwards add what was there before, or on an error put just that back."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, Needs, chosen, counted, norms, on, per_task, positive
+from mtl.methods.base import Kind, Method, Needs, chosen, counted, flag, norms, on, per_task, positive, share
 from mtl.solvers import Certificate, kl_ball_step
 
 
@@ -63,11 +63,9 @@ class EMTL(Method):
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
         self.nonnegative_losses = self.base.nonnegative_losses
         self.given, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
-        self.strict = strict
+        self.strict = flag("strict", strict)
         self.reduce(range(n_tasks))
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = share("alpha", alpha)
         self.rate = chosen("rate", rate, ("weighted", "raw"))
         self.form = chosen("combine", combine, ("literal", "frozen_norm", "product"))
         limit = math.log(n_tasks)
@@ -200,9 +198,7 @@ class CRMOGM(Method):
         self.base = _inner(base, n_tasks, base_hyper)
         if self.base.needs == "gradients" or self.base.masks:
             raise ValueError(f"base: must be a method with one weight per task, found {base!r}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = share("alpha", alpha)
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
         self.nonnegative_losses = self.base.nonnegative_losses
         self.wants_after_step, self.learning_rate = self.base.wants_after_step, self.base.learning_rate

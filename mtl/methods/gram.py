@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive
+from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive, whole
 from mtl.methods.learned import Learned
 from mtl.solvers import alpha_fair, cagrad_step, equal_angles, inverse_root, min_norm
 from mtl.solvers.common import mv
@@ -194,9 +194,8 @@ class Nash(GramMethod):
 
     def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)
-        if every < 1:
-            raise ValueError(f"every: must be at least 1 step, found {every}")
-        self.every, self.age = every, [every] * n_tasks
+        self.every = whole("every", every, 1)
+        self.age = [self.every] * n_tasks
         self.kept = torch.ones(n_tasks, dtype=torch.float64)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:

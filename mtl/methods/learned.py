@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, chosen, counted, norms, on, positive
+from mtl.methods.base import Kind, Method, chosen, counted, norms, number, on, positive
 from mtl.solvers import kl_ball_step
 
 
@@ -23,7 +23,7 @@ class Learned(Method):
 
     def __init__(self, n_tasks: int, init: float = 0.0) -> None:
         super().__init__(n_tasks)
-        self.s = torch.full((n_tasks,), float(init), dtype=torch.float64, requires_grad=True)
+        self.s = torch.full((n_tasks,), number("init", init), dtype=torch.float64, requires_grad=True)
 
     def parameters(self) -> list[Tensor]:
         return [self.s]
@@ -132,7 +132,7 @@ class FAMO(Method):
 
     def __init__(self, n_tasks: int, gamma: float = 1e-3, lr: float = 0.025, b: float = 0.0) -> None:
         super().__init__(n_tasks)
-        self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), float(b)
+        self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), number("b", b)
         self.xi, self.first, self.second, self.before = torch.zeros(4, n_tasks, dtype=torch.float64).unbind()
         self.steps = [0] * n_tasks
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class Scene:
         self.shared = list(self.trunk.parameters())
         self.own = [list(h.parameters()) for h in self.heads]
         self.losses: Any = [h(self.z).square().mean() for h in self.heads]
-        self.args: dict[str, Any] = {"shared": self.shared, "heads": self.own, "method": Ones(needs=needs)}
+        self.method = Ones(needs=needs)
+        self.args: dict[str, Any] = {"shared": self.shared, "heads": self.own, "method": self.method}
         self.parameters = [*self.shared, *self.own[0], *self.own[1][:1]]  # one of them has no .grad
         for p in self.parameters:
             p.grad = torch.randn_like(p)
@@ -50,7 +52,7 @@ class Scene:
         for p, (grad, values) in zip(every, before, strict=True):
             assert p.grad is grad
             assert values is None or torch.equal(values, grad)
-        assert self.args["method"].asked == 0 or "weights" in text
+        assert "weights" in text or self.method.asked == 0
 
 
 def _set(**args: Any) -> Callable[[Scene], None]:
@@ -137,10 +139,24 @@ CASES: list[tuple[Callable[[Scene], None], type[Exception], str]] = [
     (_set(scale=float("nan")), ValueError, "scale: must be finite and > 0, found nan"),
     (_set(scale=float("inf")), ValueError, "scale: must be finite and > 0, found inf"),
     (_set(scale=0), ValueError, "scale: must be finite and > 0, found 0"),
+    (_set(method="mgda"), TypeError, "method: must be one made by mtl.method(name, n_tasks=...), found 'mgda'"),
+    (_set(method=Ones), TypeError, "method: must be one made by mtl.method(name, n_tasks=...), found the class Ones"),
+    (_set(method=None), TypeError, "method: must be one made by mtl.method(name, n_tasks=...), found None"),
+    (_losses(lambda s: None), TypeError, "losses: must be a list of T scalars or a vector (T,), found NoneType"),
+    (
+        _losses(lambda s: (x for x in s.losses)),
+        TypeError,
+        "losses: must be a list of T scalars or a vector (T,), found g",
+    ),
+    (
+        lambda s: s.args.update(shared=[torch.eye(2).to_sparse().requires_grad_()]),
+        ValueError,
+        "shared[0]: must be dense, found layout torch.sparse_coo",
+    ),
     (_set(scale=torch.tensor(-1.0)), ValueError, "scale: must be finite and > 0, found -1"),
-    (_set(scale=torch.ones(2)), TypeError, "scale: must be one number, found shape (2,)"),
-    (_set(scale="2"), TypeError, "scale: must be one number, found '2'"),
-    (_set(scale=True), TypeError, "scale: must be one number, found True"),
+    (_set(scale=torch.ones(2)), ValueError, "scale: must be one number, found shape (2,)"),
+    (_set(scale="2"), ValueError, "scale: must be finite and > 0, found '2'"),
+    (_set(scale=True), ValueError, "scale: must be finite and > 0, found True"),
     (_set(features=[1]), TypeError, "features[0]: must be a tensor, found int"),
     (_set(method=Ones(w=torch.ones(3))), ValueError, "weights: Ones must return shape (2,), found (3,)"),
     (
@@ -159,13 +175,27 @@ def test_bad_arguments_leave_every_grad_as_it_was(spoil: Callable, kind: type, t
     if needs == "losses" and "that task 1 does not" in text:
         pytest.skip("one backward of the sum cannot tell tasks apart")
     spoil(scene)
-    if "method" in scene.args and needs != "gram":
-        scene.args["method"].needs = needs
+    method = scene.args["method"]
+    if not isinstance(method, Ones):
+        method = scene.method
+    method.needs = needs
     try:
         scene.raises(kind, text)
     finally:
-        scene.args["method"].needs = "gram"
-        scene.args["method"].asked = 0
+        method.needs, method.asked = "gram", 0
+
+
+def test_tensors_without_values() -> None:
+    theta = torch.ones(2, requires_grad=True, device="meta")
+    for needs in ("gram", "losses"):
+        with pytest.raises(ValueError, match="losses: must hold values, found tensors on the meta device"):
+            backward([theta.sum(), 2 * theta.sum()], shared=[theta], method=Ones(needs=needs))
+
+
+def test_numbers_of_numpy_may_scale() -> None:
+    theta = torch.ones(2, requires_grad=True)
+    backward([theta.sum(), theta.sum()], shared=[theta], method=Ones(), scale=np.float32(4))  # type: ignore[arg-type]
+    assert theta.grad.tolist() == [8, 8]
 
 
 def test_no_task_depends_on_the_shared_parameters() -> None:
