@@ -9,6 +9,7 @@ from torch import Tensor
 from mtl.gradients import paths
 from mtl.gradients.inputs import Inputs, Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
+from mtl.gradients.layers import USED, begin
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Heads, Vjp
 from mtl.gradients.step import Pending, Step
@@ -63,7 +64,7 @@ class Accumulator:
         self._ranks = Ranks(self.group)
         self._factor = None if self.scale is None else scaling(self.scale, device)
         self._tasks = TaskGradients(given.shared, n, all_dense=self._ranks.size > 1)
-        self._dtype = torch.promote_types(given.shared[0].dtype, torch.float32)
+        self._dtype = given.dtype
         self._losses = torch.zeros(n, dtype=self._dtype, device=device)
         self._gram = torch.zeros(n, n, dtype=self._dtype, device=device)
         self._totals = [0.0] * n
@@ -76,6 +77,8 @@ class Accumulator:
             given = check_inputs(losses, self.shared, self.heads, features, self.method)
             if self._given is None:
                 self._begin(given)
+            if self.method not in USED:
+                begin(self.method, given)
             self._given = given
             with torch.no_grad(), unmixed(given.values.device):
                 self._take(given, weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,6 +51,11 @@ class Inputs:
     def absent(self) -> list[int]:
         """Tasks without a loss."""
         return [t for t in range(self.n_tasks) if t not in self.here] if len(self.here) < self.n_tasks else []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of K and of the losses that a method sees: of the widest shared parameter, float32 at least."""
+        return reduce(torch.promote_types, {p.dtype for p in self.shared}, torch.float32)
 
     @property
     def own(self) -> list[Tensor]:
@@ -114,8 +120,7 @@ def _outputs(losses: Losses) -> tuple[list[Output], Tensor | None, Sequence[int]
             raise ValueError(f"losses: must be differentiable, found no graph behind task {t} (requires_grad=False)")
         here.append(t)
         scalars.append(loss)
-    _one("losses", "dtype", [loss.dtype for loss in scalars])
-    _one("losses", "device", [loss.device for loss in scalars])
+    _one_device("losses", scalars)
     if not scalars:
         return [], None if given else torch.empty(0), here
     values = [loss.detach() for loss in scalars]
@@ -125,10 +130,9 @@ def _outputs(losses: Losses) -> tuple[list[Output], Tensor | None, Sequence[int]
     return list(scalars), torch.stack(values), here
 
 
-def _one(names: str, what: str, found: Iterable[object]) -> None:
-    kinds = sorted({str(kind) for kind in found})
-    if len(kinds) > 1:
-        raise ValueError(f"{names}: must have one {what}, found {' and '.join(kinds)}")
+def _one_device(names: str, tensors: Iterable[Tensor]) -> None:
+    if len(found := {x.device for x in tensors}) > 1:
+        raise ValueError(f"{names}: must have one device, found {' and '.join(sorted(map(str, found)))}")
 
 
 def scaling(scale: float | Tensor, device: torch.device) -> Tensor:
@@ -180,9 +184,5 @@ def check(
     inputs = Inputs(roots, outputs, here, values, common, own, _once(z for z in cut if z.requires_grad))
     if method.needs == "features" and not inputs.features:
         raise ValueError(f"features: {name} needs the shared representation, found no tensor that requires a gradient")
-    _one("shared, heads", "dtype", [p.dtype for p in inputs.parameters])
-    _one("losses, shared, heads", "device", [p.device for p in inputs.parameters] + [values.device])
-    kind = common[0].dtype
-    if torch.finfo(values.dtype).bits > torch.finfo(kind).bits:
-        raise ValueError(f"losses, shared: losses must not be wider, found {values.dtype} and parameters of {kind}")
+    _one_device("losses, shared, heads", [*inputs.parameters, values])
     return inputs
