@@ -10,7 +10,7 @@ class NonFiniteError(ValueError):
 
 
 class NonPositiveError(ValueError):
-    """A loss is zero or negative where the method takes its logarithm; says which task."""
+    """A loss is zero or negative where the method has no meaning for it, as a logarithm; says which task."""
 
 
 class RunError(RuntimeError):

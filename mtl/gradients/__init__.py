@@ -9,11 +9,12 @@ from torch import Tensor
 from mtl.gradients.accumulate import Accumulator
 from mtl.gradients.inputs import Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
+from mtl.gradients.layers import USED, begin
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
-from mtl.gradients.update import Update, adding
-from mtl.methods.base import Method
+from mtl.gradients.update import Update, adding, unmixed
+from mtl.methods.base import Method, made
 
 __all__ = ["Accumulator", "Step", "backward"]
 
@@ -39,7 +40,9 @@ def backward(
     `losses`: T scalars, or a vector (T,); None for a task without labels in this batch: the method acts on the others,
     the task's weight is 0, head and state rest; a player's mass comes back as `mtl.methods.absent.present` says.
     `shared`: the parameters theta, frozen ones are skipped. `heads[t]`: those of task t; list a tied parameter under
-    each task that uses it. Parameters in neither list get no gradient.
+    each task that uses it. Parameters in neither list get no gradient: a warning says so of modules' parameters at a
+    method's first step. Dtypes may differ as autograd allows; K is in the widest of the shared ones, float32 at least.
+    Post-accumulate hooks are called once `.grad` is what it will be, other hooks whenever autograd comes by.
     `features`: tensors Z between trunk and heads; representation methods take K over dL_t/dZ, for others the result
     does not change. `vjp`: trunk task by task ("loop") or vectorised ("batched"); "auto" is the loop, which on the CPU
     keeps gradients of linear layers much wider than the batch as factors.
@@ -65,6 +68,7 @@ def backward(
     >>> theta.grad.tolist(), step.gram.tolist()
     ([5.0, 3.0], [[4.0, 6.0], [6.0, 18.0]])
     """
+    made(method)
     if check not in ("raise", "defer"):
         raise ValueError(f'check: must be "raise" or "defer", found {check!r}')
     if vjp not in ("auto", "loop", "batched"):
@@ -73,11 +77,13 @@ def backward(
         raise ValueError('check: must be "raise" with a loss scale, since an overflow decides the step; found "defer"')
     Pending.read(method)
     given = check_inputs(losses, shared, heads, features, method)
+    if method not in USED:
+        begin(method, given)
     device = given.values.device
     factor = None if scale is None else scaling(scale, device)
     run = Update(given, method, Ranks(group), check, factor, retain_graph)
     learned = method.parameters()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), adding([*given.parameters, *learned]):
+    with torch.no_grad(), unmixed(device), adding([*given.parameters, *learned]):
         if method.needs == "losses" and not diagnostics:
             return run.from_losses()
         if method.needs == "features":

@@ -9,12 +9,13 @@ from torch import Tensor
 from mtl.gradients import paths
 from mtl.gradients.inputs import Inputs, Losses, scaling
 from mtl.gradients.inputs import check as check_inputs
+from mtl.gradients.layers import USED, begin
 from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Heads, Vjp
 from mtl.gradients.step import Pending, Step
 from mtl.gradients.tasks import TaskGradients, product
-from mtl.gradients.update import Update, adding, signed
-from mtl.methods.base import Method, per_task, positive
+from mtl.gradients.update import Update, adding, signed, unmixed
+from mtl.methods.base import Method, made, per_task, positive
 
 
 class Accumulator:
@@ -49,6 +50,7 @@ class Accumulator:
         scale: float | Tensor | None = None,
         group: Group = "auto",
     ) -> None:
+        made(method)
         self.shared, self.heads = list(shared), None if heads is None else [list(head) for head in heads]
         self.method, self.vjp, self.check, self.scale, self.group = method, vjp, check, scale, group
         self._forget()
@@ -62,7 +64,7 @@ class Accumulator:
         self._ranks = Ranks(self.group)
         self._factor = None if self.scale is None else scaling(self.scale, device)
         self._tasks = TaskGradients(given.shared, n, all_dense=self._ranks.size > 1)
-        self._dtype = torch.promote_types(given.shared[0].dtype, torch.float32)
+        self._dtype = given.dtype
         self._losses = torch.zeros(n, dtype=self._dtype, device=device)
         self._gram = torch.zeros(n, n, dtype=self._dtype, device=device)
         self._totals = [0.0] * n
@@ -75,8 +77,10 @@ class Accumulator:
             given = check_inputs(losses, self.shared, self.heads, features, self.method)
             if self._given is None:
                 self._begin(given)
+            if self.method not in USED:
+                begin(self.method, given)
             self._given = given
-            with torch.no_grad(), torch.autocast(given.values.device.type, enabled=False):
+            with torch.no_grad(), unmixed(given.values.device):
                 self._take(given, weight)
         except BaseException:
             self._forget()
@@ -133,8 +137,7 @@ class Accumulator:
             if self._ranks.size > 1:
                 rows = rows * run.lift
             learned = self.method.parameters()
-            quiet = torch.autocast(totals.device.type, enabled=False)
-            with torch.no_grad(), quiet, adding([*given.parameters, *learned]):
+            with torch.no_grad(), unmixed(totals.device), adding([*given.parameters, *learned]):
                 return self._finish(run, rows)
         finally:
             self._forget()

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtl.methods.base import Method
+from mtl.methods.base import Method, positive
 
 Output = Tensor | GradientEdge
 Losses = Tensor | Sequence[Tensor] | Sequence[Tensor | None]
@@ -52,6 +53,11 @@ class Inputs:
         return [t for t in range(self.n_tasks) if t not in self.here] if len(self.here) < self.n_tasks else []
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of K and of the losses that a method sees: of the widest shared parameter, float32 at least."""
+        return reduce(torch.promote_types, {p.dtype for p in self.shared}, torch.float32)
+
+    @property
     def own(self) -> list[Tensor]:
         """Head parameters, each once."""
         return _once(p for head in self.heads for p in head)
@@ -74,6 +80,8 @@ def _parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
     for i, p in enumerate(found):
         if not isinstance(p, Tensor):
             raise TypeError(f"{name}[{i}]: must be a parameter, found {type(p).__name__}")
+        if p.layout != torch.strided:
+            raise ValueError(f"{name}[{i}]: must be dense, found layout {p.layout}")
         if p.requires_grad and not p.is_leaf:
             raise ValueError(f"{name}[{i}]: must be a leaf tensor, found one computed by {p.grad_fn}")
     return _once(p for p in found if p.requires_grad)
@@ -112,8 +120,7 @@ def _outputs(losses: Losses) -> tuple[list[Output], Tensor | None, Sequence[int]
             raise ValueError(f"losses: must be differentiable, found no graph behind task {t} (requires_grad=False)")
         here.append(t)
         scalars.append(loss)
-    _one("losses", "dtype", [loss.dtype for loss in scalars])
-    _one("losses", "device", [loss.device for loss in scalars])
+    _one_device("losses", scalars)
     if not scalars:
         return [], None if given else torch.empty(0), here
     values = [loss.detach() for loss in scalars]
@@ -123,20 +130,18 @@ def _outputs(losses: Losses) -> tuple[list[Output], Tensor | None, Sequence[int]
     return list(scalars), torch.stack(values), here
 
 
-def _one(names: str, what: str, found: Iterable[object]) -> None:
-    kinds = sorted({str(kind) for kind in found})
-    if len(kinds) > 1:
-        raise ValueError(f"{names}: must have one {what}, found {' and '.join(kinds)}")
+def _one_device(names: str, tensors: Iterable[Tensor]) -> None:
+    if len(found := {x.device for x in tensors}) > 1:
+        raise ValueError(f"{names}: must have one device, found {' and '.join(sorted(map(str, found)))}")
 
 
 def scaling(scale: float | Tensor, device: torch.device) -> Tensor:
     """A loss scale on the device. One that lies there is checked along with the losses."""
     one = isinstance(scale, Tensor) and scale.numel() == 1
-    if isinstance(scale, bool) or not (one or isinstance(scale, int | float)):
-        found = f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
-        raise TypeError(f"scale: must be one number, found {found}")
-    if not (isinstance(scale, Tensor) and scale.is_cuda) and not 0 < float(scale) < float("inf"):
-        raise ValueError(f"scale: must be finite and > 0, found {float(scale):g}")
+    if isinstance(scale, Tensor) and not one:
+        raise ValueError(f"scale: must be one number, found shape {tuple(scale.shape)}")
+    if not (isinstance(scale, Tensor) and scale.is_cuda):
+        scale = positive("scale", scale.item() if isinstance(scale, Tensor) else scale)
     return torch.as_tensor(scale, dtype=torch.float32).detach().reshape(()).to(device, non_blocking=True)
 
 
@@ -148,6 +153,8 @@ def check(
     method: Method,
 ) -> Inputs:
     """Inputs of one step. Raises ValueError or TypeError, naming the argument, the rule and what was found."""
+    if not isinstance(losses, Tensor | Sequence) or isinstance(losses, str):
+        raise TypeError(f"losses: must be a list of T scalars or a vector (T,), found {type(losses).__name__}")
     outputs, values, here = _outputs(losses)
     n, name = len(losses), type(method).__name__
     if n != method.n_tasks:
@@ -177,9 +184,5 @@ def check(
     inputs = Inputs(roots, outputs, here, values, common, own, _once(z for z in cut if z.requires_grad))
     if method.needs == "features" and not inputs.features:
         raise ValueError(f"features: {name} needs the shared representation, found no tensor that requires a gradient")
-    _one("shared, heads", "dtype", [p.dtype for p in inputs.parameters])
-    _one("losses, shared, heads", "device", [p.device for p in inputs.parameters] + [values.device])
-    kind = common[0].dtype
-    if torch.finfo(values.dtype).bits > torch.finfo(kind).bits:
-        raise ValueError(f"losses, shared: losses must not be wider, found {values.dtype} and parameters of {kind}")
+    _one_device("losses, shared, heads", [*inputs.parameters, values])
     return inputs

@@ -7,14 +7,16 @@ With Y = A W^T + 1 b^T, rows of A (B, I) and D_t = dL_t/dY (B, O): dL_t/dW = D_t
 For B well below I that is less work than T gradients (O, I), and no more memory; the result is the same to rounding.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from mtl.gradients.inputs import Grads, Inputs, workspace
@@ -24,6 +26,8 @@ LAYERS = {"AddmmBackward0": (2, "_saved_mat1"), "MmBackward0": (1, "_saved_self"
 EXACT = (torch.float32, torch.float64)  # narrower ones are widened before their products are summed, see `product`
 WORTH = 1 << 16  # numbers in a weight from where on looking through the graph is nothing beside using it
 SOME = 16  # tasks whose products with C are there at once
+USED: WeakSet[Method] = WeakSet()
+"""Methods that have made a step."""
 Uses = dict[Node, list[tuple[Node, int]]]
 
 
@@ -99,6 +103,20 @@ def _uses(outputs: list[Any]) -> Uses:
                     seen.add(child)
                     stack.append(child)
     return uses
+
+
+def begin(method: Method, given: Inputs) -> None:
+    """A method's first step: warn of parameters that the losses depend on and that will get no gradient."""
+    USED.add(method)
+    known = {id(p) for p in given.parameters}
+    leaves = [getattr(node, "variable", None) for node in _uses(given.outputs)]
+    if lost := [p for p in leaves if isinstance(p, nn.Parameter) and id(p) not in known]:
+        shapes = ", ".join(str(tuple(p.shape)) for p in lost[:8]) + (", ..." if len(lost) > 8 else "")
+        warnings.warn(
+            f"heads: {len(lost)} parameters that the losses depend on are neither in shared nor in heads and get no "
+            f"gradient, of shapes {shapes}",
+            stacklevel=3,
+        )
 
 
 def find(given: Inputs, owner: Method | None) -> list[Layer]:

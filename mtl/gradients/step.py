@@ -25,7 +25,7 @@ class Report:
     """
 
     places: Sequence[int] | None = None
-    every = False
+    every = nonnegative = False
 
     def __init__(
         self,
@@ -36,6 +36,8 @@ class Report:
     ) -> None:
         self.kinds, self.positive, self.name = list(rows), positive, name
         numbers = torch.stack([row.detach().to(torch.float64) for row in rows.values()])
+        if numbers.is_meta:
+            raise ValueError(f"{self.kinds[0]}: must hold values, found tensors on the meta device")
         self.event: torch.cuda.Event | None = None
         if numbers.is_cuda:
             if gram is not None:
@@ -84,6 +86,9 @@ class Report:
                     raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
                 if kind in self.positive and value <= 0:
                     raise NonPositiveError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
+                if self.nonnegative and kind == "losses" and value < 0:
+                    found = f"found {value:.6g} for task {t}{self.name}"
+                    raise NonPositiveError(f"{kind}: must be at least 0 for an objective with a lower bound, {found}")
 
     def gather(self) -> None:
         """Which tasks are there, from the numbers that have arrived."""

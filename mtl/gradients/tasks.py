@@ -85,7 +85,8 @@ class TaskGradients:
         self.touched[t] |= any(g is not None for g in grads)
         wanted = [i for i in range(len(grads)) if i not in self.sparse] if self._all_dense else list(dense)
         if new := [i for i in wanted if i not in self.views]:
-            self._allocate(new)
+            for dtype in dict.fromkeys(self.shared[i].dtype for i in new):
+                self._allocate([i for i in new if self.shared[i].dtype == dtype])
         fresh = [i for i in dense if t not in self._filled.setdefault(i, set())]
         if fresh:
             torch._foreach_copy_([self.views[i][t] for i in fresh], [dense[i] for i in fresh])

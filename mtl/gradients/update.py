@@ -36,7 +36,7 @@ class Update:
         self.given, self.method, self.ranks, self.check = given, method, ranks, check
         self.scale, self.retain_graph = scale, retain_graph
         self.n = given.n_tasks
-        self.dtype = torch.promote_types(given.shared[0].dtype, torch.float32)
+        self.dtype = given.dtype
         self.values, self.seeds = given.values.to(self.dtype, copy=True), scale
         self.places: Sequence[int] | None = None if len(given.here) == self.n else given.here
         if ranks.size > 1:  # a task's gradient is the mean over the ranks that have its loss
@@ -236,8 +236,9 @@ class Update:
             rows[RANKS] = self.having
         if self.scale is not None and self.scale.is_cuda:
             rows[SCALE] = self.scale.to(self.values.dtype).expand(self.n)
-        report = Report(rows, positive, f" ({type(method).__name__})" if positive else "", gram)
-        self.report, report.places = report, self.places
+        named = bool(positive) or method.nonnegative_losses
+        report = Report(rows, positive, f" ({type(method).__name__})" if named else "", gram)
+        self.report, report.places, report.nonnegative = report, self.places, method.nonnegative_losses
         if self.check == "defer":
             Pending.add(method, report)
             report.every = report.event is not None
@@ -325,10 +326,19 @@ class Update:
         return Step(self.values, told, gram, method.certificate, overflow, absent, method)
 
 
+def unmixed(device: torch.device) -> torch.autocast:
+    """No autocast; a device that knows none is told of by the checks."""
+    kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+    return torch.autocast(kind, enabled=False)
+
+
 @contextmanager
 def adding(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Start from `.grad` = None; afterwards add what was there before, or on an error put just that back."""
     before = [(p, p.grad) for p in parameters]
+    hooks = [(p, held, dict(held)) for p in parameters if (held := p._post_accumulate_grad_hooks)]
+    for _, held, _ in hooks:  # the engine would call some of them, and with half of a gradient
+        held.clear()
     for p in parameters:
         p.grad = None
     try:
@@ -337,6 +347,10 @@ def adding(parameters: Sequence[Tensor]) -> Iterator[None]:
         for p, old in before:
             p.grad = old
         raise
+    finally:
+        for _, held, all_of_them in hooks:
+            held.update(all_of_them)
+    moved = [(p, all_of_them) for p, _, all_of_them in hooks if p.grad is not None]
     for p, old in before:
         if old is not None:
             new = p.grad
@@ -346,3 +360,6 @@ def adding(parameters: Sequence[Tensor]) -> Iterator[None]:
                 p.grad = new + old
             else:
                 p.grad = old.add_(new)
+    for p, all_of_them in moved:
+        for hook in all_of_them.values():
+            hook(p)

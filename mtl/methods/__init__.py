@@ -92,6 +92,8 @@ def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Me
     >>> method("fairgrad", n_tasks=3, seed=1, alpha=1.0)
     FairGrad(3, alpha=1.0, heads=None)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"method: must be a name, one of mtl.METHODS, found {name!r}")
     if name not in METHODS and name in LEFT_OUT:
         raise ValueError(f"method: {name!r} is left out: {LEFT_OUT[name]}")
     if name not in METHODS:
@@ -132,6 +134,9 @@ def _check(name: str, grads: Tensor, losses: Tensor) -> None:
         found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(f"losses: must have shape ({len(grads)},), one for each row of grads, found {found}")
     for label, value in (("grads", grads), ("losses", losses)):
+        if value.layout != torch.strided or value.is_meta:
+            kind = "the meta device" if value.is_meta else f"layout {value.layout}"
+            raise ValueError(f"{label}: must be dense and hold values, found {kind}")
         if not value.is_floating_point():
             raise ValueError(f"{label}: must be floating point, found {value.dtype}")
     if losses.dtype != grads.dtype or losses.device != grads.device:
@@ -163,9 +168,9 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
     if name in METHODS and official:
         hyper = {**METHODS[name].official_hyper, **hyper}
     m = method(name, n_tasks=len(losses), **hyper)
-    if m.positive_losses and bool((losses <= 0).any()):
-        task = int((losses <= 0).nonzero()[0])
-        raise ValueError(f"losses: must be positive for {name}, found {float(losses[task]):g} for task {task}")
+    if bool((bad := m.unusable(losses)).any()):
+        task, rule = int(bad.nonzero()[0]), "positive" if m.positive_losses else "at least 0"
+        raise ValueError(f"losses: must be {rule} for {name}, found {float(losses[task]):g} for task {task}")
     if m.masks:
         raise ValueError(f"on: {name} must act on parameters where there is no network, found 'features'")
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """The contract of a multi-task method: from losses and Gram matrix to one weight per task."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -36,7 +37,9 @@ class Method:
     heads: Heads = "weighted"
     certificate: Certificate | None = None
     positive_losses: bool = False
-    """The method takes logarithms or powers of the losses."""
+    """The method takes logarithms or powers of the losses: one that is not positive is an error."""
+    nonnegative_losses: bool = False
+    """Its objective has no lower bound where a loss is negative, which is an error too."""
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that a resumed run needs: tensors, generators, numbers, strings, None, lists, methods."""
     tasks: ClassVar[Mapping[str, Kind]] = {}
@@ -54,9 +57,7 @@ class Method:
     _arguments: tuple[list[Any], dict[str, Any]]
 
     def __init__(self, n_tasks: int) -> None:
-        if n_tasks < 1:
-            raise ValueError(f"n_tasks: must be at least 1, found {n_tasks}")
-        self.n_tasks = n_tasks
+        self.n_tasks = whole("n_tasks", n_tasks, 1)
 
     def settings(self) -> dict[str, Any]:
         """The hyperparameters that it was made with, defaults included, as JSON holds them."""
@@ -88,6 +89,10 @@ class Method:
         `grads` (T, *shape): sum over the batch of sgn(Z) dL_t/dZ.
         """
         raise NotImplementedError
+
+    def unusable(self, losses: Tensor) -> Tensor:
+        """Which of the losses have no meaning for the method."""
+        return losses <= 0 if self.positive_losses else (losses < 0) & self.nonnegative_losses
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Factor (T,) in front of each head's gradient."""
@@ -212,11 +217,74 @@ def per_task(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
-def positive(name: str, value: float, *, zero: bool = False) -> float:
+def _real(value: Any) -> float:
+    """A number as Python has it, those of NumPy and single entries of arrays among them; else, and for True, NaN."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def number(name: str, value: Any) -> float:
+    """The number itself if it is finite, else ValueError."""
+    if not math.isfinite(found := _real(value)):
+        raise ValueError(f"{name}: must be a finite number, found {value!r}")
+    return float(found)
+
+
+def positive(name: str, value: Any, *, zero: bool = False) -> float:
     """The number itself if it is finite and positive (or zero, if allowed), else ValueError."""
-    if not (isinstance(value, int | float) and value >= 0 and value != float("inf") and (zero or value > 0)):
+    if not ((zero and _real(value) == 0) or 0 < _real(value) < math.inf):
         raise ValueError(f"{name}: must be finite and {'>= 0' if zero else '> 0'}, found {value!r}")
-    return float(value)
+    return float(_real(value))
+
+
+def share(name: str, value: Any, interval: str = "[0, 1]") -> float:
+    """The number itself if it lies in the interval from 0 to 1, whose brackets tell which ends belong to it."""
+    x = _real(value)
+    if not (0 <= x <= 1) or (x == 0 and interval[0] == "(") or (x == 1 and interval[-1] == ")"):
+        raise ValueError(f"{name}: must be in {interval}, found {value!r}")
+    return float(x)
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """The number itself if it is whole, of a whole type and not too small, else ValueError."""
+    x = _real(value)
+    if not isinstance(x, int) or (least is not None and x < least):
+        raise ValueError(
+            f"{name}: must be a whole number{'' if least is None else f' of at least {least}'}, found {value!r}"
+        )
+    return x
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False itself, else ValueError."""
+    if single(value) or value not in (True, False):
+        raise ValueError(f"{name}: must be True or False, found {value!r}")
+    return bool(value)
+
+
+def single(value: Any) -> bool:
+    """Whether it is one number and not one for each task."""
+    return _real(value) == _real(value)
+
+
+def numbers(name: str, values: Any, n_tasks: int, *, of: str = "number") -> list[Any]:
+    """One entry per task as a list, else ValueError."""
+    one = isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
+    found = [values] if one else list(values)
+    if len(found) != n_tasks or isinstance(values, str):
+        raise ValueError(
+            f"{name}: must have one {of} for each of {n_tasks} tasks, found {values if one else len(found)!r}"
+        )
+    return found
+
+
+def made(method: Any) -> Method:
+    """The method itself, else TypeError: its name or class does not know how many tasks there are."""
+    if not isinstance(method, Method):
+        found = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise TypeError(f"method: must be one made by mtl.method(name, n_tasks=...), found {found}")
+    return method
 
 
 def chosen(name: str, value: str, valid: Sequence[str]) -> str:

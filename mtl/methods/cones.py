@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Kind, chosen, on, positive
+from mtl.methods.base import Heads, Kind, chosen, on, positive, share, whole
 from mtl.methods.gram import GramMethod
 from mtl.solvers import Certificate, dual_cone, inverse_root, min_norm, project_simplex
 
@@ -182,7 +182,7 @@ class PCGrad(GramMethod):
 
     def __init__(self, n_tasks: int, seed: int = 0, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(whole("seed", seed))
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         order = orders(self.n_tasks, self.generator).to(K.device, non_blocking=True)
@@ -222,11 +222,9 @@ class GradVac(GramMethod):
 
     def __init__(self, n_tasks: int, beta: float = 0.5, seed: int = 0, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta: must be in [0, 1], found {beta}")
-        self.beta = beta
+        self.beta = share("beta", beta)
         self.rho = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(whole("seed", seed))
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         T = self.n_tasks

@@ -6,7 +6,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Kind, Method, Needs, chosen, counted, on, per_task, positive
+from mtl.methods.base import (
+    Heads,
+    Kind,
+    Method,
+    Needs,
+    chosen,
+    counted,
+    numbers,
+    on,
+    per_task,
+    positive,
+    share,
+    single,
+    whole,
+)
 from mtl.solvers import project_simplex
 
 PIECE = 1 << 17  # numbers of all tasks: some tensors of them stay in the cache
@@ -50,12 +64,11 @@ class GradDrop(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(n_tasks)
-        leaks = [leak] * n_tasks if isinstance(leak, int | float) else list(leak)
-        if len(leaks) != n_tasks or not all(0 <= x <= 1 for x in leaks):
-            raise ValueError(f"leak: must be in [0, 1], one number or one for each of {n_tasks} tasks, found {leak!r}")
+        leaks = [leak] * n_tasks if single(leak) else numbers("leak", leak, n_tasks)
+        leaks = [share("leak", x) for x in leaks]
         self.masks = chosen("on", on, ("parameters", "features")) == "features"
         self.needs = "features" if self.masks else "gradients"
-        self.leak, self.seed = torch.tensor(leaks, dtype=torch.float64), seed
+        self.leak, self.seed = torch.tensor(leaks, dtype=torch.float64), whole("seed", seed)
         self.generator: torch.Generator | Tensor | None = None  # None until the device is known; resumed: its state
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
@@ -129,10 +142,8 @@ class AdaTask(Buffers):
 
     def __init__(self, n_tasks: int, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__(n_tasks)
-        for name, value in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: must be in [0, 1), found {value}")
-        self.beta1, self.beta2, self.eps = beta1, beta2, positive("eps", eps, zero=True)
+        self.beta1, self.beta2 = share("beta1", beta1, "[0, 1)"), share("beta2", beta2, "[0, 1)")
+        self.eps = positive("eps", eps, zero=True)
         self.seen = [0] * n_tasks
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
@@ -142,8 +153,8 @@ class AdaTask(Buffers):
         self.seen = [k + 1 for k in self.seen]
         k = counted(self.seen, losses)
         biases = [1 - beta**k for beta in (self.beta1, self.beta2)]
-        for whole in zip(self.first, self.second, grads, update, strict=True):
-            for m, v, g, d in pieces(*whole[:3], whole[3][None]):
+        for *all_three, found in zip(self.first, self.second, grads, update, strict=True):
+            for m, v, g, d in pieces(*all_three, found[None]):
                 m.lerp_(g, 1 - self.beta1)
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
                 first, second = (b if isinstance(b, float) else per_task(b, g) for b in biases)
@@ -156,7 +167,7 @@ class DBMTL(Buffers):
     """DB-MTL (Lin et al., arXiv 2308.12029): gradients of log L_t, smoothed, all scaled to the largest of their norms.
 
     b_t <- g_t/(L_t + 1e-8) + (beta/k^sigma)(b_t - g_t/(L_t + 1e-8)), b = 0 at the start, without bias correction;
-    d = sum_t (max_s|b_s|/(|b_t| + 1e-8)) b_t. beta = 0.9, sigma = 0. Heads: 1/(L_t + 1e-8).
+    d = sum_t (max_s|b_s|/(|b_t| + 1e-8)) b_t. beta = 0.9, sigma = 0. Losses must be positive. Heads: 1/(L_t + 1e-8).
 
     >>> m = DBMTL(2, beta=0.0)
     >>> [round(x, 4) for x in m.combine([torch.tensor([[3.0, 0.0], [0.0, 1.0]])], torch.ones(2))[0].tolist()]
@@ -172,16 +183,14 @@ class DBMTL(Buffers):
 
     def __init__(self, n_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> None:
         super().__init__(n_tasks)
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta: must be in [0, 1), found {beta}")
-        self.beta, self.sigma = beta, positive("sigma", sigma, zero=True)
+        self.beta, self.sigma = share("beta", beta, "[0, 1)"), positive("sigma", sigma, zero=True)
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
         rate = self.beta / self.steps**self.sigma
-        for whole in zip(self.mean, grads, strict=True):
-            for b, g in pieces(*whole):
+        for mean, grad in zip(self.mean, grads, strict=True):
+            for b, g in pieces(mean, grad):
                 b.lerp_(g / (per_task(losses, g) + 1e-8), 1 - rate)
         norms = _norms(self.mean)
         lift = norms.max() / (norms + 1e-8)
@@ -221,9 +230,8 @@ class MoCo(Buffers):
         form: Literal["paper", "libmtl"] = "paper",
     ) -> None:
         super().__init__(n_tasks)
-        if not 0 < beta <= 1:
-            raise ValueError(f"beta: must be in (0, 1], found {beta}")
-        self.beta, self.gamma, self.sigma = beta, positive("gamma", gamma), positive("sigma", sigma, zero=True)
+        self.beta, self.gamma = share("beta", beta, "(0, 1]"), positive("gamma", gamma)
+        self.sigma = positive("sigma", sigma, zero=True)
         self.rho, self.form = positive("rho", rho, zero=True), chosen("form", form, ("paper", "libmtl"))
         self.w = torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
 
@@ -282,8 +290,8 @@ class ExcessMTL(Buffers):
         self.check(losses)
         self.take(grads)
         excess = torch.zeros(self.n_tasks, dtype=torch.float64, device=losses.device)
-        for whole in zip(self.squares, grads, strict=True):
-            for s, g in pieces(*whole):
+        for squares, grad in zip(self.squares, grads, strict=True):
+            for s, g in pieces(squares, grad):
                 square = g * g
                 s += square
                 part = square / (s + 1e-7).sqrt_()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, Needs, chosen, counted, norms, on, per_task, positive
+from mtl.methods.base import Kind, Method, Needs, chosen, counted, flag, norms, on, per_task, positive, share
 from mtl.solvers import Certificate, kl_ball_step
 
 
@@ -29,7 +29,9 @@ class EMTL(Method):
     used in the step that updates it. rho = 0.3, eta = 0.5, alpha = 0.5: a reconstruction, the published text lacks its
     formulas. combine="frozen_norm" takes p_t/|g_t|, normalised, for p in Eq. 13 (the gradient of sum_t p_t r_t at fixed
     norms), "product" takes p_t w_t. rho >= ln T makes the ball the whole simplex: warn, and use 0.95 ln T, unless
-    `strict`. A zero gradient counts as one of 1e-8 times the largest norm. `player` holds the certificate of Eq. 12.
+    `strict`. A zero gradient counts as one of 1e-8 times the largest norm. The formulas are meant for losses >= 0: a
+    negative loss is no error, but its rate is negative, so that p leaves the task the faster the lower its loss and the
+    smaller its gradient. `player` holds the certificate of Eq. 12.
 
     >>> m = EMTL(2, alpha=0.0, rho=0.1)
     >>> m.weights(torch.tensor([4.0, 1.0]), torch.eye(2)).argmax().item()
@@ -60,12 +62,11 @@ class EMTL(Method):
         if self.base.needs not in ("gram", "features") or self.base.masks:
             raise ValueError(f"base: must be a method that needs the Gram matrix, found {base!r}")
         self.needs, self.positive_losses = self.base.needs, self.base.positive_losses
+        self.nonnegative_losses = self.base.nonnegative_losses
         self.given, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
-        self.strict = strict
+        self.strict = flag("strict", strict)
         self.reduce(range(n_tasks))
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = share("alpha", alpha)
         self.rate = chosen("rate", rate, ("weighted", "raw"))
         self.form = chosen("combine", combine, ("literal", "frozen_norm", "product"))
         limit = math.log(n_tasks)
@@ -108,7 +109,8 @@ class FairLoss(Method):
     """Alpha-fair loss transform of any method (Ban & Ji, ICML 2024, section 4): L -> L^(1-alpha)/(1-alpha), log L at 1.
 
     The method sees the transformed losses and the gradients f_t g_t, f_t = L_t^-alpha; w_t = f_t (its weight), heads
-    move by f_t times its head factor. alpha = 0 is the method itself; base="ls", alpha=1 is SI.
+    move by f_t times its head factor. alpha = 0 is the method itself, base="ls" with alpha = 1 is SI. Losses must be
+    positive.
 
     >>> FairLoss(2, base="ls", alpha=1.0).weights(torch.tensor([4.0, 0.5])).tolist()
     [0.25, 2.0]
@@ -125,8 +127,9 @@ class FairLoss(Method):
         self.needs, self.wants_after_step = self.base.needs, self.base.wants_after_step
         self.replaces_adam, self.masks, self.solves = self.base.replaces_adam, self.base.masks, self.base.solves
         self.learning_rate = self.base.learning_rate
-        if self.base.positive_losses and alpha >= 1:
-            raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be positive, found {alpha}")
+        if (self.base.positive_losses or self.base.nonnegative_losses) and alpha >= 1:
+            rule = "positive" if self.base.positive_losses else "at least 0"
+            raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be {rule}, found {alpha}")
 
     def _fair(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         L = losses.detach()
@@ -198,10 +201,9 @@ class CRMOGM(Method):
         self.base = _inner(base, n_tasks, base_hyper)
         if self.base.needs == "gradients" or self.base.masks:
             raise ValueError(f"base: must be a method with one weight per task, found {base!r}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: must be in [0, 1], found {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = share("alpha", alpha)
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
+        self.nonnegative_losses = self.base.nonnegative_losses
         self.wants_after_step, self.learning_rate = self.base.wants_after_step, self.base.learning_rate
         self.w, self.started = torch.zeros(n_tasks, dtype=torch.float64), [False] * n_tasks
 

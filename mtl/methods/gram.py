@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive
+from mtl.methods.base import Heads, Kind, Method, Needs, chosen, norms, on, positive, whole
 from mtl.methods.learned import Learned
 from mtl.solvers import alpha_fair, cagrad_step, equal_angles, inverse_root, min_norm
 
@@ -41,7 +41,8 @@ def clip(direction: Tensor) -> Tensor:
 class MGDA(GramMethod):
     """MGDA (Désidéri 2012; Sener & Koltun, NeurIPS 2018, eq. 3): w = argmin over the simplex of |sum_t w_t g_t/c_t|^2.
 
-    c_t is 1 ("none"), |g_t| ("l2"), L_t ("loss") or L_t|g_t| ("loss+"); the weights act on the raw losses. Exact, where
+    c_t is 1 ("none"), |g_t| ("l2"), L_t ("loss") or L_t|g_t| ("loss+"), where losses must be positive; the weights act
+    on the raw losses. Exact, where
     the common Frank-Wolfe codes stop 1e-3 away and never reach a vertex. Heads: weighted (authors). A zero gradient
     takes all the weight: the point is Pareto stationary, and d = 0.
 
@@ -126,13 +127,15 @@ class IMTLG(GramMethod):
 class IMTL(Learned):
     """IMTL (Liu et al., ICLR 2021): IMTL-L scales the losses by e^s_t, IMTL-G balances the scaled gradients.
 
-    w_t = a_t e^s_t with a the IMTL-G weights of e^s_t g_t; heads move by e^s_t; dLoss/ds_t = e^s_t L_t - 1.
+    w_t = a_t e^s_t with a the IMTL-G weights of e^s_t g_t; heads move by e^s_t; dLoss/ds_t = e^s_t L_t - 1. A negative
+    loss is an error, as for IMTL-L.
 
     >>> IMTL(2).weights(torch.ones(2), torch.diag(torch.tensor([1.0, 9.0]))).tolist()
     [0.75, 0.25]
     """
 
     label, family, marker = "IMTL", "impartial", "o"
+    nonnegative_losses = True
     needs = "gram"
     solves = True
 
@@ -194,9 +197,8 @@ class Nash(GramMethod):
 
     def __init__(self, n_tasks: int, every: int = 1, heads: Heads | None = None) -> None:
         super().__init__(n_tasks, heads)
-        if every < 1:
-            raise ValueError(f"every: must be at least 1 step, found {every}")
-        self.every, self.age = every, [every] * n_tasks
+        self.every = whole("every", every, 1)
+        self.age = [self.every] * n_tasks
         self.kept = torch.ones(n_tasks, dtype=torch.float64)
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:

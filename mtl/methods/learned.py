@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, chosen, counted, norms, on, positive
+from mtl.methods.base import Kind, Method, chosen, counted, norms, number, on, positive
 from mtl.solvers import kl_ball_step
 
 
@@ -23,7 +23,7 @@ class Learned(Method):
 
     def __init__(self, n_tasks: int, init: float = 0.0) -> None:
         super().__init__(n_tasks)
-        self.s = torch.full((n_tasks,), float(init), dtype=torch.float64, requires_grad=True)
+        self.s = torch.full((n_tasks,), number("init", init), dtype=torch.float64, requires_grad=True)
 
     def parameters(self) -> list[Tensor]:
         return [self.s]
@@ -37,12 +37,14 @@ class UW(Learned):
     """Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018): min sum_t (e^-s_t L_t + s_t)/2, s_t = log sigma_t^2.
 
     w_t = e^-s_t / 2, dLoss/ds_t = (1 - e^-s_t L_t)/2; s = `init` = 0 (LibMTL: -0.5). At its optimum, w_t = 1/(2L_t).
+    A negative loss is an error: s_t would fall without end, and w_t grow.
 
     >>> UW(2).weights(torch.tensor([3.0, 1.0])).tolist()
     [0.5, 0.5]
     """
 
     label, family, marker = "UW", "levels", "o"
+    nonnegative_losses = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -54,7 +56,8 @@ class UW(Learned):
 class IMTLL(Learned):
     """IMTL-L (Liu et al., ICLR 2021, eq. 7): min sum_t (e^s_t L_t - s_t), so that all scaled losses tend to 1.
 
-    w_t = e^s_t, dLoss/ds_t = e^s_t L_t - 1, s = 0 at the start.
+    w_t = e^s_t, dLoss/ds_t = e^s_t L_t - 1, s = 0 at the start. A negative loss is an error: s_t and w_t would grow
+    without end.
 
     >>> m = IMTLL(2)
     >>> m.weights(torch.tensor([3.0, 1.0])).tolist(), m.s.grad.tolist()
@@ -62,6 +65,7 @@ class IMTLL(Learned):
     """
 
     label, family, marker = "IMTL-L", "impartial", "s"
+    nonnegative_losses = True
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -76,7 +80,7 @@ class GradNorm(Learned):
     L_grad = sum_t |w_t|g_t| - mean_s(w_s|g_s|) r_t^alpha|, r_t = (L_t/L_t(0))/mean, target held constant; alpha = 1.5.
     Deviations: w = T softmax(s) keeps w positive with sum T and leaves the optimiser's parameters alone (as LibMTL; the
     paper renormalises after each step); |g_t| over all shared parameters (the paper: last shared layer); L(0) are the
-    losses of a task's first step. This step uses w from before its own update.
+    losses of a task's first step. This step uses w from before its own update. Losses must be positive: r is a ratio.
 
     >>> GradNorm(2).weights(torch.ones(2), torch.eye(2)).tolist()
     [1.0, 1.0]
@@ -114,6 +118,7 @@ class FAMO(Method):
     z = softmax(xi); w_t = z_t/D_t / sum_s z_s/D_s with D_t = L_t - b + 1e-8. After the optimiser step, on that batch:
     delta_t = log D_t(before) - log D_t(after), and xi takes an Adam step (0.025, L2 `gamma`) along J_softmax' delta.
     gamma = 1e-3 (the authors: 1e-5 in the class, 1e-2 or 1e-3 in the scripts). Clipping in famo.py is left to the loop.
+    Losses must be positive; `b` moves the zero of their logarithms.
 
     >>> FAMO(2).weights(torch.tensor([1.0, 1.0])).tolist()
     [0.5, 0.5]
@@ -127,7 +132,7 @@ class FAMO(Method):
 
     def __init__(self, n_tasks: int, gamma: float = 1e-3, lr: float = 0.025, b: float = 0.0) -> None:
         super().__init__(n_tasks)
-        self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), float(b)
+        self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), number("b", b)
         self.xi, self.first, self.second, self.before = torch.zeros(4, n_tasks, dtype=torch.float64).unbind()
         self.steps = [0] * n_tasks
 

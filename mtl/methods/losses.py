@@ -1,13 +1,12 @@
 """Loss balancing: weights that follow from the losses alone, one backward pass."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, chosen, counted, on, positive
+from mtl.methods.base import Kind, Method, chosen, counted, number, numbers, on, positive, whole
 
 
 class LS(Method):
@@ -36,9 +35,7 @@ class Scalarization(Method):
 
     def __init__(self, n_tasks: int, c: Sequence[float] | None = None) -> None:
         super().__init__(n_tasks)
-        c = [1.0] * n_tasks if c is None else list(c)
-        if len(c) != n_tasks:
-            raise ValueError(f"c: must have one weight for each of {n_tasks} tasks, found {len(c)}")
+        c = [1.0] * n_tasks if c is None else numbers("c", c, n_tasks, of="weight")
         self.c = torch.tensor([positive(f"c[{t}]", x, zero=True) for t, x in enumerate(c)], dtype=torch.float64)
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -58,9 +55,9 @@ class STL(Method):
 
     def __init__(self, n_tasks: int, task: int = 0) -> None:
         super().__init__(n_tasks)
-        if not 0 <= task < n_tasks:
+        self.task = whole("task", task, 0)
+        if self.task >= n_tasks:
             raise ValueError(f"task: must be in 0..{n_tasks - 1}, found {task}")
-        self.task = task
 
     def reduce(self, places: Sequence[int]) -> None:
         self.task = places.index(self.task) if self.task in places else -1
@@ -88,6 +85,8 @@ class SI(Method):
 class GLS(Method):
     """Geometric loss strategy (Chennupati et al., CVPRW 2019): min (prod_t L_t)^(1/T), w_t = (prod L)^(1/T)/(T L_t).
 
+    Losses must be positive.
+
     >>> GLS(2).weights(torch.tensor([4.0, 1.0])).tolist()
     [0.25, 1.0]
     """
@@ -105,7 +104,7 @@ class STCH(Method):
 
     w = lam * softmax(lam (L - z)/mu), lam_t = 1/T, z = 0, mu = 1. form="log" is the authors' MTL code: L is replaced
     by log(L_t/b_t), b the mean losses of each task's first `warmup` steps (w_t = 1/L_t until all have made them), and
-    the objective is multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t.
+    the objective is multiplied by T, so that w_t = T softmax(log(L/b)/mu)_t / L_t; losses must then be positive.
 
     >>> STCH(2, mu=0.1).weights(torch.tensor([1.0, 1.0])).tolist()
     [0.25, 0.25]
@@ -130,9 +129,7 @@ class STCH(Method):
         self.lam = self._given("lam", lam, 1 / n_tasks)
         self.equal = lam is None
         self.z = self._given("z", z, 0.0)
-        if warmup < 1:
-            raise ValueError(f"warmup: must be at least 1 step, found {warmup}")
-        self.warmup, self.seen = warmup, [0] * n_tasks
+        self.warmup, self.seen = whole("warmup", warmup, 1), [0] * n_tasks
         self.total = torch.zeros(n_tasks, dtype=torch.float64)
         self.positive_losses = form == "log"
 
@@ -141,9 +138,8 @@ class STCH(Method):
             self.lam = torch.full_like(self.lam, 1 / self.n_tasks)
 
     def _given(self, name: str, values: Sequence[float] | None, default: float) -> Tensor:
-        if values is not None and len(values) != self.n_tasks:
-            raise ValueError(f"{name}: must have one number for each of {self.n_tasks} tasks, found {len(values)}")
-        return torch.tensor([default] * self.n_tasks if values is None else list(values), dtype=torch.float64)
+        found = [default] * self.n_tasks if values is None else numbers(name, values, self.n_tasks)
+        return torch.tensor([number(f"{name}[{t}]", x) for t, x in enumerate(found)], dtype=torch.float64)
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -177,7 +173,7 @@ class RLW(Method):
     def __init__(self, n_tasks: int, distribution: Literal["normal", "dirichlet"] = "normal", seed: int = 0) -> None:
         super().__init__(n_tasks)
         self.distribution = chosen("distribution", distribution, ("normal", "dirichlet"))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(whole("seed", seed))
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
@@ -195,7 +191,7 @@ class DWA(Method):
 
     r_t = Lbar_t(e-1)/Lbar_t(e-2); Lbar(e) are the mean losses of epoch e and w = 1 in the first two; tau = 2. With a
     `window` of k steps an "epoch" is k steps, a task's epochs those in which it was there; window=None takes epochs as
-    `end_epoch` tells them.
+    `end_epoch` tells them. Losses must be positive: r is a ratio.
 
     >>> m = DWA(2, window=1)
     >>> [m.weights(torch.tensor(x)).tolist() for x in ([1.0, 1.0], [1.0, 1.0], [9.0, 9.0])]
@@ -209,9 +205,7 @@ class DWA(Method):
 
     def __init__(self, n_tasks: int, tau: float = 2.0, window: int | None = 25) -> None:
         super().__init__(n_tasks)
-        if window is not None and window < 1:
-            raise ValueError(f"window: must be at least 1 step or None, found {window}")
-        self.tau, self.window = positive("tau", tau), window
+        self.tau, self.window = positive("tau", tau), None if window is None else whole("window", window, 1)
         self.means = torch.ones(2, n_tasks, dtype=torch.float64)  # of the last two epochs, the older first
         self.total = torch.zeros(n_tasks, dtype=torch.float64)
         self.count, self.epoch = [0] * n_tasks, [0] * n_tasks
@@ -258,12 +252,8 @@ class PBI(Method):
     ) -> None:
         super().__init__(n_tasks)
         self.theta = positive("theta", theta, zero=True)
-        lam, z = [1.0] * n_tasks if lam is None else list(lam), [0.0] * n_tasks if z is None else list(z)
-        for name, values in (("lam", lam), ("z", z)):
-            if len(values) != n_tasks:
-                raise ValueError(f"{name}: must have one number for each of {n_tasks} tasks, found {len(values)}")
-            if not all(math.isfinite(x) for x in values):
-                raise ValueError(f"{name}: must be finite, found {values}")
+        lam = [1.0] * n_tasks if lam is None else numbers("lam", lam, n_tasks)
+        z = [0.0] * n_tasks if z is None else [number(f"z[{t}]", x) for t, x in enumerate(numbers("z", z, n_tasks))]
         u = torch.tensor([positive(f"lam[{t}]", x, zero=True) for t, x in enumerate(lam)], dtype=torch.float64)
         if not any(lam):
             raise ValueError("lam: must have a number > 0, found zeros")

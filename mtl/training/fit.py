@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl import sources
 from mtl.errors import RunError
 from mtl.files import atomic
-from mtl.methods.base import Method
+from mtl.methods.base import Method, made, whole
 from mtl.problems.base import Problem
 from mtl.training.loop import Budget, Loop, Progress
 from mtl.training.trace import Failure, direction, finite
@@ -96,7 +96,8 @@ def fit(
     >>> run.status, round(run.metrics["score"], 1), run.weights.shape
     ('ok', 1.0, (120, 2))
     """
-    device = torch.device(device)
+    made(method)
+    device, seed = torch.device(device), whole("seed", seed, 0)
     sign = direction(problem, select)
     path = None if checkpoint is None else Path(checkpoint)
     label = "" if path is None else identity(problem, method, model, seed, budget, select, device)

@@ -15,7 +15,7 @@ from mtl.errors import NonFiniteError, NonPositiveError, RunError
 from mtl.files import plain
 from mtl.gradients import Step, backward
 from mtl.methods.absent import present
-from mtl.methods.base import Method
+from mtl.methods.base import Method, positive, whole
 from mtl.problems.base import Problem
 from mtl.training.trace import Failure, Trace, finite
 
@@ -46,16 +46,15 @@ class Budget:
 
     def __post_init__(self) -> None:
         optional = ("patience", "halve_at", "last")
-        for name in ("epochs", "batch_size", *optional):
-            value = getattr(self, name)
-            if not (value is None and name in optional) and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: must be a whole number of at least 1, found {value!r}")
+        for name, value in vars(self).items():
+            if name in ("lr", "weight_decay"):
+                positive(name, value, zero=name == "weight_decay")
+            elif not (value is None and name in optional):
+                whole(name, value, 1)
+            if hasattr(value, "item"):  # NumPy's
+                object.__setattr__(self, name, value.item())
         if self.last is not None and (self.patience is not None or self.last > self.epochs):
             raise ValueError(f"last: at most epochs, and without patience, found {self.last} in {self}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr: must be positive and finite, found {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay: must be finite and not negative, found {self.weight_decay}")
 
     def settings(self) -> dict[str, Any]:
         """As a row's configuration holds it: without the later fields where they are not used, so that keys last."""

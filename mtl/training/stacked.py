@@ -145,8 +145,7 @@ class Group:
         values = torch.stack([loss.detach() for loss in losses], 1)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         good, told = values.isfinite().all(1), {"losses": values}
-        if chosen.positive_losses:
-            good = good & (values > 0).all(1)
+        good = good & ~chosen.unusable(values).any(1)
         if chosen.needs == "gram":
             block, live, own = self._task_gradients(losses)
             told["gram"] = gram = product(block, values.dtype)

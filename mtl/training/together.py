@@ -135,12 +135,13 @@ def _outcome(loop: Loop, select: str, sign: float) -> tuple[dict[str, float] | N
 
 
 def _check_positive(loop: Loop) -> None:
-    """Raise the first loss that has no logarithm where the method takes it, unless something broke before."""
+    """Raise the first loss that has no meaning for the method, unless something broke before."""
     losses: Tensor | None = loop.trace.get("losses")
-    if not loop.method.positive_losses or losses is None:
+    if losses is None:
         return
-    low, bad = (losses <= 0).nonzero(), loop.trace.first_bad()
+    low, bad = loop.method.unusable(losses).nonzero(), loop.trace.first_bad()
     if len(low) and (bad is None or int(low[0, 0]) <= bad[0]):
         step, task = low[0].tolist()
         found = f"found {float(losses[step, task]):.6g} for task {task} ({type(loop.method).__name__})"
-        raise Failure(f"losses: must be positive, {found}", loop.epoch, step, loop.problem.tasks[task], "non-positive")
+        rule = "positive" if loop.method.positive_losses else "at least 0 for an objective with a lower bound"
+        raise Failure(f"losses: must be {rule}, {found}", loop.epoch, step, loop.problem.tasks[task], "non-positive")

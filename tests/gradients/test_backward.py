@@ -442,6 +442,58 @@ def test_bfloat16_parameters_get_a_float32_gram_matrix() -> None:
     torch.testing.assert_close(step.gram.double(), wide @ wide.T, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("needs", ["losses", "gram", "features", "gradients"])
+@pytest.mark.parametrize("vjp", ["auto", "loop", "batched"])
+@pytest.mark.parametrize("form", ["list", "stack"])
+def test_dtypes_may_differ_as_autograd_allows(needs: str, vjp: str, form: str) -> None:
+    """A bfloat16 trunk with one float32 bias, a float32 head, a bfloat16 one, losses in their heads' dtypes."""
+    torch.manual_seed(0)
+    trunk, scale = nn.Linear(600, 128).bfloat16(), nn.Parameter(torch.rand(128))
+    heads = [nn.Linear(128, 1), nn.Linear(128, 1).bfloat16(), nn.Linear(128, 1).double()]
+    shared = [*trunk.parameters(), scale]
+    z = trunk(torch.randn(8, 600).bfloat16()).tanh() * scale
+    losses = [head(z.to(head.weight.dtype)).square().mean() for head in heads]
+    own = [list(head.parameters()) for head in heads]
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    raw = [torch.autograd.grad(loss, p, retain_graph=True) for loss, p in zip(losses, own, strict=True)]
+    method = Signs(3) if needs == "gradients" else Fixed(3, needs)
+    given = torch.stack(losses) if form == "stack" else losses
+    step = backward(given, shared=shared, heads=own, method=method, features=z, vjp=vjp)
+    w = torch.ones(3) if needs == "gradients" else W.float()
+    for i, p in enumerate(shared):
+        assert p.grad.dtype == p.dtype
+        parts = torch.stack([row[i].float() for row in rows])
+        want = parts.sign().sum(0) if needs == "gradients" else torch.tensordot(w, parts, 1)
+        torch.testing.assert_close(p.grad.float(), want, rtol=0.03, atol=0.01 * float(want.abs().max()))
+    for t, head in enumerate(own):
+        for p, g in zip(head, raw[t], strict=True):
+            torch.testing.assert_close(p.grad, (w[t].double() * g).to(g.dtype), rtol=0.02, atol=1e-3)
+    if needs in ("gram", "gradients"):
+        flat = torch.stack([torch.cat([g.flatten().float() for g in row]) for row in rows])
+        torch.testing.assert_close(step.gram, flat @ flat.T, rtol=1e-4, atol=1e-5)
+    assert step.losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize("needs", ["losses", "gram", "features"])
+def test_post_accumulate_hooks_see_the_whole_gradient_once(needs: str) -> None:
+    net, batch = Net(), data()
+    net.twice.weight.grad = torch.ones_like(net.twice.weight)
+    seen: list[tuple[str, Tensor]] = []
+    for name in ("twice.weight", "heads.1.0.bias", "unused"):
+        p = dict(net.named_parameters())[name]
+        p.register_post_accumulate_grad_hook(lambda p, name=name: seen.append((name, p.grad.clone())))
+    run(net, batch, Fixed(needs=needs, heads="raw"), features=True)
+    assert [name for name, _ in seen] == ["twice.weight", "heads.1.0.bias"]
+    jac = jacobians(net, batch)
+    torch.testing.assert_close(seen[0][1], 1 + torch.tensordot(W, jac["twice.weight"], 1))
+    torch.testing.assert_close(seen[1][1], jac["heads.1.0.bias"][1])
+    net.twice.weight.sum().backward()
+    assert len(seen) == 3  # they are still there
+    with pytest.raises(ValueError, match="must be finite"):
+        run(net, batch, Fixed(needs=needs, w=W * torch.nan), features=True)
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 def test_batchnorm_in_training_mode(way: dict) -> None:
     torch.manual_seed(0)

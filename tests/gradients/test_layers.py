@@ -126,9 +126,8 @@ def test_factors_give_what_gradients_give(variant: str) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 60), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 99))
 def test_any_number_of_tasks_and_rows(tasks: int, rows: int, dtype: torch.dtype, seed: int) -> None:
-    assert_same(
-        Net(tasks, "plain", dtype), normal(rows, seed, dtype), 1e-5 if dtype == torch.float32 else 1e-11, name="mgda"
-    )
+    exact = 1e-4 if dtype == torch.float32 else 1e-11  # the formed gradients' K sums 180,000 products in float32
+    assert_same(Net(tasks, "plain", dtype), normal(rows, seed, dtype), exact, name="mgda")
 
 
 def test_options_mean_the_same() -> None:

@@ -13,6 +13,7 @@ class Case:
     name: str
     hyper: dict[str, Any] = field(default_factory=dict)
     positive: bool = False  # refuses losses that are zero or negative
+    bounded: bool = False  # refuses those that are negative
     draws: bool = False  # takes a seed
     elementwise: bool = False  # combines the gradients itself
     learned: bool = False  # has parameters for the optimiser
@@ -39,14 +40,14 @@ CASES = [
     Case("si", positive=True),
     Case("rlw", draws=True, leading=False),
     Case("dwa", positive=True),
-    Case("uw", learned=True, leading=False),
+    Case("uw", bounded=True, learned=True, leading=False),
     Case("gradnorm", positive=True, learned=True, leading=False),
     Case("gls", positive=True),
     Case("stch"),
     Case("pbi", golden=""),
     Case("famo", positive=True),
     Case("db-mtl", positive=True, elementwise=True),
-    Case("imtl-l", learned=True, leading=False),
+    Case("imtl-l", bounded=True, learned=True, leading=False),
     Case("bandit", {"rho": 0.1}, leading=False),
     Case("mgda", degree=1, harmless=True),
     Case("mgda-ub", degree=1, harmless=True),
@@ -54,7 +55,7 @@ CASES = [
     Case("gradvac", draws=True, leading=False),
     Case("cagrad", degree=1),
     Case("imtl-g", degree=1, blind=True),
-    Case("imtl", learned=True, leading=False),
+    Case("imtl", bounded=True, learned=True, leading=False),
     Case("config", degree=1),
     Case("nash", degree=0, harmless=True, blind=True),
     Case("fairgrad", degree=-1 / 3, harmless=True),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtl.errors import NonPositiveError
 from mtl.gradients import backward
 from mtl.methods import METHODS, aggregate, look_of, method
 from tests.golden_cases import ANSWERS
@@ -28,6 +29,7 @@ def test_the_list_of_cases_is_the_registry() -> None:
 def test_the_flags_of_a_case_are_those_of_its_class(case: Case) -> None:
     m = case.make(3)
     assert m.positive_losses is case.positive
+    assert m.nonnegative_losses is case.bounded
     assert (m.needs == "gradients") is case.elementwise
     assert bool(m.parameters()) is case.learned
     assert ("seed" in m.settings()) is case.draws
@@ -198,6 +200,45 @@ def test_losses_below_zero_are_refused_where_a_logarithm_is_taken(case: Case) ->
     L[1] = -0.5
     with pytest.raises(ValueError, match=rf"losses: must be positive for {case.name}, found -0.5 for task 1"):
         aggregate(case.name, grads=G, losses=L, **case.hyper)
+    L[1] = 0
+    with pytest.raises(ValueError, match=rf"losses: must be positive for {case.name}, found 0 for task 1"):
+        aggregate(case.name, grads=G, losses=L, **case.hyper)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.bounded], ids=str)
+def test_losses_below_zero_are_refused_at_once_where_the_objective_has_no_bound(case: Case) -> None:
+    G, L = data(3)
+    L[1] = 0
+    aggregate(case.name, grads=G, losses=L)
+    L[1] = -0.5
+    with pytest.raises(ValueError, match=rf"losses: must be at least 0 for {case.name}, found -0.5 for task 1"):
+        aggregate(case.name, grads=G, losses=L)
+    theta = torch.ones(2, requires_grad=True)
+    text = r"losses: must be at least 0 for an objective with a lower bound, found -2 for task 1 \(\w+\)"
+    m = case.make(2)
+    with pytest.raises(NonPositiveError, match=text):
+        backward([theta.sum(), -theta.sum()], shared=[theta], method=m)
+    assert theta.grad is None and m.parameters()[0].grad is None
+    with pytest.raises(ValueError, match="whose losses must be at least 0"):
+        method("fair-loss", 2, base=case.name)
+    if METHODS[case.name].needs == "gram":
+        assert method("emtl", 2, base=case.name).nonnegative_losses
+    assert method("cr-mogm", 2, base=case.name).nonnegative_losses
+
+
+@every
+def test_what_it_does_with_losses_below_zero_is_said(case: Case) -> None:
+    text = " ".join(str(METHODS[case.name].__doc__).split())
+    if case.positive:
+        assert re.search(r"[Ll]osses must be positive", text)
+    if case.bounded or case.name == "emtl":
+        assert re.search(r"negative loss is (an|no) error", text)
+
+
+def test_a_negative_loss_of_emtl_makes_its_player_leave_the_task() -> None:
+    m = method("emtl", 2, rho=0.1)
+    m.weights(torch.tensor([-1.0, 1.0]), torch.eye(2))
+    assert m.log_p[0] < m.log_p[1]  # type: ignore[attr-defined]
 
 
 # ---- what it says of itself --------------------------------------------------------------------------------

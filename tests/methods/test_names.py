@@ -39,15 +39,31 @@ def test_unknown_names_and_hyperparameters_list_the_valid_ones() -> None:
         ("stl", {"task": 5}, r"task: must be in 0..1, found 5"),
         ("scalarization", {"c": [1.0]}, "c: must have one weight for each of 2 tasks, found 1"),
         ("scalarization", {"c": [1.0, -1.0]}, r"c\[1\]: must be finite and >= 0, found -1.0"),
-        ("dwa", {"window": 0}, "window: must be at least 1 step or None, found 0"),
-        ("nash", {"every": 0}, "every: must be at least 1 step, found 0"),
+        ("dwa", {"window": 0}, "window: must be a whole number of at least 1, found 0"),
+        ("nash", {"every": 0}, "every: must be a whole number of at least 1, found 0"),
         ("pcgrad", {"heads": "mean"}, "heads: must be one of raw, weighted, found 'mean'"),
         ("graddrop", {"leak": 2.0}, r"leak: must be in \[0, 1\]"),
         ("adatask", {"beta1": 1.0}, r"beta1: must be in \[0, 1\), found 1.0"),
         ("db-mtl", {"beta": 1.0}, r"beta: must be in \[0, 1\), found 1.0"),
         ("gradvac", {"beta": 2.0}, r"beta: must be in \[0, 1\], found 2.0"),
         ("stch", {"lam": [1.0]}, "lam: must have one number for each of 2 tasks, found 1"),
-        ("stch", {"warmup": 0}, "warmup: must be at least 1 step, found 0"),
+        ("stch", {"warmup": 0}, "warmup: must be a whole number of at least 1, found 0"),
+        ("stch", {"z": [1.0, math.nan]}, r"z\[1\]: must be a finite number, found nan"),
+        ("uw", {"init": math.nan}, "init: must be a finite number, found nan"),
+        ("famo", {"b": True}, "b: must be a finite number, found True"),
+        ("emtl", {"strict": math.nan}, "strict: must be True or False, found nan"),
+        ("emtl", {"strict": 1}, "strict: must be True or False, found 1"),
+        ("fairgrad", {"alpha": True}, "alpha: must be finite and > 0, found True"),
+        ("fairgrad", {"alpha": "2"}, "alpha: must be finite and > 0, found '2'"),
+        ("fairgrad", {"alpha": np.ones(2)}, "alpha: must be finite and > 0, found array"),
+        ("adatask", {"beta1": math.nan}, r"beta1: must be in \[0, 1\), found nan"),
+        ("gradvac", {"beta": True}, r"beta: must be in \[0, 1\], found True"),
+        ("nash", {"every": 2.0}, "every: must be a whole number of at least 1, found 2.0"),
+        ("stl", {"task": True}, "task: must be a whole number of at least 0, found True"),
+        ("rlw", {"seed": 1.5}, "seed: must be a whole number, found 1.5"),
+        ("scalarization", {"c": 1.0}, "c: must have one weight for each of 2 tasks, found 1"),
+        ("scalarization", {"c": "12"}, "c: must have one weight for each of 2 tasks, found"),
+        ("graddrop", {"leak": [0.1, True]}, r"leak: must be in \[0, 1\], found True"),
     ],
 )
 def test_values_out_of_range_are_named(name: str, hyper: dict[str, Any], message: str) -> None:
@@ -56,8 +72,37 @@ def test_values_out_of_range_are_named(name: str, hyper: dict[str, Any], message
 
 
 def test_number_of_tasks() -> None:
-    with pytest.raises(ValueError, match="n_tasks: must be at least 1, found 0"):
-        method("ls", 0)
+    for wrong in (0, 2.0, 2.5, "2", True, None, math.nan, np.float32(2), np.ones(2)):
+        with pytest.raises(ValueError, match="n_tasks: must be a whole number of at least 1, found"):
+            method("ls", wrong)  # type: ignore[arg-type]
+    assert method("ls", np.int64(2)).n_tasks == 2  # type: ignore[arg-type]
+    for name in (None, 3, METHODS["ls"]):
+        with pytest.raises(TypeError, match=r"method: must be a name, one of mtl\.METHODS, found"):
+            method(name, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "plain"),
+    [
+        ("fairgrad", {"alpha": np.float32(2)}, {"alpha": 2.0}),
+        ("fairgrad", {"alpha": np.array(2)}, {"alpha": 2}),
+        ("fairgrad", {"alpha": torch.tensor(2.0)}, {"alpha": 2.0}),
+        ("nash", {"every": np.int64(3)}, {"every": 3}),
+        ("stl", {"task": np.int8(1)}, {"task": 1}),
+        ("dwa", {"window": np.int64(3)}, {"window": 3}),
+        ("rlw", {"seed": np.int64(3)}, {"seed": 3}),
+        ("graddrop", {"leak": np.float32(0.5)}, {"leak": 0.5}),
+        ("graddrop", {"leak": np.array([0.5, 0.25])}, {"leak": [0.5, 0.25]}),
+        ("scalarization", {"c": torch.tensor([1.0, 2.0])}, {"c": [1.0, 2.0]}),
+        ("pbi", {"lam": np.array([1, 2]), "z": np.zeros(2)}, {"lam": [1, 2], "z": [0.0, 0.0]}),
+        ("stch", {"lam": np.array([1, 2])}, {"lam": [1, 2]}),
+        ("adatask", {"beta1": np.float64(0.5)}, {"beta1": 0.5}),
+        ("uw", {"init": np.float64(0.5)}, {"init": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(name: str, hyper: dict[str, Any], plain: dict[str, Any]) -> None:
+    given = method(name, 2, **hyper).settings()
+    assert given == method(name, 2, **plain).settings() and json.loads(json.dumps(given)) == given
 
 
 def test_a_method_that_draws_takes_the_seed_and_others_need_none() -> None:
@@ -103,6 +148,10 @@ def test_aggregate_checks_what_it_is_given() -> None:
         aggregate("ls", grads=G, losses=L.float())
     with pytest.raises(ValueError, match=r"grads: must be floating point, found torch\.int64"):
         aggregate("ls", grads=G.long(), losses=L.long())
+    with pytest.raises(ValueError, match=r"grads: must be dense and hold values, found layout torch\.sparse_coo"):
+        aggregate("ls", grads=G.to_sparse(), losses=L)
+    with pytest.raises(ValueError, match="losses: must be dense and hold values, found the meta device"):
+        aggregate("ls", grads=G, losses=L.to("meta"))
     bad = G.clone()
     bad[1, 2] = math.nan
     with pytest.raises(NonFiniteError, match="grads: must be finite, found NaN or infinity for task 1"):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -444,13 +445,32 @@ def test_progress_hears_each_epoch() -> None:
         ({"epochs": 0}, "epochs: must be a whole number of at least 1, found 0"),
         ({"batch_size": 1.5}, "batch_size: must be a whole number of at least 1, found 1.5"),
         ({"patience": 0}, "patience: must be a whole number of at least 1, found 0"),
-        ({"lr": math.nan}, "lr: must be positive and finite, found nan"),
-        ({"weight_decay": -1.0}, "weight_decay: must be finite and not negative, found -1.0"),
+        ({"lr": math.nan}, "lr: must be finite and > 0, found nan"),
+        ({"weight_decay": -1.0}, "weight_decay: must be finite and >= 0, found -1.0"),
+        ({"epochs": True}, "epochs: must be a whole number of at least 1, found True"),
+        ({"lr": True}, "lr: must be finite and > 0, found True"),
+        ({"lr": "1"}, "lr: must be finite and > 0, found '1'"),
     ],
 )
 def test_budget_is_checked(options: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Budget(**{"epochs": 1, "batch_size": 1, **options})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    plain = Budget(3, 16, lr=0.5, halve_at=2)
+    numpy = Budget(np.int64(3), np.int32(16), np.float64(0.5), halve_at=np.int8(2))  # type: ignore[arg-type]
+    assert numpy == plain and json.dumps(numpy.settings()) == json.dumps(plain.settings())
+    assert numbers(small(method=Equal(2), seed=np.int64(4))) == numbers(small(method=Equal(2), seed=4))
+    for seed in (True, 1.0, -1, "1"):
+        with pytest.raises(ValueError, match="seed: must be a whole number of at least 0, found"):
+            small(seed=seed)
+
+
+@pytest.mark.parametrize(("wrong", "found"), [("mgda", "'mgda'"), (Equal, "the class Equal"), (None, "None")])
+def test_a_method_is_made_first(wrong: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=rf"method: must be one made by mtl.method\(name, n_tasks=...\), found {found}"):
+        fit(Lines(), wrong, model="small", seed=0, budget=BUDGET)
 
 
 @pytest.mark.gpu
