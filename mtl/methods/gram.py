@@ -141,7 +141,7 @@ class IMTL(Learned):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
-        factor = torch.exp(on(self.s, losses))
+        factor = torch.exp(self.current(losses))
         self.descend(factor * losses.double() - 1)
         a, self.certificate = equal_angles(gram.double() * factor.unsqueeze(-2) * factor.unsqueeze(-1))
         return (a * factor).to(losses.dtype)
