@@ -73,7 +73,8 @@ class Method:
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here.
 
-        Dimensions before T are separate problems (seeds side by side); a method that draws takes one at a time.
+        Dimensions before T are separate problems: each has its own state from the first call on, and all share what
+        a method draws.
         """
         raise NotImplementedError
 

@@ -153,17 +153,23 @@ def orders(T: int, generator: torch.Generator) -> Tensor:
 
 
 def project_conflicts(K: Tensor, order: Tensor, itself: bool = False, eps: float | Tensor = 0.0) -> Tensor:
-    """Coefficients V (T, T): row i is g_i after projection off each g_j that it conflicts with, j along order[i].
+    """Coefficients V (..., T, T): row i is g_i after projection off each g_j that it conflicts with, j along order[i].
 
     `itself` also visits j = i and `eps` is added to |g_j|^2, as some public codes do.
     """
-    V = torch.eye(len(K), dtype=K.dtype, device=K.device)
-    rows, squares = torch.arange(len(K), device=K.device), K.diagonal() + eps
+    T = K.shape[-1]
+    V = torch.eye(T, dtype=K.dtype, device=K.device).expand_as(K)
+    rows, squares = torch.arange(T, device=K.device), K.diagonal(dim1=-2, dim2=-1) + eps
     for j in order.T:  # T rounds; in each all T gradients move at once
-        inner = (V * K[j]).sum(-1)
+        inner = (V * K[..., j, :]).sum(-1)
         cut = inner < 0 if itself else (inner < 0) & (j != rows)
-        V = V.index_put((rows, j), torch.where(cut, -inner / squares[j], 0.0), accumulate=True)
+        V = V.scatter_add(-1, _column(j, V), torch.where(cut, -inner / squares[..., j], 0.0).unsqueeze(-1))
     return V
+
+
+def _column(j: Tensor, V: Tensor) -> Tensor:
+    """Where (i, j[i]) lies in V (..., T, T), for `scatter` along its last dimension."""
+    return j[:, None].expand(*V.shape[:-1], 1)
 
 
 class PCGrad(GramMethod):
@@ -186,21 +192,24 @@ class PCGrad(GramMethod):
 
     def solve(self, K: Tensor, losses: Tensor) -> Tensor:
         order = orders(self.n_tasks, self.generator).to(K.device, non_blocking=True)
-        return project_conflicts(K.double(), order).sum(0)
+        return project_conflicts(K.double(), order).sum(-2)
 
 
 def vaccinate(K: Tensor, order: Tensor, rho: Tensor, beta: float, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
-    """GradVac's coefficients V (T, T) and new targets rho (T, T); row i visits j along order[i] (T, T - 1)."""
-    V = torch.eye(len(K), dtype=K.dtype, device=K.device)
-    rows, norms = torch.arange(len(K), device=K.device), K.diagonal().clamp_min(0).sqrt()
+    """GradVac's coefficients V and new targets rho, both (..., T, T); row i visits j along order[i] (T, T - 1)."""
+    T = K.shape[-1]
+    V, rho = torch.eye(T, dtype=K.dtype, device=K.device).expand_as(K), rho.expand_as(K)
+    rows, sizes = torch.arange(T, device=K.device), K.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     for j in order.T:
+        norms = sizes[..., j]
         length = (V * (V @ K)).sum(-1).clamp_min(0).sqrt()
-        cosine = ((V * K[j]).sum(-1) / (length * norms[j] + eps)).clamp(-1, 1)
-        target = rho[rows, j]
+        cosine = ((V * K[..., j, :]).sum(-1) / (length * norms + eps)).clamp(-1, 1)
+        target = rho[..., rows, j]
         lift = target * (1 - cosine.square()).sqrt() - cosine * (1 - target.square()).sqrt()
-        lift = lift * length / (norms[j] * (1 - target.square()).sqrt() + eps)
-        V = V.index_put((rows, j), torch.where(cosine < target, lift, 0.0), accumulate=True)
-        rho = rho.index_put((rows, j), (1 - beta) * target + beta * cosine)
+        lift = lift * length / (norms * (1 - target.square()).sqrt() + eps)
+        column = _column(j, V)
+        V = V.scatter_add(-1, column, torch.where(cosine < target, lift, 0.0).unsqueeze(-1))
+        rho = rho.scatter(-1, column, ((1 - beta) * target + beta * cosine).unsqueeze(-1))
     return V, rho
 
 
@@ -231,4 +240,4 @@ class GradVac(GramMethod):
         draws = torch.stack([torch.randperm(T - 1, generator=self.generator) for _ in range(T)])
         others = (draws + (draws >= torch.arange(T)[:, None])).to(K.device, non_blocking=True)
         V, self.rho = vaccinate(K.double(), others, self.rho.to(K.device), self.beta)
-        return V.sum(0)
+        return V.sum(-2)

@@ -142,7 +142,7 @@ class IMTL(Learned):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         assert gram is not None
-        factor = torch.exp(self.s.detach().double())
+        factor = torch.exp(self.shaped(losses).detach().double())
         self.descend(factor * losses.to(factor) - 1)
         # equal projections do not see the scale of a gradient: a ~ w / e^s with the weights w of the g_t themselves
         w, self.certificate = equal_angles(gram.double(), self.rounding(gram))

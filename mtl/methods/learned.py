@@ -14,6 +14,7 @@ from mtl.solvers import kl_ball_step
 class Learned(Method):
     """A method with learned log-weights s (T,), updated by the model's optimiser at `learning_rate`.
 
+    With dimensions before T, s takes the losses' shape at the first call, so each problem learns its own.
     In a batch without task t, dLoss/ds_t = 0: `mtl.fit` then leaves s_t where it is, an optimiser of one's own may move
     it by its momentum.
     """
@@ -27,6 +28,16 @@ class Learned(Method):
 
     def parameters(self) -> list[Tensor]:
         return [self.s]
+
+    def current(self, losses: Tensor) -> Tensor:
+        """s in the shape of the losses, on their device."""
+        return on(self.shaped(losses), losses)
+
+    def shaped(self, losses: Tensor) -> Tensor:
+        """s in the shape of the losses, where it lies."""
+        if self.s.shape != losses.shape:
+            self.s.data = self.s.data.expand(losses.shape).clone()
+        return self.s
 
     def descend(self, slope: Tensor) -> None:
         """Put dLoss/ds where the optimiser finds it."""
@@ -48,7 +59,7 @@ class UW(Learned):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        factor = torch.exp(-on(self.s, losses))
+        factor = torch.exp(-self.current(losses))
         self.descend(0.5 * (1 - factor * losses.double()))
         return (factor / 2).to(losses.dtype)
 
@@ -69,7 +80,7 @@ class IMTLL(Learned):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        factor = torch.exp(on(self.s, losses))
+        factor = torch.exp(self.current(losses))
         self.descend(factor * losses.double() - 1)
         return factor.to(losses.dtype)
 
@@ -103,7 +114,7 @@ class GradNorm(Learned):
         L = losses.double()
         initial = on(self.initial, losses)
         self.initial = torch.where(initial == 0, L, initial)
-        share = torch.softmax(on(self.s, losses), -1)
+        share = torch.softmax(self.current(losses), -1)
         w, sizes = self.n_tasks * share, norms(gram.double())
         rate = L / self.initial
         target = (w * sizes).mean(-1, keepdim=True) * (rate / rate.mean(-1, keepdim=True)) ** self.alpha
@@ -189,4 +200,4 @@ class Bandit(Method):
         p = log_p.exp()
         step = kl_ball_step(log_p, L * p if self.payoff == "weighted" else L, self.eta, self.rho)
         self.log_p, self.certificate = step.log_p, step.certificate
-        return (p / self.n_tasks).to(losses.dtype)
+        return (p / self.n_tasks).to(losses.dtype).expand_as(losses)

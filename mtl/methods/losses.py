@@ -41,7 +41,7 @@ class Scalarization(Method):
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         self.c = on(self.c, losses)  # copied to the device once
-        return self.c.to(losses.dtype)
+        return self.c.to(losses.dtype).expand_as(losses)
 
 
 class STL(Method):
@@ -64,7 +64,7 @@ class STL(Method):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        return (torch.arange(self.n_tasks, device=losses.device) == self.task).to(losses.dtype)
+        return (torch.arange(self.n_tasks, device=losses.device) == self.task).to(losses.dtype).expand_as(losses)
 
 
 class SI(Method):
@@ -183,7 +183,7 @@ class RLW(Method):
         else:
             w = z.exponential_(generator=self.generator)
             w = w / w.sum()
-        return w.to(losses.device, non_blocking=True)
+        return w.to(losses.device, non_blocking=True).expand_as(losses)
 
 
 class DWA(Method):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mtl import sources
 from mtl.errors import RunError
 from mtl.files import atomic
+from mtl.gradients.layers import USED
 from mtl.methods.base import Method, made, whole
 from mtl.problems.base import Problem
 from mtl.training.loop import Budget, Loop, Progress
@@ -69,6 +70,8 @@ def fit(
 ) -> Run:
     """Train one model with one fresh method; validation chooses the epoch, test rows only report.
 
+    A method that has made steps brings what it has learned, and is refused; one without a state may come again.
+
     `select` names the validation metric. `checkpoint` is written every `checkpoint_every` seconds (0: each
     step) and resumed from if it exists, bit-identically on the CPU; who owns the file removes it.
     A loss, gradient or metric that is not finite ends the run with status "non-finite" and its place, a loss
@@ -96,7 +99,8 @@ def fit(
     >>> run.status, round(run.metrics["score"], 1), run.weights.shape
     ('ok', 1.0, (120, 2))
     """
-    made(method)
+    if made(method) in USED and method.state_dict() | dict(enumerate(method.parameters())):
+        raise ValueError(f"method: must be fresh, found a {type(method).__name__} that has made steps; make another")
     device, seed = torch.device(device), whole("seed", seed, 0)
     sign = direction(problem, select)
     path = None if checkpoint is None else Path(checkpoint)

@@ -70,9 +70,10 @@ class Loop:
         for p in method.parameters():
             p.data = p.data.to(device)
         self.shared = self.model.shared_parameters()
-        # A method at the level of the optimiser makes the step on the shared parameters itself; SGD only applies it.
+        # A method at the level of the optimiser makes the step on the shared parameters itself; SGD only applies it,
+        # and the weight decay beside it, as AdamW does: it is not for the method to normalise.
         plain = set(self.shared) if method.replaces_adam else set()
-        self.sgd = torch.optim.SGD(self.shared, lr=budget.lr) if plain else None
+        self.sgd = torch.optim.SGD(self.shared, lr=budget.lr, weight_decay=budget.weight_decay) if plain else None
         groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})

@@ -20,7 +20,6 @@ class Case:
     degree: float | None = None  # direction(s G) = s^degree direction(G)
     harmless: bool = False  # no task's loss grows along the direction
     blind: bool = False  # the scale of one task's gradient does not turn the direction
-    leading: bool = True  # dimensions before T are separate problems
     golden: str | None = None  # its name in the recorded cases where that is not its label; "" where there are none
 
     def __str__(self) -> str:
@@ -36,26 +35,26 @@ class Case:
 
 CASES = [
     Case("ls"),
-    Case("scalarization", golden="scalarisation", leading=False),
+    Case("scalarization", golden="scalarisation"),
     Case("si", positive=True),
-    Case("rlw", draws=True, leading=False),
+    Case("rlw", draws=True),
     Case("dwa", positive=True),
-    Case("uw", bounded=True, learned=True, leading=False),
-    Case("gradnorm", positive=True, learned=True, leading=False),
+    Case("uw", bounded=True, learned=True),
+    Case("gradnorm", positive=True, learned=True),
     Case("gls", positive=True),
     Case("stch"),
     Case("pbi", golden=""),
     Case("famo", positive=True),
     Case("db-mtl", positive=True, elementwise=True),
-    Case("imtl-l", bounded=True, learned=True, leading=False),
-    Case("bandit", {"rho": 0.1}, leading=False),
+    Case("imtl-l", bounded=True, learned=True),
+    Case("bandit", {"rho": 0.1}),
     Case("mgda", degree=1, harmless=True),
     Case("mgda-ub", degree=1, harmless=True),
-    Case("pcgrad", draws=True, degree=1, leading=False),
-    Case("gradvac", draws=True, leading=False),
+    Case("pcgrad", draws=True, degree=1),
+    Case("gradvac", draws=True),
     Case("cagrad", degree=1),
     Case("imtl-g", degree=1, blind=True),
-    Case("imtl", bounded=True, learned=True, leading=False),
+    Case("imtl", bounded=True, learned=True),
     Case("config", degree=1),
     Case("nash", degree=0, harmless=True, blind=True),
     Case("fairgrad", degree=-1 / 3, harmless=True),
@@ -66,11 +65,11 @@ CASES = [
     Case("graddrop", draws=True, elementwise=True),
     Case("adatask", elementwise=True),
     Case("moco", elementwise=True),
-    Case("excessmtl", elementwise=True, leading=False),
+    Case("excessmtl", elementwise=True),
     Case("emtl", {"rho": 0.1}),
     Case("fair-loss", {"base": "mgda", "alpha": 0.5}, positive=True, golden="alpha_fair_loss(LS)"),
-    Case("cr-mogm", golden="", leading=False),
-    Case("stl", golden="", leading=False),
+    Case("cr-mogm", golden=""),
+    Case("stl", golden=""),
 ]
 BY_NAME = {case.name: case for case in CASES}
 GRAM = [case for case in CASES if METHODS[case.name].needs == "gram" or case.name == "fair-loss"]

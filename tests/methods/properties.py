@@ -65,14 +65,28 @@ def assert_blind_to_a_task_s_scale(case: Case, G: Tensor, L: Tensor) -> None:
 
 
 def assert_leading_dimensions_are_separate_problems(case: Case, gradients: list[Tensor], values: list[Tensor]) -> None:
-    """One call for many problems gives what one call for each gives, weights and head factors."""
+    """One call for many problems gives what one call for each gives, weights and head factors, and so do later ones."""
     G, L = torch.stack(gradients), torch.stack(values)
     whole, K = case.make(L.shape[-1]), G @ G.mT
-    w = whole.weights(L[:, None], K[:, None])
-    assert w.shape == (len(L), 1, L.shape[-1])
-    h = whole.head_weights(L[:, None], w)
-    for i in range(len(L)):
-        alone = case.make(L.shape[-1])
-        expected = alone.weights(L[i], K[i])
-        assert_close(w[i, 0].detach(), expected.detach(), rtol=1e-9)
-        assert_close(h[i, 0], alone.head_weights(L[i], expected), rtol=1e-9)
+    alone = [case.make(L.shape[-1]) for _ in L]
+    for k in range(3):
+        w = whole.weights(L[:, None], K[:, None])
+        assert w.shape == (len(L), 1, L.shape[-1])
+        h = whole.head_weights(L[:, None], w)
+        after = L * torch.linspace(0.9, 0.7, L.shape[-1], dtype=L.dtype)
+        _move(whole, after[:, None])
+        for i, one in enumerate(alone):
+            expected = one.weights(L[i], K[i])
+            assert_close(w[i, 0].detach(), expected.detach(), rtol=1e-9)
+            assert_close(h[i, 0], one.head_weights(L[i], expected), rtol=1e-9)
+            _move(one, after[i])
+        G, L = 1.1 * G.flip(-1) + 0.1 * k, after
+        K = G @ G.mT
+
+
+def _move(m: Method, after: Tensor) -> None:
+    with torch.no_grad():
+        for p in m.parameters():
+            p -= 0.1 * p.grad
+    if m.wants_after_step:
+        m.after_step(after)

@@ -57,7 +57,7 @@ def test_finite_weights_of_the_right_kind(case: Case, T: int) -> None:
         assert case.make(T).head_weights(L, w.double()).shape == (T,)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.leading and not c.elementwise], ids=str)
+@weighted
 def test_leading_dimensions_are_separate_problems(case: Case) -> None:
     seeds = range(5)
     assert_leading_dimensions_are_separate_problems(

@@ -593,3 +593,30 @@ def test_learned_weights_of_an_absent_task_stay_where_they_are() -> None:
     assert run.status == "ok" and run.history[-1]["losses"][1] is None
     now = m.parameters()[0]
     assert now[1] == seen[3][1] != seen[2][1] and now[0] != seen[3][0]
+
+
+@pytest.mark.parametrize("name", ["uw", "rlw", "emtl", "adatask"])
+def test_a_used_method_is_refused(name: str) -> None:
+    m = method(name, 2, **({"rho": 0.1} if name == "emtl" else {}))
+    small(method=m)
+    with pytest.raises(ValueError, match=r"method: must be fresh, found a \w+ that has made steps; make another"):
+        small(method=m)
+    plain = method("mgda", 2)
+    assert numbers(small(method=plain)) == numbers(small(method=plain))
+
+
+def test_weight_decay_is_for_all_parameters_of_adatask() -> None:
+    """Nothing else moves the trunk where no task sees it: a step is -lr * decay * theta."""
+
+    class Blind(Lines):
+        dropout = 0.0
+
+        def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            trunk = sum(p.sum() for p in model.shared_parameters())
+            return tuple(0 * trunk + loss.detach() for loss in super().losses(model, batch))
+
+    budget = Budget(1, 72, lr=0.1, weight_decay=0.5)
+    start = [p.detach().clone() for p in Blind().model("small", 1).shared_parameters()]
+    run = small(Blind(), method("adatask", 2), budget=budget)
+    for p, old in zip(run.model.shared_parameters(), start, strict=True):
+        torch.testing.assert_close(p.detach(), old * (1 - 0.1 * 0.5))
