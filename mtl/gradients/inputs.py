@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,7 +55,12 @@ class Inputs:
     @property
     def dtype(self) -> torch.dtype:
         """That of K and of the losses that a method sees: of the widest shared parameter, float32 at least."""
-        return reduce(torch.promote_types, {p.dtype for p in self.shared}, torch.float32)
+        return reduce(torch.promote_types, self.kinds, torch.float32)
+
+    @cached_property
+    def kinds(self) -> set[torch.dtype]:
+        """The dtypes of the shared parameters, and so of their gradients."""
+        return {p.dtype for p in self.shared}
 
     @property
     def own(self) -> list[Tensor]:

@@ -183,7 +183,7 @@ class Update:
         On a GPU a method that solves does so on the host, which waits for the losses and K once, whatever `check`.
         """
         losses = self.values
-        self.method.dtype = self.given.shared[0].dtype
+        self.method.dtype = max(self.given.kinds, key=lambda kind: torch.finfo(kind).eps)
         if self.method.solves and self.report.event is not None:
             losses, gram = self.report.problem(self.dtype)
         weights, own = self._there(self._asked, losses, self.values, gram=gram)
