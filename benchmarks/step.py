@@ -9,6 +9,7 @@ between two events, and peak memory above what model and data take. FAMO's secon
 import argparse
 import json
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="less than a minute, without peers")
     parser.add_argument("--vjp", action="store_true", help="loop and batched VJP side by side")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--out", type=Path, help="a file; default: benchmarks/results/step_DEVICE.json")
     options = parser.parse_args(arguments)
     console = Console()
     methods = options.methods.split(",") if options.methods else list(SOME if options.quick else ALL)
@@ -147,10 +149,11 @@ def main(arguments: list[str] | None = None) -> None:
     path = root() / "benchmarks" / "results" / f"step_{options.device.split(':')[0]}.json"
     if options.quick:
         path = path.with_stem(path.stem + "_quick")
+    path = options.out or path
     report = {"workloads": sizes, "rows": results, "provenance": provenance(options.device)}
     with atomic(path) as part:
         part.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {path.relative_to(root())}")
+    console.print(f"written to {path}")
 
 
 if __name__ == "__main__":

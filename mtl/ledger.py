@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, Required, TypedDict, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from mtl import sources
 from mtl.errors import DataError
 from mtl.files import atomic, canonical, plain, root
 
-__all__ = ["Ledger", "Row", "canonical", "find_row", "key", "ledger", "plain", "provenance", "publish", "stale"]
+__all__ = [
+    "Ledger", "Row", "canonical", "find_row", "key", "ledger", "merge", "plain", "provenance", "publish", "stale",
+]  # fmt: skip
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -258,6 +260,48 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
     fresh = {row["key"]: {k: v for k, v in row.items() if k not in without} for row in made}
     rows = {row["key"]: row for row in book.published()} | fresh
-    with atomic(book.also[0]) as part:
-        part.write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows.values()))
+    _write(book.also[0], rows.values())
     return book.also[0]
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic(path) as part:
+        part.write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def merge(file: Path) -> dict[str, int]:
+    """Put rows of another machine (`rows.jsonl` of `benchmarks.gpu`) among the published ones: how many, by ledger.
+
+    Each line is {"ledger": name, "row": row}. A row that is there already, with the same metrics, is left as it is.
+    Raises DataError, and then writes nothing, for a line that is none, a key that is not that of its configuration
+    and data, a row without a commit, of other sources than the present ones, or with other metrics than the published.
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        where = f"{file.name}: line {number}"
+        held: Any = _parsed(line) or {}
+        row, name = held.get("row"), held.get("ledger")
+        if not isinstance(row, dict) or not isinstance(name, str) or Path(name).name != name or not row.get("config"):
+            raise DataError(
+                f'{where} must be {{"ledger": name, "row": row}}, found {line[:60].decode(errors="replace")!r}'
+            )
+        if row.get("key") != (right := key(row["config"], row.get("fingerprint", ""))):
+            raise DataError(
+                f"{where}: the key must be that of configuration and data, {right}, found {row.get('key')!r}"
+            )
+        if not row.get("provenance", {}).get("git") or stale(row):
+            raise DataError(
+                f"{where}: {right} must name its commit and be made by the present sources; check that commit out"
+            )
+        found.setdefault(name, {})[right] = cast(Row, row)
+    added = {}
+    for name, rows in found.items():
+        path = root() / "data" / "ledger" / f"{name}.jsonl"
+        known = {row["key"]: row for row in Ledger(path).published()}
+        if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
+            raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
+        added[name] = {k: row for k, row in rows.items() if k not in known}
+    for name, rows in added.items():
+        book = Ledger(root() / "data" / "ledger" / f"{name}.jsonl")
+        _write(book.also[0], [*book.published(), *rows.values()])
+    return {name: len(rows) for name, rows in added.items()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mtl import ledger as module
 from mtl.errors import DataError
-from mtl.ledger import Ledger, canonical, key, ledger, plain, provenance, publish, stale
+from mtl.ledger import Ledger, canonical, key, ledger, merge, plain, provenance, publish, stale
 
 CONFIG = {"method": "emtl", "hyper": {"alpha": 0.5, "rho": 0.3}, "seed": 0, "tasks": (1, 2)}
 
@@ -241,3 +241,47 @@ def test_git_state_in_and_outside_a_checkout(tmp_path, monkeypatch) -> None:
     assert state() == (sha, False)
     (package / "a.py").write_text("x = 2\n")
     assert state() == (sha, True)
+
+
+def foreign(tmp_path: Path, monkeypatch, **changes: object) -> tuple[Path, dict[str, object]]:
+    """rows.jsonl with one row of the present sources, and the published rows' folder as the root's."""
+    monkeypatch.setattr(module, "root", lambda: tmp_path)
+    row = {"key": key(CONFIG, "f00d"), "config": CONFIG, "fingerprint": "f00d", "metrics": {"auc": 0.9}}
+    row |= {"provenance": provenance("cpu", ["mtl.solvers.kl"]) | {"git": "abc"}}
+    row |= changes
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"ledger": "scenes", "row": plain(row)}) + "\n")
+    return file, row
+
+
+def test_rows_of_another_machine_are_merged_once(tmp_path, monkeypatch) -> None:
+    file, row = foreign(tmp_path, monkeypatch)
+    assert merge(file) == {"scenes": 1}
+    assert merge(file) == {"scenes": 0}
+    assert Ledger(tmp_path / "data/ledger/scenes.jsonl").published() == [plain(row)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"key": "0123456789abcdef"}, "the key must be that of configuration and data"),
+        ({"fingerprint": "beef"}, "the key must be that of configuration and data"),
+        ({"provenance": {"git": "abc", "modules": ["mtl.solvers.kl"], "sources": "x"}}, "made by the present sources"),
+        ({"provenance": provenance("cpu", ["mtl.solvers.kl"]) | {"git": None}}, "must name its commit"),
+        ({"config": None}, "line 1 must be"),
+    ],
+)
+def test_what_cannot_be_trusted_is_not_merged(changes, found, tmp_path, monkeypatch) -> None:
+    file, _ = foreign(tmp_path, monkeypatch, **changes)
+    with pytest.raises(DataError, match=found):
+        merge(file)
+    assert not (tmp_path / "data").exists()
+
+
+def test_other_metrics_under_one_key_are_not_merged(tmp_path, monkeypatch) -> None:
+    merge(foreign(tmp_path, monkeypatch)[0])
+    before = (tmp_path / "data/ledger/scenes.jsonl").read_bytes()
+    file, _ = foreign(tmp_path, monkeypatch, metrics={"auc": 0.8})
+    with pytest.raises(DataError, match=r"scenes.jsonl has a2c78a47eff0cfbe with other metrics"):
+        merge(file)
+    assert (tmp_path / "data/ledger/scenes.jsonl").read_bytes() == before

@@ -1,4 +1,4 @@
-"""The command line: `mtl reproduce | run | data | claims | row | doctor`."""
+"""The command line: `mtl reproduce | run | data | claims | row | ledger | doctor`."""
 
 import os
 import time
@@ -19,6 +19,8 @@ from mtl.scales import NOTEBOOKS, SCALES
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Data sets: what there is, where it was found, how to get it.")
 app.add_typer(data, name="data")
+book = typer.Typer(no_args_is_help=True, help="Published rows: add those of another machine.")
+app.add_typer(book, name="ledger")
 
 
 def console(stderr: bool = False) -> Console:
@@ -213,6 +215,16 @@ def row(
         if now != found["metrics"]:
             why = "see provenance for the versions and sources of the ledger's row"
             raise RunError(f"{key}: the metrics differ; {why}")
+
+
+@book.command("merge")
+def ledger_merge(folder: Annotated[Path, typer.Argument(help="--out of `python -m benchmarks.gpu`")]) -> None:
+    """Add the rows of rows.jsonl to the published ones: all or none; keys, sources and duplicates are checked."""
+    from mtl.ledger import merge
+
+    with one_sentence():
+        for name, count in merge(folder / "rows.jsonl").items():
+            typer.echo(f"data/ledger/{name}.jsonl: {count} rows added")
 
 
 @app.command()

@@ -35,14 +35,16 @@ class Workload:
     model: MultiTaskModel
     inputs: tuple[Tensor, ...]
     criteria: list[Callable[[Tensor], Tensor]]
+    amp: bool = False  # forward under bfloat16 autocast
 
     def __post_init__(self) -> None:
         self.shared, self.heads = self.model.shared_parameters(), self.model.head_parameters()
 
     def losses(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        features = self.model.features(*self.inputs)
-        outputs = self.model.outputs(features)
-        return [loss(y) for loss, y in zip(self.criteria, outputs, strict=True)], features
+        with torch.autocast(self.inputs[0].device.type, torch.bfloat16, enabled=self.amp):
+            features = self.model.features(*self.inputs)
+            outputs = self.model.outputs(features)
+        return [loss(y.float()) for loss, y in zip(self.criteria, outputs, strict=True)], features
 
     def clear(self) -> None:
         for p in self.model.parameters():

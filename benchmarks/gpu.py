@@ -1,0 +1,183 @@
+"""All that a GPU is asked for, in one command: `python -m benchmarks.gpu --minutes 12 --out DIR --git SHA`.
+
+Parts (`--parts checks,papermill,table2` or all) are lists of commands that exist on their own, each with a time limit;
+one that fails or runs out of time stops none after it. DIR gets four files at most, rewritten as results come:
+`rows.jsonl` (for `mtl ledger merge`), `results.json` (what each command said and measured), `log.txt` and the executed
+notebook. `--smoke`: the same on the CPU and small, for tests. Nothing has to be installed but what `mtl` imports.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl.files import atomic, root
+
+
+class Command(NamedTuple):
+    """Words after `python -m`; `{device}`, `{out}` (a file whose JSON is kept), `{jobs}`, ... are filled in."""
+
+    name: str
+    limit_s: float
+    words: str
+    smoke: str = ""  # the same on the CPU within seconds; none: left out there
+
+
+GRAM = "ls,mgda,nash,fairgrad,emtl"
+STEP = "benchmarks.step --device {device} --methods " + GRAM
+PARTS: dict[str, tuple[Command, ...]] = {
+    "checks": (
+        Command("doctor", 20, "mtl.cli doctor", "mtl.cli doctor"),
+        Command(
+            "seeds", 60, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
+        ),
+        Command("tests", 60, "pytest -q -m gpu -n 8 tests"),
+        Command(
+            "step", 70, STEP + " --workloads W1,W2,W3,W3b,W4 --seconds 8 --vjp --out {out}",
+            "benchmarks.step --quick --methods ls,fairgrad --workloads W4 --seconds .1 --out {out}",
+        ),
+    ),
+    "papermill": (
+        Command(
+            "notebook", 60, "papermill notebooks/11_cost.ipynb {notebook} -p scale smoke -p device {device}",
+            "papermill notebooks/00_start_here.ipynb {notebook} -p scale smoke",
+        ),
+    ),
+    "table2": (
+        Command(
+            "table2", 480, "mtl.cli run table2 --scale gpu --device {device} --jobs {jobs} --deadline {left}",
+            "mtl.cli run start --scale smoke --deadline {left}",
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Session:
+    """One call: where things go, and what is left of the time."""
+
+    out: Path
+    device: str
+    git: str
+    smoke: bool
+    until: float
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work = Path(tempfile.mkdtemp(prefix="mtl-gpu-"))  # rows are small files, which DIR would have too many of
+        self.results: dict[str, Any] = {}
+        self.jobs = 1
+
+    def run(self, command: Command) -> None:
+        """One command, its output in the log, its rows gathered while it goes on."""
+        words = command.smoke if self.smoke else command.words
+        if not words:
+            return
+        limit = min(command.limit_s, self.until - time.monotonic())
+        if limit < 5:
+            self.results[command.name] = {"rc": None, "said": ["no time was left"]}
+            self.write()
+            return
+        measured = self.work / f"{command.name}.json"
+        filled = words.format(
+            device=self.device,
+            out=measured,
+            jobs=self.jobs,
+            left=max(limit - 30, 1),
+            notebook=self.out / "notebook.ipynb",
+        )
+        env = os.environ | {"MTL_LEDGER": str(self.work / "ledger"), "PYTHONPATH": str(root()), "PYTHONUNBUFFERED": "1"}
+        env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        log, start = self.out / "log.txt", time.monotonic()
+        with log.open("ab") as sink:
+            sink.write(f"\n$ python -m {filled}\n".encode())
+            sink.flush()
+            at = sink.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", *filled.split()], cwd=root(), env=env, stdout=sink, stderr=sink,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                while process.poll() is None and time.monotonic() < start + limit:
+                    time.sleep(0.2 if self.smoke else 2)
+                    self.gather()
+            finally:
+                if late := process.poll() is None:
+                    os.killpg(process.pid, 15)
+                    try:
+                        process.wait(5)
+                    except subprocess.TimeoutExpired:
+                        os.killpg(process.pid, 9)
+                        process.wait()
+        said = log.read_bytes()[at:].decode(errors="replace").splitlines()[-5:]
+        found: dict[str, Any] = {"command": f"python -m {filled}", "rc": process.returncode, "late": late, "said": said}
+        found["wall_s"] = round(time.monotonic() - start, 1)
+        if measured.exists():
+            found["measured"] = json.loads(measured.read_text())
+        self.results[command.name] = found
+        if command.name == "seeds" and measured.exists():
+            self.jobs = max(found["measured"]["processes"], key=lambda row: row["steps_per_s"])["processes"]
+        self.gather()
+        self.write()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows so far, each with its ledger's name; a copy without git does not know its commit, `--git` says it."""
+        for path in sorted((self.work / "ledger").glob("*/[!.]*.json")):
+            row = json.loads(path.read_text())
+            if row["provenance"]["git"] is None:
+                row["provenance"] |= {"git": self.git, "dirty": False}
+            yield {"ledger": path.parent.name, "row": row}
+
+    def gather(self) -> None:
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.rows())
+        with atomic(self.out / "rows.jsonl") as part:
+            part.write_text(text)
+
+    def write(self) -> None:
+        with atomic(self.out / "results.json") as part:
+            part.write_text(
+                json.dumps({"git": self.git, "device": self.device, "results": self.results}, indent=1) + "\n"
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="all", help=f"all, or some of {', '.join(PARTS)} with commas between")
+    parser.add_argument("--minutes", type=float, default=12.0, help="no command runs longer than this from now on")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--git", default="", help="the commit that this tree is")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="small, on the CPU")
+    options = parser.parse_args(arguments)
+    names = list(PARTS) if options.parts == "all" else options.parts.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"--parts: all, or some of {', '.join(PARTS)}, found {unknown[0]!r}")
+    if not options.minutes > 0:
+        parser.error(f"--minutes: must be positive, found {options.minutes}")
+    device, until = "cpu" if options.smoke else options.device, time.monotonic() + 60 * options.minutes
+    session = Session(options.out.resolve(), device, options.git, options.smoke, until)
+    try:
+        for name in names:
+            for command in PARTS[name]:
+                session.run(command)
+                one = session.results.get(command.name)
+                if one:
+                    print(
+                        f"{command.name}: exit {one['rc']}, {one.get('wall_s', 0)} s; {' '.join(one['said'][-1:])}",
+                        flush=True,
+                    )
+    finally:
+        shutil.rmtree(session.work)
+    return int(any(one["rc"] != 0 for one in session.results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The one command for a GPU, small and on the CPU: it must not rot between two GPUs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtl.files import root
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "benchmarks.gpu", *words]
+    return subprocess.run(call, cwd=root(), capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
+    done = command("--smoke", "--minutes", "4", "--out", str(tmp_path), "--git", "abc")
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {name: one["rc"] for name, one in results.items()} == dict.fromkeys(
+        ("doctor", "seeds", "step", "notebook", "table2"), 0
+    )
+    assert {row["row"] for row in results["step"]["measured"]["rows"]} >= {"mtl ls", "mtl fairgrad", "T backwards"}
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows and all(one["row"]["status"] == "ok" for one in rows)
+    # what may come back of a lent machine: at most 8 files, none below a folder
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "results.json", "log.txt", "notebook.ipynb"}
+
+
+def test_a_part_without_time_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    done = command("--smoke", "--parts", "table2,papermill", "--minutes", "0.01", "--out", str(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert done.returncode == 1 and [one["said"] for one in results.values()] == [["no time was left"]] * 2
+
+
+@pytest.mark.parametrize("words", [("--parts", "checks,all"), ("--minutes", "0"), ("--minutes", "nan")])
+def test_odd_arguments_are_refused(words: tuple[str, str], tmp_path: Path) -> None:
+    done = command("--smoke", "--out", str(tmp_path), *words)
+    assert done.returncode == 2 and words[0] in done.stderr and "found" in done.stderr
