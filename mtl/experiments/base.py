@@ -23,6 +23,15 @@ Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen 
 Options = Mapping[str, Any]
 RUNNER = frozenset(inspect.signature(run_grid).parameters)  # what is for `run_grid`, not for the experiment
 
+
+class Trials(NamedTuple):
+    """How a scale chooses points on validation: on which seeds, in which budget, and whether for each model anew."""
+
+    seeds: tuple[int, ...]
+    budget: Budget
+    each_model: bool = True
+
+
 NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
 
 
@@ -45,7 +54,7 @@ class Study:
     data: str  # in words, as captions say it
     tasks: tuple[str, ...]
     options: Options = field(default_factory=dict)  # of the experiment, as its command takes them
-    tuning: Tuning | None = None
+    tuning: Mapping[str, Tuning] = field(default_factory=dict)  # by model
     at: str = ""  # the scale of the notebook, where the rows are published ones of another
     n: str = ""
     commands: str = ""  # where it is of several experiments
@@ -84,6 +93,15 @@ class Study:
     def verdicts(self) -> Table:
         """The same as a table, and for `mtl claims`."""
         return judged(self.claims(), self.scale if self.at else None)
+
+    @property
+    def trials(self) -> pd.DataFrame | None:
+        """Every point that was tried, with its mean score on validation; None where nothing was chosen."""
+        once = {id(own): own.trials.assign(model=model) for model, own in reversed(self.tuning.items())}
+        if not once:
+            return None
+        table = pd.concat(reversed(once.values()), ignore_index=True)
+        return table if table["model"].nunique() > 1 else table.drop(columns="model")
 
     @property
     def synthetic(self) -> bool:
@@ -142,6 +160,7 @@ class Experiment:
     seeds: Mapping[str, tuple[int, ...]]
     budget: Mapping[str, Budget]
     variants: Mapping[str, tuple[Options, ...]]
+    trials: Mapping[str, Trials] = field(default_factory=dict)  # else: the first seed and model, the scale's budget
     fallback: str | None = None  # what a notebook takes where the data are not found
     book: str = ""  # its ledger, where that is not its name
     notebook: str | None = None
@@ -183,33 +202,41 @@ class Experiment:
     def tuned(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
         fallback: str | None = None, *, options: Options, **how: Any,
-    ) -> Tuning | None:  # fmt: skip
-        """Each method's point by validation on the first model and seed; None where there is nothing to choose."""
+    ) -> dict[str, Tuning]:  # fmt: skip
+        """Each method's point by validation, for each model; nothing where there is nothing to choose."""
         names = {name for _, name, _ in self.entries(scale, methods, **options)}
         grids = {name: points for name, points in self.grids(scale, **options).items() if name in names}
         if all(len(points) == 1 for points in grids.values()):
-            return None
-        first = [*(self.seeds[scale] if seeds is None else seeds)][:1]
-        return tune(
-            self.problem, grids, model=_at(self.models, scale)[0], seeds=first, scale=scale, budget=self.budget[scale],
-            options=self._data(options), fallback=fallback, **how,
-        )  # fmt: skip
+            return {}
+        models = _at(self.models, scale)
+        trials = self._trials(scale, self.seeds[scale] if seeds is None else tuple(seeds))
+        where: dict[str, Any] = {"scale": scale, "seeds": trials.seeds, "budget": trials.budget, "fallback": fallback}
+        first = models if trials.each_model else models[:1]
+        found = [tune(self.problem, grids, model=m, options=self._data(options), **where, **how) for m in first]
+        return dict(zip(models, found if trials.each_model else found * len(models), strict=True))
+
+    def _trials(self, scale: str, seeds: Sequence[int]) -> Trials:
+        return self.trials.get(scale) or Trials(tuple(seeds[:1]), self.budget[scale], each_model=False)
 
     def cells(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
-        fallback: str | None = None, best: Mapping[str, Point] | None = None, **options: Any,
+        fallback: str | None = None, tuning: Mapping[str, Tuning] | None = None, **options: Any,
     ) -> list[Cell]:  # fmt: skip
         """All runs at a scale, variants outermost; `methods` keeps the labels named, `fallback` as in `problem`."""
         self.entries(scale, methods)  # names what is wrong before any data are read
         seeds = self.seeds[scale] if seeds is None else tuple(seeds)
-        return [
-            cell
-            for variant in self.chosen(scale, **options)
-            for cell in grid(
-                self.problem, self.entries(scale, methods, best, **variant), _at(self.models, scale), seeds, scale,
-                self.budget[scale], fallback=fallback, **self._data(variant),
-            )
-        ]  # fmt: skip
+        found = []
+        for variant in self.chosen(scale, **options):
+            own: list[Cell] = []
+            for model in _at(self.models, scale):
+                best = tuning[model].best if tuning else None
+                entries = self.entries(scale, methods, best, **variant)
+                how: dict[str, Any] = {"fallback": fallback, **self._data(variant)}
+                own += grid(self.problem, entries, [model], seeds, scale, self.budget[scale], **how)
+            once = {cell.key(): cell for cell in own}  # single-task nets belong to no model
+            place = [label for label, _, _ in entries]
+            found += sorted(once.values(), key=lambda cell: (seeds.index(cell.seed), place.index(cell.label)))
+        return found
 
     def run(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
@@ -225,7 +252,7 @@ class Experiment:
         cells: list[Cell] = []
         for variant in self.chosen(scale, **options):
             tuning = self.tuned(scale, seeds, methods, fallback, options=variant, **how)
-            cells += self.cells(scale, seeds, methods, fallback, tuning.best if tuning else None, **variant)
+            cells += self.cells(scale, seeds, methods, fallback, tuning, **variant)
         return run_grid(cells, **how)
 
     def study(
@@ -247,25 +274,34 @@ class Experiment:
         """The rows that the repository brings along, without the data: each method at the point that the published
         trials give by validation; seeds that lack a run are left out. LookupError where no seed is whole."""
         (variant,) = self.chosen(scale, **options)
-        find = {"name": self.book or self.name, "scale": scale, "budget": self.budget[scale], **self._data(variant)}
-        models, tuning = _at(self.models, scale), None
+        find = {"name": self.book or self.name, "scale": scale, **self._data(variant)}
+        models, trials = _at(self.models, scale), self._trials(scale, self.seeds[scale])
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""
-        entries = self.entries(scale, methods, **variant)
-        names = {name for _, name, _ in entries}
+        names = {name for _, name, _ in self.entries(scale, methods, **variant)}
         grids = {name: points for name, points in self.grids(scale, **variant).items() if name in names}
+        tuning: dict[str, Tuning] = {}
         if any(len(points) > 1 for points in grids.values()):
             tried = [(f"{name} #{i}", name, point) for name, own in grids.items() for i, point in enumerate(own)]
-            first = (self.seeds[scale][0], models[0])
-            found = published(entries=tried, **find)
-            trials = [row for row in found if (row["config"]["seed"], row["config"]["model"]) == first]
-            if not trials:
-                raise LookupError(where.format("rows"))
-            tuning = choose(tried, trials, 1)
-            entries = self.entries(scale, methods, tuning.best, **variant)
-        rows = published(entries=entries, **find)
+            for model in models if trials.each_model else models[:1]:
+                seen = [row for row in published(entries=tried, budget=trials.budget, models=[model], **find)
+                        if row["config"]["seed"] in trials.seeds]  # fmt: skip
+                if not seen:
+                    raise LookupError(where.format("rows"))
+                tuning[model] = choose(tried, combine_stl(seen), len(trials.seeds))
+            tuning = tuning if trials.each_model else dict.fromkeys(models, *tuning.values())
+        every: dict[str, Row] = {}
+        runs = 0
+        for model in models:
+            entries = self.entries(scale, methods, tuning[model].best if tuning else None, **variant)
+            for row in published(entries=entries, budget=self.budget[scale], models=[model], **find):
+                every.setdefault(row["key"], row)
+            runs += sum(name != "stl" for _, name, _ in entries)
+        rows = [row for row in every.values() if row["config"]["seed"] in self.seeds[scale]]
+        place = [label for label, _, _ in entries]
+        rows.sort(key=lambda row: (row["config"]["seed"], place.index(row["label"])))
         tasks = tuple(name.removesuffix("/score") for name in (rows[0]["metrics"] if rows else ()) if "/score" in name)
-        runs = sum(len(tasks) if name == "stl" else len(models) for _, name, _ in entries)
+        runs += len(tasks) if "stl" in {name for _, name, _ in entries} else 0
         whole = [seed for seed in self.seeds[scale] if sum(row["config"]["seed"] == seed for row in rows) == runs]
         if not whole:
             raise LookupError(where.format("seed") + f" has all {runs} runs")

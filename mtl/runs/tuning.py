@@ -118,8 +118,9 @@ def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: in
 
 
 def published(
-    name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, **options: Any
-) -> list[Row]:
+    name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, models: Sequence[str],
+    **options: Any,
+) -> list[Row]:  # fmt: skip
     """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
     wanted = {}
     for place, (label, method, point) in enumerate(entries):
@@ -130,6 +131,7 @@ def published(
         config = row["config"]
         hyper = {k: v for k, v in config["hyper"].items() if (config["method"], k) != ("stl", "task")}
         hit = wanted.get(key({"method": config["method"], "hyper": hyper, "budget": config["budget"]}, ""))
-        if hit and config["scale"] == scale and options.items() <= config["options"].items():
+        own_net = config["method"] == "stl" or config["model"] in models  # single-task nets belong to no model
+        if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
             found.append((config["seed"], hit, config["model"], row | {"label": hit[1]}))
     return [row for *_, row in sorted(found, key=lambda one: one[:3])]

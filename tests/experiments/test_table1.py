@@ -151,8 +151,8 @@ def book(tmp_path_factory):
 def test_table1_tunes_on_validation_and_runs_stl_once(nowhere, book, monkeypatch):
     monkeypatch.setitem(tables.POINTS, "smoke", 2)
     study = CLICK.study("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, progress=None)
-    tuning = study.tuning
-    assert tuning is not None and len(tuning.trials) == 4
+    tuning = study.tuning["mmoe"]
+    assert len(tuning.trials) == 4
     for name, best in tuning.best.items():
         own = tuning.trials[tuning.trials["method"] == name]
         place = own["validation score"].to_numpy().argmax()
@@ -264,7 +264,7 @@ def test_the_study_takes_the_points_that_validation_chose_and_whole_seeds_alone(
     written(tmp_path, without=("mgda", 1))
     study = TABLE1.published(tasks=2, at="quick")
     assert len(study.rows) == 1 + 2 * len(tables.GRIDS) and study.seeds == [0]
-    assert all(study.tuning.best[name] == tables.points(name, "study")[1] for name in tables.GRIDS)
+    assert all(study.tuning["ple"].best[name] == tables.points(name, "study")[1] for name in tables.GRIDS)
     assert set(study.frame["line"]) >= {"stl", "emtl (MMoE)", "emtl (PLE)"}
     assert study.table["chosen"][["STL", "CAGrad (PLE)"]].tolist() == ["–", "c=0.4, lr=0.004"]
     assert study.command == "mtl run table1 --scale study -p tasks=2 --seeds 0" and study.facts["at"] == "quick"
@@ -289,7 +289,7 @@ def test_emtl_on_its_whole_grid_changes_emtl_alone(tmp_path, monkeypatch):
     for model in ("mmoe", "ple"):
         publish(book, line("emtl", model, 1, grid[15], 0.7, 0.6))
     study = table1.searched(before)
-    assert study.tuning.best == {"emtl": grid[15]} and len(study.tuning.trials) == 24
+    assert study.tuning["mmoe"].best == {"emtl": grid[15]} and len(study.trials) == 24
     assert len(study.rows) == len(before.rows)
     assert [r for r in before.rows if r["label"] != "emtl"] == study.rows[:-4]
     assert all(row["metrics"]["score"] == 0.6 for row in study.rows[-4:])

@@ -129,10 +129,11 @@ def made(tmp_path, monkeypatch):
 
 def test_published_rows_are_found_without_the_data(made):
     entries, budget, cells = made
-    found = published("demo", "smoke", entries, budget, tasks=2)
+    found = published("demo", "smoke", entries, budget, ["mlp"], tasks=2)
     assert [(row["label"], row["config"]["seed"]) for row in found] == [("LS", 0), ("fast", 0), ("LS", 1), ("fast", 1)]
     assert [row["key"] for row in found] == [cell.key() for cell in cells]
-    assert published("demo", "smoke", entries, budget, tasks=3) == published("demo", "quick", entries, budget) == []
+    assert published("demo", "smoke", entries, budget, ["mlp"], tasks=3) == []
+    assert published("demo", "quick", entries, budget, ["mlp"]) == published("demo", "smoke", entries, budget, []) == []
     best = choose(entries, found, 2).best["ls"]
     scores = [np.mean([r["validation"]["score"] for r in found if r["label"] == label]) for label, _, _ in entries]
     assert best == entries[int(np.argmax(scores))][2]

@@ -44,8 +44,7 @@ class Table1(Study):
     @cached_property
     def table(self) -> pd.DataFrame:
         table = self._results(primary="score")
-        if self.tuning is not None:
-            trials = self.tuning.trials
+        if (trials := self.trials) is not None:
             point = trials[trials["chosen"]].set_index("method")["point"]
             table["chosen"] = [point.get(line.partition(" (")[0], "–") for line in table.index]
         if self.at:
@@ -62,8 +61,8 @@ class Table1(Study):
     @property
     def grid(self) -> Table:
         """The trials with their validation scores; the point of each method where it has only one."""
-        if self.tuning is not None:
-            return Table(self.tuning.trials, 4)
+        if self.trials is not None:
+            return Table(self.trials, 4)
         (variant,) = self.experiment.chosen(self.scale, **self.options)
         said = [(label, str(point)) for label, _, point in self.experiment.entries(self.scale, **variant)]
         return Table(pd.DataFrame(said, columns=["method", "its one point"]))
@@ -106,7 +105,7 @@ def places_table(studies: Sequence[Table1], wider: Sequence[Table1]) -> tuple[Ta
         "EMTL's place among its backbone's methods by mean test AUC of the tasks, its distance to the best other, and "
         "the paired test against that one. On its whole grid EMTL alone chooses among all that its paper searches: "
     )
-    trials = {s.name: s.tuning.trials for s in wider if s.tuning is not None}
+    trials = {s.name: s.trials for s in wider if s.trials is not None}
     chosen = {name: own.loc[own["chosen"], "point"].item() for name, own in trials.items()}
     text += "; ".join(f"{name}: {len(own)} points, chosen {chosen[name]}" for name, own in trials.items())
     return studies[0].also(*studies[1:], *wider), captioned(table, text)
