@@ -97,11 +97,13 @@ class Study:
     @property
     def trials(self) -> pd.DataFrame | None:
         """Every point that was tried, with its mean score on validation; None where nothing was chosen."""
-        once = {id(own): own.trials.assign(model=model) for model, own in reversed(self.tuning.items())}
+        once: dict[int, pd.DataFrame] = {}
+        for model, own in self.tuning.items():
+            once.setdefault(id(own), own.trials.assign(model=model))
         if not once:
             return None
-        table = pd.concat(reversed(once.values()), ignore_index=True)
-        return table if table["model"].nunique() > 1 else table.drop(columns="model")
+        table = pd.concat(once.values(), ignore_index=True)
+        return table if len(once) > 1 else table.drop(columns="model")
 
     @property
     def synthetic(self) -> bool:
