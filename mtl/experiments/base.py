@@ -1,9 +1,10 @@
 """One table or figure: methods x models x seeds per scale, tuned alike; its rows; what is common to all tables."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
@@ -16,7 +17,7 @@ from mtl.report.claims import claims as written
 from mtl.report.stats import mean_ci, paired_permutation
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
-from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
+from mtl.runs.tuning import Tuning, choose, combine_stl, published, tried, tune
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
@@ -25,11 +26,15 @@ RUNNER = frozenset(inspect.signature(run_grid).parameters)  # what is for `run_g
 
 
 class Trials(NamedTuple):
-    """How a scale chooses points on validation: on which seeds, in which budget, and whether for each model anew."""
+    """How a scale chooses points on validation: on which seeds, in which budget, and whether for each model anew.
+
+    `then`: labels that go on to choose among these, each at the point chosen before.
+    """
 
     seeds: tuple[int, ...]
     budget: Budget
     each_model: bool = True
+    then: Mapping[str, Sequence[Point]] = MappingProxyType({})
 
 
 NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
@@ -171,21 +176,21 @@ class Experiment:
     switches: ClassVar[tuple[str, ...]] = ()  # options of `grids` that are none of the problem's
 
     def grids(self, scale: str, **options: Any) -> Mapping[str, Sequence[Point]]:
-        """The points that validation chooses from, as many for each method without a point of its own."""
+        """The points that validation chooses from, by label and as many for each; other entries have their own."""
         return {}
 
     def entries(
         self, scale: str, methods: Sequence[str] | None = None, best: Mapping[str, Point] | None = None, **options: Any
     ) -> list[tuple[str, str, Point]]:
-        """The methods with their points: their own, or the `best`, or else the first of their grid."""
+        """The methods with their points: the `best`, or else the first of their grid, or their own."""
         if scale not in self.seeds:
             raise ValueError(f"scale: must be one of {', '.join(self.seeds)}, found {scale!r}")
         every = _at(self.methods, scale)
         labels = [label for label, _, _ in every]
         if unknown := [label for label in methods or () if label not in labels]:
             raise ValueError(f"methods: must be among {', '.join(labels)}, found {unknown[0]!r}")
-        first = {name: points[0] for name, points in self.grids(scale, **options).items()} | dict(best or {})
-        kept = [(label, name, first.get(name) if point is None else point) for label, name, point in every]
+        first = {label: points[0] for label, points in self.grids(scale, **options).items()} | dict(best or {})
+        kept = [(label, name, first.get(label, point)) for label, name, point in every]
         return [(label, name, p) for label, name, p in kept if p is not None and label in (methods or labels)]
 
     def chosen(self, scale: str, **options: Any) -> list[dict[str, Any]]:
@@ -206,19 +211,35 @@ class Experiment:
         fallback: str | None = None, *, options: Options, **how: Any,
     ) -> dict[str, Tuning]:  # fmt: skip
         """Each method's point by validation, for each model; nothing where there is nothing to choose."""
-        names = {name for _, name, _ in self.entries(scale, methods, **options)}
-        grids = {name: points for name, points in self.grids(scale, **options).items() if name in names}
-        if all(len(points) == 1 for points in grids.values()):
-            return {}
-        models = _at(self.models, scale)
         trials = self._trials(scale, self.seeds[scale] if seeds is None else tuple(seeds))
         where: dict[str, Any] = {"scale": scale, "seeds": trials.seeds, "budget": trials.budget, "fallback": fallback}
-        first = models if trials.each_model else models[:1]
-        found = [tune(self.problem, grids, model=m, options=self._data(options), **where, **how) for m in first]
-        return dict(zip(models, found if trials.each_model else found * len(models), strict=True))
+
+        def run(grids: Mapping[str, Sequence[Point]], names: Mapping[str, str], model: str) -> Tuning:
+            return tune(self.problem, grids, methods=names, model=model, options=self._data(options), **where, **how)
+
+        return self._by_model(scale, methods, options, trials, run)
 
     def _trials(self, scale: str, seeds: Sequence[int]) -> Trials:
         return self.trials.get(scale) or Trials(tuple(seeds[:1]), self.budget[scale], each_model=False)
+
+    def _by_model(
+        self, scale: str, methods: Sequence[str] | None, options: Options, trials: Trials,
+        run: Callable[[Mapping[str, Sequence[Point]], Mapping[str, str], str], Tuning],
+    ) -> dict[str, Tuning]:  # fmt: skip
+        names = {label: name for label, name, _ in self.entries(scale, methods, **options)}
+        grids = {label: points for label, points in self.grids(scale, **options).items() if label in names}
+        if all(len(points) == 1 for points in grids.values()):
+            return {}
+        models, found = _at(self.models, scale), {}
+        for model in models if trials.each_model else models[:1]:
+            one = run(grids, names, model)
+            if more := {
+                label: [{**one.best[label], **p} for p in trials.then[label]] for label in trials.then if label in grids
+            }:
+                two = run(more, names, model)
+                one = Tuning(one.best | two.best, pd.concat([one.trials, two.trials], ignore_index=True))
+            found[model] = one
+        return found if trials.each_model else dict.fromkeys(models, found[models[0]])
 
     def cells(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
@@ -280,18 +301,15 @@ class Experiment:
         models, trials = _at(self.models, scale), self._trials(scale, self.seeds[scale])
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""
-        names = {name for _, name, _ in self.entries(scale, methods, **variant)}
-        grids = {name: points for name, points in self.grids(scale, **variant).items() if name in names}
-        tuning: dict[str, Tuning] = {}
-        if any(len(points) > 1 for points in grids.values()):
-            tried = [(f"{name} #{i}", name, point) for name, own in grids.items() for i, point in enumerate(own)]
-            for model in models if trials.each_model else models[:1]:
-                seen = [row for row in published(entries=tried, budget=trials.budget, models=[model], **find)
-                        if row["config"]["seed"] in trials.seeds]  # fmt: skip
-                if not seen:
-                    raise LookupError(where.format("rows"))
-                tuning[model] = choose(tried, combine_stl(seen), len(trials.seeds))
-            tuning = tuning if trials.each_model else dict.fromkeys(models, *tuning.values())
+
+        def run(grids: Mapping[str, Sequence[Point]], names: Mapping[str, str], model: str) -> Tuning:
+            points = tried(grids, names)
+            rows = published(entries=points, budget=trials.budget, models=[model], **find)
+            if not (rows := [row for row in rows if row["config"]["seed"] in trials.seeds]):
+                raise LookupError(where.format("rows"))
+            return choose(points, combine_stl(rows), len(trials.seeds))
+
+        tuning = self._by_model(scale, methods, variant, trials, run)
         every: dict[str, Row] = {}
         runs = 0
         for model in models:

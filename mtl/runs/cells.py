@@ -128,17 +128,15 @@ def grid(
     cells = []
     for seed in seeds:
         for label, name, point in methods:
-            own, hyper = split(point, budget)
-            runs = [(model, hyper, "score") for model in models]
+            runs = [(model, point, "score") for model in models]
             if name == "stl":
-                runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
-            cells += [
-                Cell(
-                    label, data.name, scale, options, name, settings, model, seed, own, select, data.fingerprint,
+                runs = [(STL_MODEL, alone(point, k), f"{task}/score") for k, task in enumerate(data.tasks)]
+            for model, settings, select in runs:
+                own, hyper = split(settings, budget)
+                cells.append(Cell(
+                    label, data.name, scale, options, name, hyper, model, seed, own, select, data.fingerprint,
                     wanted, fallback, stands_in=data.embedded_default,
-                )
-                for model, settings, select in runs
-            ]  # fmt: skip
+                ))  # fmt: skip
     return cells
 
 
@@ -150,6 +148,15 @@ def split(point: Point, budget: Budget) -> tuple[Budget, dict[str, Any]]:
     """
     own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
     return own, {k: v for k, v in point.items() if k not in BUDGET_KEYS}
+
+
+def alone(point: Point, task: int) -> dict[str, Any]:
+    """STL's point for one task: of a list its own value.
+
+    >>> alone({"lr": [0.1, 0.2]}, 1)
+    {'lr': 0.2, 'task': 1}
+    """
+    return {k: v[task] if isinstance(v, list) else v for k, v in point.items()} | {"task": task}
 
 
 @contextmanager

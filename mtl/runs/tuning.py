@@ -1,5 +1,6 @@
 """Choosing a point per method by validation, with the same budget for each; published rows; STL as one row."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,11 @@ import pandas as pd
 
 from mtl.errors import RunError
 from mtl.ledger import Row, key, ledger
-from mtl.runs.cells import Point, grid, split
+from mtl.runs.cells import Point, alone, grid, split
 from mtl.runs.engines import run_grid
 from mtl.training.fit import Budget
+
+MOST_TASKS = 64
 
 
 def combine_stl(rows: Iterable[Row]) -> list[Row]:
@@ -24,7 +27,12 @@ def combine_stl(rows: Iterable[Row]) -> list[Row]:
         if row["config"]["method"] != "stl":
             kept.append(row)
             continue
-        name = key(_whole(row["config"]), row["fingerprint"])
+        alike = {
+            **_whole(row["config"]),
+            "hyper": row.get("label"),
+            "budget": None,
+        }  # each task may have a rate of its own
+        name = key(alike, row["fingerprint"])
         if name not in groups:
             kept.append(groups.setdefault(name, []))
         groups[name].append(row)
@@ -47,10 +55,13 @@ def _one_row(parts: list[Row]) -> Row:
         scores = [each[f"{task}/score"] for task in tasks]
         return each | {"score": None if None in scores else sum(scores) / len(scores)}
 
+    tasks.sort(key=lambda task: own[task]["config"]["hyper"]["task"])  # the problem's order, not that of JSON
+    rates = [own[task]["config"]["budget"]["lr"] for task in tasks]
+    one = len(set(rates)) == 1
     last = {task: part.get("last") for task, part in own.items()}
     bad = [part for part in parts if part["status"] != "ok"]
     return row | {
-        "config": _whole(row["config"]),
+        "config": _whole(row["config"]) | {"budget": {**row["config"]["budget"], "lr": rates[0] if one else rates}},
         "key": key({"stl": [part["key"] for part in parts]}, row["fingerprint"]),
         "keys": [part["key"] for part in parts],
         "status": bad[0]["status"] if bad else "ok",
@@ -79,42 +90,72 @@ def tune(
     seeds: Sequence[int],
     scale: str,
     budget: Budget,
+    methods: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
     fallback: str | None = None,
     **how: Any,
 ) -> Tuning:
-    """Choose each method's hyperparameters by the mean validation score over `seeds`; the test set has no say.
+    """Choose each label's hyperparameters by the mean validation score over `seeds`; the test set has no say.
 
-    `grids` maps a method to its points, as many for each: the same budget for all. `how` goes to `run_grid`.
+    `grids` maps a label to its points, as many for each: the same budget for all; `methods` says which method a label
+    is, where that is not its name. `how` goes to `run_grid`.
     A point with a run that ended without a result is never chosen. Ties go to the first point.
     """
-    sizes = {name: len(points) for name, points in grids.items()}
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        raise ValueError(f"grids: every method gets the same number of points, found {sizes}")
-    entries = [(f"{name} #{i}", name, point) for name, points in grids.items() for i, point in enumerate(points)]
+    entries = tried(grids, methods or {})
     cells = grid(wanted, entries, [model], seeds, scale, budget, fallback=fallback, **(options or {}))
     return choose(entries, combine_stl(run_grid(cells, **how)), len(seeds))
 
 
+def tried(grids: Mapping[str, Sequence[Point]], methods: Mapping[str, str]) -> list[tuple[str, str, Point]]:
+    """An entry for each point.
+
+    >>> tried({"LS": [{}, {"lr": 0.1}]}, {"LS": "ls"})
+    [('LS #0', 'ls', {}), ('LS #1', 'ls', {'lr': 0.1})]
+    """
+    sizes = {label: len(points) for label, points in grids.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise ValueError(f"grids: every method gets the same number of points, found {sizes}")
+    return [
+        (f"{label} #{i}", methods.get(label, label), point)
+        for label, points in grids.items()
+        for i, point in enumerate(points)
+    ]
+
+
 def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: int) -> Tuning:
-    """Each method's point of the highest mean validation score over n seeds, from rows labelled as the entries are."""
+    """Each label's point of the highest mean validation score over n seeds, from rows labelled as `tried` does.
+
+    Each task of STL has a point of its own, by its own score: where they differ, a value is the list over tasks.
+    """
     lines = []
-    for label, name, point in entries:
-        own = [row for row in rows if row["label"] == label]
-        scores = [float(row["validation"]["score"]) for row in own if row["status"] == "ok"]
-        mean = sum(scores) / n if len(scores) == n else float("-inf")
-        shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
-        lines.append({"method": name, "point": shown, "validation score": mean, "n": len(scores)})
-    trials = pd.DataFrame(lines)
     best: dict[str, Point] = {}
-    for name in dict.fromkeys(name for _, name, _ in entries):
-        points = [point for _, own, point in entries if own == name]
-        scores = trials.loc[trials["method"] == name, "validation score"].tolist()
-        if max(scores) == float("-inf"):
-            raise RunError(f"tune: no point of {name} ended with a result on all of {n} seeds")
-        best[name] = points[scores.index(max(scores))]
-    trials["chosen"] = [best[name] is point for _, name, point in entries]
-    return Tuning(best, trials)
+    for label in dict.fromkeys(name.rpartition(" #")[0] for name, *_ in entries):
+        own = [(name, method, point) for name, method, point in entries if name.rpartition(" #")[0] == label]
+        tables = [_validation([row for row in rows if row["label"] == name], n) for name, *_ in own]
+        scores = [float(table.get("score", -math.inf)) for table in tables]
+        if max(scores) == -math.inf:
+            raise RunError(f"tune: no point of {label} ended with a result on all of {n} seeds")
+        tasks = [name for name in tables[scores.index(max(scores))] if name.endswith("/score")]
+        alone = own[0][1] == "stl" and tasks
+        marks = [[table.get(name, -math.inf) for table in tables] for name in (tasks if alone else ["score"])]
+        picks = [mark.index(max(mark)) for mark in marks]
+        points = [own[i][2] for i in picks]
+        same = all(point == points[0] for point in points)
+        best[label] = points[0] if same else {k: [point[k] for point in points] for k in points[0]}
+        for i, (name, _, point) in enumerate(own):
+            shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
+            count = sum(row["label"] == name and row["status"] == "ok" for row in rows)
+            line = {"method": label, "point": shown, "validation score": scores[i], "n": count}
+            lines.append(line | {"chosen": i in picks})
+    return Tuning(best, pd.DataFrame(lines))
+
+
+def _validation(rows: Sequence[Row], n: int) -> dict[str, float]:
+    """Mean of each validation score; nothing where not all n runs have a result."""
+    if len(rows) != n or any(row["status"] != "ok" for row in rows):
+        return {}
+    names = [name for name in rows[0]["validation"] if name == "score" or name.endswith("/score")]
+    return {name: sum(float(row["validation"][name]) for row in rows) / n for name in names}
 
 
 def published(
@@ -124,13 +165,13 @@ def published(
     """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
     wanted = {}
     for place, (label, method, point) in enumerate(entries):
-        own, hyper = split(point, budget)
-        wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
+        for task in range(MOST_TASKS) if method == "stl" else [None]:
+            own, hyper = split(point if task is None else alone(point, task), budget)
+            wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
     found = []
     for row in ledger(name).published():
         config = row["config"]
-        hyper = {k: v for k, v in config["hyper"].items() if (config["method"], k) != ("stl", "task")}
-        hit = wanted.get(key({"method": config["method"], "hyper": hyper, "budget": config["budget"]}, ""))
+        hit = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""))
         own_net = config["method"] == "stl" or config["model"] in models  # single-task nets belong to no model
         if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
             found.append((config["seed"], hit, config["model"], row | {"label": hit[1]}))

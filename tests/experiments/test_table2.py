@@ -16,7 +16,7 @@ from mtl.methods import method
 from mtl.problems import problem
 from mtl.runs.cells import grid, refit
 from mtl.runs.engines import run_grid
-from mtl.runs.tuning import choose, published
+from mtl.runs.tuning import choose, published, tried
 from mtl.training.fit import Budget, fit
 
 METRICS = list(results.METRICS)
@@ -134,9 +134,10 @@ def test_published_rows_are_found_without_the_data(made):
     assert [row["key"] for row in found] == [cell.key() for cell in cells]
     assert published("demo", "smoke", entries, budget, ["mlp"], tasks=3) == []
     assert published("demo", "quick", entries, budget, ["mlp"]) == published("demo", "smoke", entries, budget, []) == []
-    best = choose(entries, found, 2).best["ls"]
-    scores = [np.mean([r["validation"]["score"] for r in found if r["label"] == label]) for label, _, _ in entries]
-    assert best == entries[int(np.argmax(scores))][2]
+    points = tried({"ls": [point for *_, point in entries]}, {})
+    found = published("demo", "smoke", points, budget, ["mlp"], tasks=2)
+    scores = [np.mean([r["validation"]["score"] for r in found if r["label"] == label]) for label, _, _ in points]
+    assert choose(points, found, 2).best["ls"] == points[int(np.argmax(scores))][2]
 
 
 def test_a_row_can_be_looked_up_and_run_anew(made):

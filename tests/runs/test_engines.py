@@ -321,6 +321,26 @@ def test_single_task_run_trains_only_its_task(book: Ledger) -> None:
     assert b["validation"]["five-or-more/auc"] > 0.85 > b["validation"]["odd/auc"]
 
 
+def test_each_task_of_stl_has_a_point_of_its_own(book: Ledger) -> None:
+    """A rate that only one of the tasks can learn at is chosen for that one alone, and runs with it."""
+    how: dict[str, Any] = {"model": "mlp", "seeds": (0, 1), "scale": "smoke", "budget": TINY, "options": {"tasks": 2}}
+    rates = [{"lr": 1e-2}, {"lr": 1e-3}, {"lr": 3e-2}]
+    found = tune("digits", {"STL": rates}, methods={"STL": "stl"}, ledger=book, **how)
+    rows = [row for row in book.rows() if row["config"]["method"] == "stl"]
+    best = []
+    for task in ("odd", "five-or-more"):
+        own = [row for row in rows if row["config"]["select"] == f"{task}/score"]
+        score = {p["lr"]: sum(r["validation"][f"{task}/score"] for r in own if r["config"]["budget"]["lr"] == p["lr"])
+                 for p in rates}  # fmt: skip
+        best.append(max(rates, key=lambda p: score[p["lr"]])["lr"])
+    assert found.best["STL"] == ({"lr": best[0]} if best[0] == best[1] else {"lr": best})
+    mixed = {"lr": [1e-2, 3e-2]}
+    one, two = run_grid(cells((0,), [("STL", "stl", mixed)], TINY), ledger=book)
+    assert [row["config"]["budget"]["lr"] for row in (one, two)] == mixed["lr"]
+    (row,) = combine_stl([one, two])
+    assert row["config"]["budget"]["lr"] == mixed["lr"] and row["metrics"]["odd/auc"] == one["metrics"]["odd/auc"]
+
+
 def test_tuning_looks_at_validation_only_and_gives_equal_budgets(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     how: dict[str, Any] = {"model": "mlp", "seeds": (0, 1), "scale": "smoke", "budget": TINY, "options": {"tasks": 2}}
     grids = {"ls": [{"lr": 1e-5}, {"lr": 1e-2}, {"lr": 1e30}], "cagrad": [{"c": 0.4, "lr": 1e-2}, {"lr": 1e-6}, {}]}
