@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtl.models.base import MultiTaskModel
 from mtl.models.dense import MODELS, dense_model
-from mtl.problems.base import SPLITS, Batch, Metric, Problem, check_scale
+from mtl.problems.base import SPLITS, Batch, Metric, Problem, check_scale, cuts
 from mtl.problems.scenes import metrics as md
 
 SCALES = ((1, 1), (5, 6), (2, 3))  # side of the crop over side of the image: zoom 1, 1.2, 1.5
@@ -130,7 +130,15 @@ class Scenes(Problem):
         return net.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def batches(
-        self, split: str, seed: int = 0, batch_size: int = 8, device: torch.device | str = "cpu"
+        self,
+        split: str,
+        seed: int = 0,
+        batch_size: int = 8,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
     ) -> Iterator[Batch]:
         """Batches (image in [0, 1], label int64, depth float32, normal float32); "train" shuffled and augmented.
 
@@ -138,11 +146,10 @@ class Scenes(Problem):
         device, and a resumed epoch goes on with the same crops.
         """
         if split != "train" or not self.augment:
-            for batch in super().batches(split, seed, batch_size, device):
+            plain = super().batches(split, seed, batch_size, device, rank=rank, world=world, drop_last=drop_last)
+            for batch in plain:
                 yield self._floats(batch)
             return
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         tensors, n = self.data(split, device), self.sizes[split]
         draw = torch.Generator().manual_seed(seed)
         order = torch.randperm(n, generator=draw).to(device)
@@ -153,8 +160,8 @@ class Scenes(Problem):
         top, left = (where[0] * (height - h + 1)).long(), (where[1] * (width - w + 1)).long()
         flip = (torch.rand(n, generator=draw) < 0.5).long()
         boxes = torch.stack([h, w, top, left, flip, down, up], 1).to(device)
-        for rows, box in zip(order.split(batch_size), boxes.split(batch_size), strict=True):
-            yield self._floats(crop(tensors, rows, box))
+        for part in cuts(n, batch_size, rank, world, drop_last, train=True):
+            yield self._floats(crop(tensors, order[part], boxes[part]))
 
     def _floats(self, batch: Batch) -> Batch:
         image, label, depth, *normal = batch
