@@ -131,7 +131,8 @@ def grid(
             own, hyper = split(point, budget)
             runs = [(model, hyper, "score") for model in models]
             if name == "stl":
-                runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
+                one = own_stl if (own_stl := f"{STL_MODEL}-{models[0]}") in data.models else STL_MODEL
+                runs = [(one, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
             cells += [
                 Cell(
                     label, data.name, scale, options, name, settings, model, seed, own, select, data.fingerprint,
