@@ -1,4 +1,4 @@
-"""Dense prediction: SegNet with one head per task, MTAN on SegNet, and one SegNet per task.
+"""Dense prediction: SegNet with one head per task, MTAN on SegNet, a small U-Net, and one net per task.
 
 SegNet (Badrinarayanan et al. 2017) is an encoder-decoder whose decoder unpools with the encoder's own
 maxima. MTAN (Liu, Johns, Davison 2019) puts one attention branch per task on one shared SegNet: at each
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl.models.base import MultiTaskModel, SingleTask, seeded
+from mtl.models.unet import UNet
 
 CONVS = (2, 2, 3, 3, 3)  # convolutions per level of SegNet, those of VGG-16
-MODELS = ("mtan", "segnet", "single-task")
+MODELS = ("mtan", "segnet", "single-task", "unet", "single-task-unet")
 
 
 def channels(width: int, depth: int) -> list[int]:
@@ -193,20 +194,28 @@ def dense_model(
     width: int = 64,
     depth: int = 5,
     official_split: bool = False,
+    stride: int = 1,
+    start: Sequence[float] | None = None,
 ) -> MultiTaskModel:
-    """A network of `MODELS`, initialised from `seed`: Xavier-normal convolutions, zero biases.
+    """A network of `MODELS`, initialised from `seed`: SegNets with Xavier-normal convolutions and zero biases.
 
-    "single-task" is one whole SegNet per task, trained side by side with nothing shared.
+    "single-task" is one whole SegNet per task, trained side by side with nothing shared, "single-task-unet" one UNet;
+    `stride` and `start` are the latter's.
 
-    >>> dense_model("unet", (13,), (False,), seed=0)
+    >>> dense_model("resnet", (13,), (False,), seed=0)
     Traceback (most recent call last):
     ...
-    ValueError: model must be one of mtan, segnet, single-task, found 'unet'
+    ValueError: model must be one of mtan, segnet, single-task, unet, single-task-unet, found 'resnet'
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, found {name!r}")
     net: MultiTaskModel
     with seeded(seed):
+        if name == "unet":
+            return UNet(channels_out, unit, width, depth, stride, start)
+        if name == "single-task-unet":
+            each = zip(channels_out, unit, start or [0.0] * len(unit), strict=True)
+            return SingleTask([UNet((n,), (u,), width, depth, stride, (b,)) for n, u, b in each])
         if name == "mtan":
             net = MTAN(channels_out, unit, width, depth, official_split)
         elif name == "segnet":

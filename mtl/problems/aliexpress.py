@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl.errors import DataError
 from mtl.models import PLE, MMoE, MultiTaskModel, dcn, shared_bottom, single_task
 from mtl.problems.aliexpress_files import CATEGORICAL, NUMERICAL, Converted, Encoder, Stats, convert
-from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale
+from mtl.problems.base import SPLITS, Batch, BinaryProblem, check_scale, cuts
 from mtl.problems.data import raw
 
 TASKS = ("ctr", "ctcvr")
@@ -127,13 +127,12 @@ class AliExpress(ClickLog):
                 yield *self.encoder(ids, numbers), targets
 
     def batches(
-        self, split: str, seed: int = 0, batch_size: int = 1024, device: torch.device | str = "cpu"
+        self, split: str, seed: int = 0, batch_size: int = 1024, device: torch.device | str = "cpu", **given: Any
     ) -> Iterator[Batch]:
         if split != "train" or not self.streamed:
-            yield from super().batches(split, seed, batch_size, device)
+            yield from super().batches(split, seed, batch_size, device, **given)
             return
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        cuts(self.counts[split], batch_size, **given, train=True)  # which refuses what cannot be
         groups = sum(file.groups for file in self.parts[split][0])
         blocks = self._blocks(split, raw.permutation(groups, seed))
         left = self.counts[split]
@@ -148,11 +147,12 @@ class AliExpress(ClickLog):
             tensors = tuple(t.index_select(0, order) for t in tensors)
             rows = tuple(torch.cat(pair) for pair in zip(rest, tensors, strict=True)) if rest else tensors
             full = len(rows[0]) // batch_size * batch_size
-            for start in range(0, full, batch_size):
-                yield tuple(t[start : start + batch_size].to(device) for t in rows)
+            for part in cuts(full, batch_size, **given, train=True):
+                yield tuple(t[part].to(device) for t in rows)
             rest = tuple(t[full:].clone() for t in rows)
-        if rest and len(rest[0]):
-            yield tuple(t.to(device) for t in rest)
+        if rest:
+            for part in cuts(len(rest[0]), batch_size, **given, train=True):
+                yield tuple(t[part].to(device) for t in rest)
 
     def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
         if split != "train" or not self.streamed:

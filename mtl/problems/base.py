@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtl.methods.base import flag, whole
 from mtl.models.base import Constant, MultiTaskModel
 from mtl.problems import metrics
 from mtl.scales import SCALES
@@ -107,28 +108,39 @@ class Problem:
         return self._data[device][split]
 
     def batches(
-        self, split: str, seed: int = 0, batch_size: int = 1024, device: torch.device | str = "cpu"
+        self,
+        split: str,
+        seed: int = 0,
+        batch_size: int = 1024,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """Batches of tensors on `device`; "train" is shuffled by `seed` (take another per epoch), no row is dropped.
+        """Batches of tensors on `device`; "train" is shuffled by `seed` (take another per epoch).
 
-        The order is drawn on the CPU, so it is the same on every device.
+        The order is drawn on the CPU, so it is the same on every device. No row is dropped, unless `drop_last` leaves
+        out those that fill no batch. Of each batch, rank `rank` of `world` gets its part, sizes differ by one row at
+        most: in training all ranks have as many batches, and the parts are one process's batches in its order.
+        A rank that has no row of the last batch skips it, which in training is refused: the others would wait.
+
+        Raises ValueError for a batch size, rank or world that cannot be.
         """
         tensors = self.data(split, device)
-        n = self.sizes[split]
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        parts = cuts(self.sizes[split], batch_size, rank, world, drop_last, train=split == "train")
         if split != "train":
-            for rows in _slices(n, batch_size):
+            for rows in parts:
                 yield tuple(t[rows] for t in tensors)
             return
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
-        for index in order.split(batch_size):
-            yield tuple(t.index_select(0, index) for t in tensors)
+        order = torch.randperm(self.sizes[split], generator=torch.Generator().manual_seed(seed)).to(device)
+        for rows in parts:
+            yield tuple(t.index_select(0, order[rows]) for t in tensors)
 
     def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
         """The rows of a split in order, also those of "train": outputs must stay beside their targets."""
         tensors = self.data(split, device)
-        return (tuple(t[rows] for t in tensors) for rows in _slices(self.sizes[split], 4096))
+        return (tuple(t[rows] for t in tensors) for rows in cuts(self.sizes[split], 4096))
 
     def losses(self, model: MultiTaskModel, batch: Batch) -> tuple[Tensor, ...]:
         """The T losses of a batch; a problem of one's own may return None for a task without labels in it."""
@@ -215,8 +227,28 @@ class BinaryProblem(Problem):
         return f"{super().describe()} Positives in the training rows: {shown}."
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, n, size))
+def cuts(
+    n: int, size: int, rank: int = 0, world: int = 1, drop_last: bool = False, *, train: bool = False
+) -> list[slice]:
+    """The places that one rank gets of each batch of n rows.
+
+    >>> cuts(5, 2, rank=1, world=2)
+    [slice(1, 2, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, found {size}")
+    if whole("rank", rank, 0) >= whole("world", world, 1):
+        raise ValueError(f"rank: must be in 0..{world - 1}, found {rank}")
+    if flag("drop_last", drop_last) and not train:
+        raise ValueError("drop_last: must be False for rows that are not trained on, found True")
+    over = 0 if drop_last else n % size
+    if train and (least := min(size, over or size)) < world:
+        raise ValueError(f"world: must be at most the {least} rows of the smallest batch, found {world}; use drop_last")
+    found = []
+    for start in range(0, n - n % size + over, size):
+        rows = min(size, n - start)
+        found.append(slice(start + rows * rank // world, start + rows * (rank + 1) // world))
+    return [part for part in found if part.start < part.stop]
 
 
 def check_scale(scale: str, known: Iterable[str] = SCALES) -> str:

@@ -130,7 +130,9 @@ def grid(
         for label, name, point in methods:
             runs = [(model, point, "score") for model in models]
             if name == "stl":
-                runs = [(STL_MODEL, alone(point, k), f"{task}/score") for k, task in enumerate(data.tasks)]
+                own_net = f"{STL_MODEL}-{models[0]}"
+                net = own_net if own_net in data.models else STL_MODEL
+                runs = [(net, alone(point, k), f"{task}/score") for k, task in enumerate(data.tasks)]
             for model, settings, select in runs:
                 own, hyper = split(settings, budget)
                 cells.append(Cell(

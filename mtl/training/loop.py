@@ -4,33 +4,38 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mtl.errors import NonFiniteError, NonPositiveError, RunError
 from mtl.files import plain
 from mtl.gradients import Step, backward
 from mtl.methods.absent import present
-from mtl.methods.base import Method, positive, whole
+from mtl.methods.base import Method, chosen, flag, positive, share, whole
 from mtl.problems.base import Problem
 from mtl.training.trace import Failure, Trace, finite
 
 Progress = Callable[[dict[str, Any]], None]
 POINTS = 200  # weights over time are thinned to about so many
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 WINDOW = 512  # steps whose diagnostics wait on the device before one transfer fetches them all
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend: Adam's learning rate and weight decay, epochs, batch size, patience in epochs.
+    """What a run may spend: learning rate and weight decay, epochs, batch size, patience in epochs.
 
     `patience=None` trains all epochs; the best-validation state is kept either way. `halve_at` is the number of
     epochs after which the learning rate is halved, once. `last` asks for the test metrics averaged over so many
     last epochs as well: the dense benchmarks' custom, which chooses nothing and so excludes `patience`.
+    `optimizer` is "adam" or "adamw". `one_cycle` is the share of all steps in which the rate rises from lr / 25 to
+    lr; from there it falls along a cosine to lr / 250,000 (torch's OneCycleLR, Adam's momenta as they are).
+    `drop_last` leaves the rows over that fill no batch out of an epoch.
 
     >>> Budget(epochs=3, batch_size=256).lr
     0.001
@@ -43,22 +48,54 @@ class Budget:
     patience: int | None = None
     halve_at: int | None = None
     last: int | None = None
+    optimizer: str = "adam"
+    one_cycle: float | None = None
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
-        optional = ("patience", "halve_at", "last")
+        chosen("optimizer", self.optimizer, list(OPTIMIZERS))
+        flag("drop_last", self.drop_last)
+        if self.one_cycle is not None:
+            share("one_cycle", self.one_cycle, "(0, 1)")
         for name, value in vars(self).items():
             if name in ("lr", "weight_decay"):
                 positive(name, value, zero=name == "weight_decay")
-            elif not (value is None and name in optional):
+            elif name in ("epochs", "batch_size") or (name in ("patience", "halve_at", "last") and value is not None):
                 whole(name, value, 1)
             if hasattr(value, "item"):  # NumPy's
                 object.__setattr__(self, name, value.item())
         if self.last is not None and (self.patience is not None or self.last > self.epochs):
             raise ValueError(f"last: at most epochs, and without patience, found {self.last} in {self}")
+        if self.one_cycle is not None and (self.patience is not None or self.halve_at is not None):
+            raise ValueError(f"one_cycle: must be without patience and halve_at, found {self}")
 
     def settings(self) -> dict[str, Any]:
         """As a row's configuration holds it: without the later fields where they are not used, so that keys last."""
-        return {k: v for k, v in asdict(self).items() if v is not None or k == "patience"}
+        first = ("epochs", "batch_size", "lr", "weight_decay", "patience")
+        unused = {field.name: field.default for field in fields(self)}
+        return {k: v for k, v in asdict(self).items() if k in first or v != unused[k]}
+
+    def steps(self, rows: int) -> int:
+        """Steps of an epoch over so many rows."""
+        return rows // self.batch_size if self.drop_last else math.ceil(rows / self.batch_size)
+
+    def made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of parameter groups."""
+        return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def cycle(self, rows: int) -> list[float]:
+        """Factors in front of the learning rate, one for each step of the run; none where it does not cycle."""
+        if self.one_cycle is None or not (n := self.epochs * self.steps(rows)):
+            return []
+        toy = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        schedule = OneCycleLR(toy, 1.0, total_steps=n, pct_start=self.one_cycle, cycle_momentum=False)
+        factors = []
+        for _ in range(n):
+            factors.append(float(schedule.get_last_lr()[0]))
+            toy.step()
+            if len(factors) < n:
+                schedule.step()
+        return factors
 
 
 class Loop:
@@ -77,7 +114,7 @@ class Loop:
         groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
-        self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
+        self.optimizer = budget.made(groups)
         self.rates = [group["lr"] for group in self.groups()]
         self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
@@ -93,11 +130,15 @@ class Loop:
         self.best_value = -math.inf
         self.trace = Trace()
         self.last: Step | None = None
-        per_epoch = math.ceil(problem.sizes["train"] / budget.batch_size)
-        self.every = max(1, math.ceil(budget.epochs * per_epoch / POINTS))
+        rows = problem.sizes["train"]
+        self.every = max(1, math.ceil(budget.epochs * budget.steps(rows) / POINTS))
+        self.cycle = budget.cycle(rows)
 
     def batch(self, batch: Any) -> None:
         """One step; on a GPU nothing but the Gram matrix leaves the device."""
+        factor = self.factor(self.total)
+        for group, rate in zip(self.groups(), self.rates, strict=True):
+            group["lr"] = rate * factor
         self.model.zero_grad(set_to_none=True)
         self.optimizer.zero_grad(set_to_none=True)
         features = None
@@ -205,10 +246,19 @@ class Loop:
         patience = self.budget.patience
         return self.epoch >= self.budget.epochs or (patience is not None and self.epoch > 0 and waited >= patience)
 
-    @property
-    def halved(self) -> bool:
-        """Whether this epoch goes at half the learning rate."""
-        return self.budget.halve_at is not None and self.epoch >= self.budget.halve_at
+    def factor(self, step: int) -> float:
+        """What the learning rates are multiplied by at a step of this epoch, counted from the run's first."""
+        if self.budget.one_cycle is None:
+            return 0.5 if self.budget.halve_at is not None and self.epoch >= self.budget.halve_at else 1.0
+        if step >= len(self.cycle):
+            name, rows = self.problem.name, self.problem.sizes["train"]
+            raise RunError(f"problem {name!r}: must give {len(self.cycle)} batches of {rows} rows in all, found more")
+        return self.cycle[step]
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of this epoch."""
+        given = {"drop_last": True} if self.budget.drop_last else {}  # a problem of one's own need not know of it
+        return iter(self.problem.batches("train", self.order, self.budget.batch_size, self.device, **given))
 
     @property
     def order(self) -> int:
@@ -218,11 +268,8 @@ class Loop:
     def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
         while not self.done:
             self.model.train()
-            for group, rate in zip(self.groups(), self.rates, strict=True):
-                group["lr"] = rate / 2 if self.halved else rate
-            batches = self.problem.batches("train", self.order, self.budget.batch_size, self.device)
+            remaining = self.batches()
             state = self.generators()
-            remaining = iter(batches)
             for _ in range(self.step):
                 next(remaining)
             self.set_generators(state)  # what the skipped batches drew had been drawn before the stop

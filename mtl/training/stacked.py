@@ -71,7 +71,13 @@ class Losses(nn.Module):
         self.problem, self.model = problem, model
 
     def forward(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.problem.losses(self.model, batch))
+        losses = tuple(self.problem.losses(self.model, batch))
+        if absent := [t for t, loss in enumerate(losses) if loss is None]:  # vmap: the same ones for every seed
+            raise ValueError(
+                f"losses: must be there for every task where seeds train together, found that "
+                f"{self.problem.name} returns None for task {absent[0]}; train its seeds one by one"
+            )
+        return losses
 
 
 class Group:
@@ -98,15 +104,11 @@ class Group:
             for name, p in loop.model.named_parameters():
                 p.data = self.params[name].detach()[s]
         self.module = Losses(loops[0].problem, loops[0].model.train())
-        learned, budget = self.learned, self.budget
+        learned = self.learned
         groups: list[dict[str, Any]] = [{"params": list(self.params.values())}]
         if learned:
             groups.append({"params": learned, "lr": self.methods.many.learning_rate, "weight_decay": 0.0})
-        self.optimizer = torch.optim.Adam(groups, lr=budget.lr, weight_decay=budget.weight_decay, fused=True)
-
-    def start_epoch(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.loops[0].rates, strict=True):
-            group["lr"] = rate / 2 if self.loops[0].halved else rate
+        self.optimizer = self.budget.made(groups)
 
     @property
     def learned(self) -> list[Tensor]:
@@ -138,7 +140,10 @@ class Group:
 
     def step(self, batch: tuple[Tensor, ...]) -> None:
         """One step of all seeds; on a GPU nothing but losses and Gram matrices leaves the device, in one transfer."""
-        chosen = self.methods.many
+        chosen, first = self.methods.many, self.loops[0]
+        factor = first.factor(first.total + len(self.waiting))
+        for group, rate in zip(self.optimizer.param_groups, first.rates, strict=True):
+            group["lr"] = rate * factor
         for p in [*self.params.values(), *self.learned]:
             p.grad = None
         losses = self.losses(batch)

@@ -99,11 +99,8 @@ def fit_seeds(
 
 
 def _epoch(group: Group, problem: Problem) -> None:
-    budget, device = group.budget, group.loops[0].device
     before = group.loops[0].generators()
-    group.start_epoch()
-    batches = [problem.batches("train", loop.order, budget.batch_size, device) for loop in group.loops]
-    for rows in zip(*batches, strict=True):
+    for rows in zip(*(loop.batches() for loop in group.loops), strict=True):
         group.step(tuple(torch.stack(parts) for parts in zip(*rows, strict=True)))
     group.fetch()
     if group.loops[0].step == 0:

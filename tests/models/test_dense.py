@@ -15,13 +15,17 @@ def build(name, **sizes):
 def touched(net, task):
     """Names of the parameters that the output of one task depends on, by its gradient."""
     net.zero_grad(set_to_none=True)
-    net(torch.rand(2, 3, 20, 28, generator=torch.Generator().manual_seed(1)))[task].square().sum().backward()
+    net(torch.rand(4, 3, 20, 28, generator=torch.Generator().manual_seed(1)))[task].square().sum().backward()
     return {name for name, p in net.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("size", [(32, 48), (18, 27)])
+@pytest.mark.parametrize("size", [(32, 48), (36, 44), (18, 27)])
 def test_outputs_have_the_size_of_the_image_also_where_pooling_leaves_a_row_over(name, size):
+    if "unet" in name and size == (18, 27):
+        with pytest.raises(ValueError, match=r"image: height and width must be multiples of 4, found \(18, 27\)"):
+            build(name)(torch.zeros(2, 3, *size))
+        return
     out = build(name)(torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)))
     assert [tuple(y.shape) for y in out] == [(2, n, *size) for n in OUT]
     lengths = out[2].norm(dim=1)
@@ -98,5 +102,23 @@ def test_bad_sizes_are_refused(sizes, words):
 
 
 def test_an_unknown_model_is_refused_with_the_valid_ones():
-    with pytest.raises(ValueError, match="model must be one of mtan, segnet, single-task, found 'unet'"):
-        build("unet")
+    with pytest.raises(ValueError, match=r"model must be one of mtan, segnet, .*, found 'resnet'"):
+        build("resnet")
+
+
+def test_the_unet_is_that_of_the_pilot():
+    """LS 384,097 parameters, STL 365,009 (depth) + 365,075 (normals) + 365,405 (segmentation)."""
+    count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
+    sizes = {"width": 32, "depth": 3, "start": (0.0, 2.7, 0.0)}
+    net, alone = build("unet", **sizes), build("single-task-unet", **sizes)
+    assert count(net) == 384_097
+    assert [count(one) for one in alone.nets] == [365_405, 365_009, 365_075]
+    assert 3.9 < count(build("unet", width=64, depth=3)) / count(net) < 4
+    assert [one.heads[0][-1].bias.mean().item() for one in alone.nets] == pytest.approx([0, 2.7, 0])
+    assert [head[-1].bias.mean().item() for head in net.heads] == pytest.approx([0, 2.7, 0])
+
+
+def test_the_unet_is_coarser_in_training_alone():
+    net, image = build("unet", stride=2), torch.rand(2, 3, 32, 48)
+    assert [y.shape[-2:] for y in net(image)] == [(16, 24)] * 3
+    assert [y.shape[-2:] for y in net.eval()(image)] == [(32, 48)] * 3

@@ -172,6 +172,9 @@ def test_streaming_gives_every_row_once_in_an_order_that_the_seed_decides(folder
     assert key(epochs[0]) == key(held.data("train"))
     sizes = [len(b[0]) for b in stream.batches("train", 3, 256)]
     assert set(sizes[:-1]) == {256} and sum(sizes) == held.sizes["train"]
+    parts = zip(*(stream.batches("train", 1, 256, rank=rank, world=3) for rank in range(3)), strict=True)
+    assert torch.equal(torch.cat([torch.cat([b[1] for b in ranks]) for ranks in parts]), epochs[0][1])
+    assert [len(b[0]) for b in stream.batches("train", 3, 256, drop_last=True)] == [256] * (sum(sizes) // 256)
     model = held.model("mmoe", 0)
     for split in ("train", "validation", "test"):
         assert stream.evaluate(model, split) == pytest.approx(held.evaluate(model, split), rel=1e-6)

@@ -67,6 +67,46 @@ def test_batches_refuse_what_makes_no_sense():
         next(iter(digits.batches("dev")))
     with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
         next(iter(digits.batches("train", 0, 0)))
+    for given, said in (
+        ({"rank": 2, "world": 2}, r"rank: must be in 0\.\.1, found 2"),
+        ({"rank": -1}, "rank: must be a whole number of at least 0, found -1"),
+        ({"world": 0}, "world: must be a whole number of at least 1, found 0"),
+        ({"world": 25}, "world: must be at most the 24 rows of the smallest batch, found 25; use drop_last"),
+        ({"world": 65, "drop_last": True}, "world: must be at most the 64 rows of the smallest batch, found 65"),
+        ({"drop_last": 2}, "drop_last: must be True or False, found 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            next(iter(digits.batches("train", 0, 64, **given)))
+    with pytest.raises(ValueError, match="drop_last: must be False for rows that are not trained on"):
+        next(iter(digits.batches("test", 0, 64, drop_last=True)))
+
+
+ROOMS = {"resolution": "32x48", "images": "7+3+2", "width": 4, "depth": 2}
+
+
+@pytest.mark.parametrize(("name", "size", "options"), [("digits", 64, {}), ("rooms", 3, ROOMS)])
+@pytest.mark.parametrize(("split", "drop_last"), [*((split, False) for split in SPLITS), ("train", True)])
+def test_ranks_share_the_batches_of_one_process(name, size, options, split, drop_last):
+    data = problem(name, **options)
+    world = 1 if name == "rooms" and split == "train" and not drop_last else 2 if name == "rooms" else 5
+    given = {"drop_last": True} if drop_last else {}
+    alone = list(data.batches(split, 3, size, **given))
+    ranks = [list(data.batches(split, 3, size, rank=r, world=world, **given)) for r in range(world)]
+    if split == "train":
+        assert {len(batches) for batches in ranks} == {len(alone)} == {data.sizes[split] // size + (not drop_last)}
+        for k, whole in enumerate(alone):
+            parts = [batches[k] for batches in ranks]
+            assert max(len(part[0]) for part in parts) - min(len(part[0]) for part in parts) <= 1
+            for t, together in zip(whole, zip(*parts, strict=True), strict=True):
+                assert torch.equal(t, torch.cat(together))
+    rows = sum(len(batch[0]) for batches in ranks for batch in batches)
+    assert rows == (data.sizes[split] // size * size if drop_last else data.sizes[split])
+
+
+def test_a_rank_without_a_row_of_the_last_batch_skips_it_where_nothing_is_trained():
+    data = problem("rooms", **ROOMS)
+    sizes = [[len(batch[0]) for batch in data.batches("validation", 0, 2, rank=r, world=2)] for r in (0, 1)]
+    assert sorted(sizes) == [[1], [1, 1]]
 
 
 @pytest.fixture

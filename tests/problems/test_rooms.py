@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mtl.methods import method
 from mtl.problems.scenes.geometry import normals_from_depth
 from mtl.problems.scenes.nyuv2_files import CLASSES
 from mtl.problems.scenes.room_plans import Plan
 from mtl.problems.scenes.rooms import FOCAL, Rooms, render
+from mtl.runs.cells import grid
+from mtl.training.fit import Budget, fit
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,38 @@ def test_a_small_net_learns_rooms():
     after = problem.evaluate(net, "test")
     assert after["score"] > before["score"] + 0.3
     assert all(after[f"{t}/score"] > before[f"{t}/score"] for t in problem.tasks)
+
+
+def test_losses_on_every_second_pixel_and_metrics_on_all():
+    sizes = {"resolution": "32x48", "images": "4+2+2", "width": 4, "depth": 3}
+    whole, half = Rooms("smoke", **sizes), Rooms("smoke", loss_stride=2, **sizes)
+    assert "loss_stride" not in whole.options and half.options["loss_stride"] == 2
+    batch = next(iter(half.batches("train", 0, 4)))
+    every, second = (list(p.losses(p.model("segnet", 0), batch)) for p in (whole, half))
+    net = whole.model("segnet", 0)
+    by_hand = whole.task_losses([y[..., ::2, ::2] for y in net(batch[0])], [t[..., ::2, ::2] for t in batch[1:]])
+    assert torch.equal(torch.stack(second), torch.stack(by_hand))
+    assert not torch.allclose(torch.stack(every), torch.stack(second), rtol=1e-4)
+    assert half.evaluate(net, "test") == whole.evaluate(net, "test")
+    unet = half.model("unet", 0)
+    assert unet(batch[0])[0].shape[-2:] == (16, 24)
+    assert all(loss.isfinite() for loss in half.losses(unet, batch))
+    assert half.model("unet", 0).heads[1][-1].bias.item() == pytest.approx(half.middle)
+    with pytest.raises(ValueError, match="loss_stride must be 1, 2 or 4, found 3"):
+        Rooms("smoke", loss_stride=3, **sizes)
+
+
+def test_a_unet_trains_at_half_resolution():
+    sizes = {"resolution": "32x48", "images": "16+2+4", "width": 8, "depth": 3, "loss_stride": 2}
+    budget = Budget(12, 4, lr=3e-3, weight_decay=0.05, last=1, optimizer="adamw", one_cycle=0.2, drop_last=True)
+    data = Rooms("smoke", **sizes)
+    run = fit(data, method("ls", n_tasks=3), model="unet", seed=0, budget=budget)
+    assert run.status == "ok" and run.n_steps == 12 * 4
+    before = data.evaluate(data.model("unet", 0), "test")
+    assert all(run.last[f"{task}/score"] > before[f"{task}/score"] for task in data.tasks)
+
+
+def test_single_task_learning_has_the_net_of_its_table():
+    sizes = {"resolution": "32x48", "images": "4+2+2"}
+    cells = grid("rooms", [("STL", "stl", {}), ("LS", "ls", {})], ["unet"], [0], "smoke", Budget(1, 4), **sizes)
+    assert [cell.model for cell in cells] == ["single-task-unet"] * 3 + ["unet"]

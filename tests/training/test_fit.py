@@ -11,6 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ class Lines(Problem):
     def task_losses(self, outputs: list[Tensor], targets: Tensor) -> tuple[Tensor, ...]:
         return tuple(((o - y) ** 2).mean() for o, y in zip(outputs, targets.unbind(1), strict=True))
 
-    def batches(self, split: str, *rest: Any) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, split: str, *rest: Any, **more: Any) -> Iterator[tuple[Tensor, ...]]:
         """Training inputs are jittered: a problem may draw from the run's generator."""
-        for x, y in super().batches(split, *rest):
+        for x, y in super().batches(split, *rest, **more):
             yield (x + 0.01 * torch.randn(x.shape) if split == "train" else x), y
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -450,6 +451,11 @@ def test_progress_hears_each_epoch() -> None:
         ({"epochs": True}, "epochs: must be a whole number of at least 1, found True"),
         ({"lr": True}, "lr: must be finite and > 0, found True"),
         ({"lr": "1"}, "lr: must be finite and > 0, found '1'"),
+        ({"optimizer": "sgd"}, "optimizer: must be one of adam, adamw, found 'sgd'"),
+        ({"one_cycle": 1.0}, r"one_cycle: must be in \(0, 1\), found 1.0"),
+        ({"one_cycle": 0.2, "patience": 1}, "one_cycle: must be without patience and halve_at, found Budget"),
+        ({"one_cycle": 0.2, "halve_at": 1}, "one_cycle: must be without patience and halve_at, found Budget"),
+        ({"drop_last": 1}, "drop_last: must be True or False, found 1"),
     ],
 )
 def test_budget_is_checked(options: dict[str, float], said: str) -> None:
@@ -538,6 +544,56 @@ def test_last_epochs_are_averaged_on_test_and_choose_nothing():
     assert run.last["score"] == pytest.approx(sum(shown) / 2)
     alone = fit(data, method("ls", n_tasks=2), model="mlp", seed=0, budget=Budget(4, 256, lr=0.01))
     assert alone.metrics == run.metrics and alone.last is None
+
+
+CYCLE = Budget(4, 16, lr=0.02, weight_decay=0.05, last=2, optimizer="adamw", one_cycle=0.3, drop_last=True)
+
+
+def test_adamw_and_one_cycle_are_those_of_torch() -> None:
+    """The same steps by hand; the short batch of the epoch is left out."""
+    data = build("digits", tasks=2)
+    run = fit(data, method("ls", n_tasks=2), model="mlp", seed=3, budget=replace(CYCLE, batch_size=256))
+    net = data.model("mlp", 3)
+    adam = torch.optim.AdamW(net.parameters(), lr=0.02, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 0.02, 4 * 2, pct_start=0.3, cycle_momentum=False)
+    orders = [int(np.random.SeedSequence((3, epoch)).generate_state(1)[0]) for epoch in range(4)]
+    batches = [batch for order in orders for batch in list(data.batches("train", order, 256))[:2]]
+    for batch in batches:
+        adam.zero_grad()
+        sum(data.losses(net, batch)).backward()
+        adam.step()
+        if batch is not batches[-1]:
+            schedule.step()
+    assert run.n_steps == len(batches) == 8
+    assert data.evaluate(net, "validation") == pytest.approx(run.history[-1]["validation"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ls", "adatask", "uw", "fairgrad"])
+@pytest.mark.parametrize("stop", [3, 9])
+def test_a_cycle_resumes_bit_for_bit(tmp_path: Path, name: str, stop: int) -> None:
+    whole = numbers(small(method=method(name, 2), budget=CYCLE))
+    assert whole["n_steps"] == 4 * (72 // 16) and whole["last"]
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        small(Lines(stop_at=stop), method(name, 2), budget=CYCLE, checkpoint=path, checkpoint_every=0)
+    assert numbers(small(method=method(name, 2), budget=CYCLE, checkpoint=path)) == whole
+
+
+def test_settings_that_are_not_used_are_in_no_key() -> None:
+    plain = {"epochs": 4, "batch_size": 16, "lr": 0.02, "weight_decay": 1e-4, "patience": None}
+    assert BUDGET.settings() == plain
+    assert Budget(**CYCLE.settings()) == CYCLE
+    assert set(CYCLE.settings()) == {field.name for field in fields(Budget)} - {"halve_at"}
+
+
+def test_more_batches_than_the_cycle_has_steps_are_refused() -> None:
+    class Twice(Lines):
+        def batches(self, split: str, *rest: Any) -> Iterator[tuple[Tensor, ...]]:
+            for batch in super().batches(split, *rest):
+                yield from (batch, batch)
+
+    with pytest.raises(RunError, match="problem 'lines': must give 10 batches of 72 rows in all, found more"):
+        small(Twice(), budget=Budget(2, 16, one_cycle=0.5))
 
 
 @pytest.mark.parametrize("wrong", [{"last": 3}, {"last": 1, "patience": 1}, {"halve_at": 0}])

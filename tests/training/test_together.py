@@ -204,6 +204,25 @@ def test_a_halved_rate_and_the_mean_of_the_last_epochs() -> None:
     assert runs[0].history[5]["losses"] != pytest.approx(plain[0].history[5]["losses"], rel=1e-6)
 
 
+def test_a_cycle_of_the_rate_and_no_short_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.training.stacked.WINDOW", 3)  # steps wait in windows that are no epochs
+    budget = Budget(3, 16, lr=0.05, weight_decay=0.1, optimizer="adamw", one_cycle=0.4, drop_last=True)
+    data = Curves()
+    together = fit_seeds(data, "uw", {}, model="small", seeds=SEEDS, budget=budget)
+    for run, lone in zip(together, alone(data, "uw", {}, SEEDS, budget, "small"), strict=True):
+        assert run.n_steps == lone.n_steps == 12
+        assert_close(told(run), told(lone), 1e-6)
+
+
+def test_a_task_that_is_not_there_is_refused() -> None:
+    class Partly(Curves):
+        def losses(self, model: Any, batch: tuple[Tensor, ...]) -> Any:
+            return super().losses(model, batch)[0], None
+
+    with pytest.raises(ValueError, match="found that curves returns None for task 1; train its seeds one by one"):
+        fit_seeds(Partly(), "ls", {}, model="small", seeds=SEEDS, budget=BUDGET)
+
+
 def test_wall_times_are_shares_of_the_whole() -> None:
     start = time.perf_counter()
     runs = fit_seeds(Curves(), "ls", {}, model="small", seeds=SEEDS, budget=BUDGET)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtl.models.base import MultiTaskModel
 from mtl.models.dense import MODELS, dense_model
-from mtl.problems.base import SPLITS, Batch, Metric, Problem, check_scale
+from mtl.problems.base import SPLITS, Batch, Metric, Problem, check_scale, cuts
 from mtl.problems.scenes import metrics as md
 
 SCALES = ((1, 1), (5, 6), (2, 3))  # side of the crop over side of the image: zoom 1, 1.2, 1.5
@@ -31,6 +31,7 @@ class SceneOptions:
     """What all scene problems can be told; a table of them says what each scale does unless told otherwise.
 
     `images` are those to train on, validate, test (None: all there are); width and depth are the network's.
+    `loss_stride` = 2 takes the training losses on every second pixel of every second row; evaluation sees them all.
     """
 
     resolution: tuple[int, int]
@@ -41,6 +42,7 @@ class SceneOptions:
     amp: bool = False
     channels_last: bool = True
     official_split: bool = False
+    loss_stride: int = 1
 
     @classmethod
     def at(cls, scale: str, settings: Mapping[str, "SceneOptions"], given: Mapping[str, Any]) -> "SceneOptions":
@@ -63,6 +65,8 @@ class SceneOptions:
                 ):
                     raise ValueError(f"{name} must be like {example}, found {wanted!r}")
                 chosen[name] = tuple(map(int, parts))
+        if (stride := chosen.get("loss_stride", 1)) not in (1, 2, 4):
+            raise ValueError(f"loss_stride must be 1, 2 or 4, found {stride!r}")
         return replace(settings[check_scale(scale, settings)], **chosen)
 
 
@@ -102,14 +106,17 @@ class Scenes(Problem):
             "images": "+".join(str(len(splits[name][0])) for name in SPLITS),
             **(options or {}),
         }
+        if chosen.loss_stride == 1:  # not used: rows from before it was there keep their keys
+            del told["loss_stride"]
         super().__init__(
             scale, tasks, splits, source=source, fingerprint=fingerprint, options=told, stands_in_for=stands_in_for
         )
         self.classes = tuple(classes)
         self.sizes_of_net = {name: told[name] for name in ("width", "depth", "official_split")}
+        self.loss_stride = chosen.loss_stride
         self.augment, self.amp, self.depth_unit = chosen.augment, chosen.amp, depth_unit
         self.layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-        self.constant_error = _constant_errors({name: batch[2] for name, batch in splits.items()})
+        self.middle, self.constant_error = _constant_errors({name: batch[2] for name, batch in splits.items()})
 
     @classmethod
     def option_names(cls) -> set[str]:
@@ -123,14 +130,26 @@ class Scenes(Problem):
         )
 
     def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
-        """MTAN, SegNet with one head per task, or one SegNet per task; sizes: width, depth, official_split."""
+        """MTAN, SegNet or UNet with one head per task, or one net per task; sizes: width, depth, official_split.
+
+        A UNet's depth begins at the median of the training pixels.
+        """
         outputs = (len(self.classes), 1, 3)[: len(self.tasks)]
         unit = (False, False, True)[: len(self.tasks)]
-        net = dense_model(name, outputs, unit, seed=seed, **{**self.sizes_of_net, **sizes})
+        own = {**self.sizes_of_net, "stride": self.loss_stride, "start": (0.0, self.middle, 0.0)[: len(self.tasks)]}
+        net = dense_model(name, outputs, unit, seed=seed, **{**own, **sizes})
         return net.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def batches(
-        self, split: str, seed: int = 0, batch_size: int = 8, device: torch.device | str = "cpu"
+        self,
+        split: str,
+        seed: int = 0,
+        batch_size: int = 8,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
     ) -> Iterator[Batch]:
         """Batches (image in [0, 1], label int64, depth float32, normal float32); "train" shuffled and augmented.
 
@@ -138,11 +157,10 @@ class Scenes(Problem):
         device, and a resumed epoch goes on with the same crops.
         """
         if split != "train" or not self.augment:
-            for batch in super().batches(split, seed, batch_size, device):
+            plain = super().batches(split, seed, batch_size, device, rank=rank, world=world, drop_last=drop_last)
+            for batch in plain:
                 yield self._floats(batch)
             return
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         tensors, n = self.data(split, device), self.sizes[split]
         draw = torch.Generator().manual_seed(seed)
         order = torch.randperm(n, generator=draw).to(device)
@@ -153,8 +171,8 @@ class Scenes(Problem):
         top, left = (where[0] * (height - h + 1)).long(), (where[1] * (width - w + 1)).long()
         flip = (torch.rand(n, generator=draw) < 0.5).long()
         boxes = torch.stack([h, w, top, left, flip, down, up], 1).to(device)
-        for rows, box in zip(order.split(batch_size), boxes.split(batch_size), strict=True):
-            yield self._floats(crop(tensors, rows, box))
+        for part in cuts(n, batch_size, rank, world, drop_last, train=True):
+            yield self._floats(crop(tensors, order[part], boxes[part]))
 
     def _floats(self, batch: Batch) -> Batch:
         image, label, depth, *normal = batch
@@ -164,6 +182,10 @@ class Scenes(Problem):
 
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The losses; each is zero where a batch has not one valid pixel."""
+        if (s := self.loss_stride) > 1:
+            targets = [t[..., ::s, ::s] for t in targets]
+            size = targets[0].shape[-2:]
+            outputs = [y if y.shape[-2:] == size else y[..., ::s, ::s] for y in outputs]
         label, depth, *normal = targets
         valid = label != md.VOID
         entropy = F.cross_entropy(outputs[0].float(), label, ignore_index=md.VOID, reduction="sum")
@@ -258,9 +280,9 @@ def crop(tensors: Batch, rows: Tensor, boxes: Tensor) -> Batch:
     return smooth[:, :3] / 255, label[place], metres, smooth[:, 3:] * mirror
 
 
-def _constant_errors(depths: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean |d - c| per split, c the median of the training depths; every 7th pixel will do."""
+def _constant_errors(depths: Mapping[str, Tensor]) -> tuple[float, dict[str, float]]:
+    """The median c of the training depths, and mean |d - c| per split; every 7th pixel will do."""
     seen = {name: d.flatten()[::7].float().numpy() for name, d in depths.items()}
     known = {name: d[d > 0] for name, d in seen.items()}
-    constant = np.median(known["train"]) if len(known["train"]) else 1.0
-    return {name: float(np.abs(d - constant).mean()) if len(d) else 1.0 for name, d in known.items()}
+    constant = float(np.median(known["train"])) if len(known["train"]) else 1.0
+    return constant, {name: float(np.abs(d - constant).mean()) if len(d) else 1.0 for name, d in known.items()}
