@@ -1,12 +1,17 @@
 """Random Gram matrices of every kind that training can produce, and checks that know nothing of the solvers."""
 
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FAMILIES = ("plain", "aligned", "low rank", "near-collinear", "near-stationary", "stationary", "duplicate", "zero row")
+MORE = ("weakly stationary", "near-opposed", "any scale", "float32", "float32 low rank")
+"""For the soak only."""
+OPPOSED = (2, 3, 4, 5)  # as many tasks as rational arithmetic takes
 SIZES = (2, 3, 4, 6, 10, 20, 40)
 
 
@@ -19,6 +24,8 @@ def gradients(family: str, T: int, count: int, generator: torch.Generator, decad
     def power(low: float, high: float, *shape: int) -> Tensor:
         return 10 ** (low + (high - low) * torch.rand(count, *shape, generator=generator, dtype=torch.float64))
 
+    born = family.startswith("float32")
+    family = family.removeprefix("float32 ")
     D = max(1, T // 2) if family == "low rank" else T + 3
     G = normal(T, D)
     if family == "aligned":
@@ -31,19 +38,26 @@ def gradients(family: str, T: int, count: int, generator: torch.Generator, decad
         G = G - G.mean(1, keepdim=True) * (1 - power(-6, 0, 1, 1))
     if family == "duplicate":
         G[:, -1] = G[:, 0]
+    if family == "near-opposed":  # a convex combination is 1e-7.5 to 1e-6 of the lengths: just above the cutoff
+        w = torch.rand(count, 1, T, generator=generator, dtype=torch.float64)
+        return G - (w / w.sum(-1, keepdim=True)) @ G * (1 - power(-7.5, -6, 1, 1))
+    if family == "any scale":
+        return G * power(-15, 15, 1, 1) * (torch.arange(count) % 20 > 0)[:, None, None]
     G = G * power(-decades / 2, decades / 2, T, 1)
     if family == "stationary":
         G[:, -1] = -(power(-1, 0, T - 1, 1) * G[:, :-1]).sum(1)
+    if family == "weakly stationary" and T > 2:  # some cancel, the last one has no part in it
+        G[:, -2] = -(power(-1, 0, T - 2, 1) * G[:, :-2]).sum(1)
     if family == "zero row":
         G[:, -1] = 0
-    return G
+    return G.float().double() if born else G
 
 
 def batches(total: int, seed: int) -> Iterator[tuple[str, int, Tensor]]:
     """At least `total` problems over all families and sizes, with their Gram matrices."""
     generator = torch.Generator().manual_seed(seed)
-    each = -(-total // (len(FAMILIES) * len(SIZES)))
-    for family in FAMILIES:
+    each = -(-total // (len(FAMILIES + MORE) * len(SIZES)))
+    for family in FAMILIES + MORE:
         for T in SIZES:
             G = gradients(family, T, each, generator)
             yield family, T, G @ G.mT
@@ -134,3 +148,46 @@ def check_kl(log_p: Tensor, payoff: Tensor, eta: float, rho: float, p: Tensor) -
     spread = np.maximum(-a.min(1), 1)
     excess = (entropy + np.log(np.longdouble(T)) - rho) / rho
     return np.maximum.reduce([excess, np.abs(x.sum(1) - 1), (best - value) / spread])
+
+
+def nearest(K: Tensor, c: list[Fraction]) -> list[Fraction]:
+    """x >= 0 with K x >= c and equality where x > 0, in rational arithmetic by trying every support."""
+    k = [[Fraction(x) for x in row] for row in K.tolist()]
+    T = range(len(k))
+    for size in T:
+        for P in combinations(T, size + 1):
+            M = [[k[i][j] for j in P] + [c[i]] for i in P]
+            for i in range(len(P)):  # K has full rank: pivots are not zero
+                M[i] = [x / M[i][i] for x in M[i]]
+                M = [
+                    row if j == i else [x - row[i] * y for x, y in zip(row, M[i], strict=True)]
+                    for j, row in enumerate(M)
+                ]
+            x = [Fraction(0)] * len(k)
+            for i, row in zip(P, M, strict=True):
+                x[i] = row[-1]
+            if min(x) >= 0 and all(sum(k[i][j] * x[j] for j in T) >= c[i] for i in T):
+                return x
+    return [Fraction(0)] * len(k)
+
+
+def check_length(K: Tensor, w: Tensor, v: Tensor | None) -> np.ndarray:
+    """Relative miss of |G'w|^2 of the shortest vector, or of the projection of G'v, against rational arithmetic."""
+
+    def square(k: list[list[Fraction]], x: list[Fraction]) -> Fraction:
+        return sum((a * row[j] * b for a, row in zip(x, k, strict=True) for j, b in enumerate(x)), Fraction(0))
+
+    misses = []
+    for i in range(len(K)):
+        k, found = ([[Fraction(x) for x in row] for row in K[i].tolist()], [Fraction(x) for x in w[i].tolist()])
+        start = [Fraction(0)] * len(k) if v is None else [Fraction(x) for x in v[i].tolist()]
+        c = [
+            Fraction(1) if v is None else -sum((a * b for a, b in zip(row, start, strict=True)), Fraction(0))
+            for row in k
+        ]
+        best = [a + b for a, b in zip(start, nearest(K[i], c), strict=True)]
+        if v is None:
+            best = [x / sum(best) for x in best]
+        least = square(k, best)
+        misses.append(float(abs(square(k, found) / least - 1)) if least else float(any(found)))
+    return np.array(misses)

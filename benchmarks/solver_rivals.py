@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 from torch import Tensor
 
 RHO = 0.3
@@ -23,6 +23,8 @@ def rivals(name: str, T: int) -> dict[str, Rival]:
         "scipy": lambda *given: partial(scipy_answer, name, *arrays(given)),
         "tight": lambda *given: partial(scipy_answer, name, *arrays(given), tight=True),
     }
+    if name in ("min_norm", "dual_cone", "kl_ball"):
+        found["direct"] = lambda *given: partial(direct, name, *arrays(given))
     if find_spec("cvxpy") is not None:
         compiled = cvxpy_solver(name, T)
         found["cvxpy"] = lambda *given: partial(compiled, *arrays(given), square_root(arrays(given)[0]))
@@ -62,6 +64,24 @@ def scipy_answer(name: str, K: np.ndarray, log_p: np.ndarray, payoff: np.ndarray
     gain = log_p + 0.5 * payoff
     call["constraints"].append(ball)
     return minimize(lambda x: (x * np.log(np.maximum(x, tiny))).sum() - x @ gain, u, **call).x
+
+
+def direct(name: str, K: np.ndarray, log_p: np.ndarray, payoff: np.ndarray) -> np.ndarray:
+    """scipy's routine for just this problem, unscaled and without a certificate: nnls, or brentq on the multiplier."""
+    T = len(K)
+    if name == "kl_ball":
+        a = log_p + 0.5 * payoff
+
+        def excess(k: float) -> float:
+            log = k * a - special.logsumexp(k * a)
+            return float(np.exp(log) @ log) + np.log(T) - RHO
+
+        return special.softmax((optimize.brentq(excess, 1e-12, 1.0, xtol=1e-15) if excess(1.0) > 0 else 1.0) * a)
+    F = square_root(K)
+    if name == "dual_cone":
+        return 1 / T + optimize.nnls(F, -F.sum(1) / T)[0]
+    z = optimize.nnls(np.vstack([F, np.ones(T)]), np.eye(T + 1)[T])[0]
+    return z / z.sum()
 
 
 def cvxpy_solver(name: str, T: int) -> Callable[..., np.ndarray]:

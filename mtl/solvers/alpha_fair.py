@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import lapack
 from torch import Tensor
 
-from mtl.solvers import pairs
+from mtl.solvers import pairs, small
 from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Gram, posv, product, solve
 from mtl.solvers.nonneg import shortest
 from mtl.solvers.pairs import FAR
@@ -95,7 +95,6 @@ def _exactly(hat: Array, alpha: float, gamma: Array, v: Array, steps: int = 40) 
     return v, False
 
 
-@np.errstate(all="ignore")
 def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """The positive solution of K w = w^(-1/alpha): FairGrad's weights; alpha = 1 is Nash-MTL.
 
@@ -127,7 +126,12 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
     alpha = float(alpha)
     if K.shape[-1] == 2:
         return _two(pairs.pair(K, rounding), alpha)
-    p = Gram(K, rounding)
+    return small.alpha_fair(K, alpha, rounding) or _solve(Gram(K, rounding), alpha, steps)
+
+
+@np.errstate(all="ignore")
+def _solve(p: Gram, alpha: float, steps: int) -> tuple[Tensor, Certificate]:
+    """A batch of problems of three tasks or more."""
     p.bad |= [lapack.dpotrf(R + p.cut * np.eye(p.T))[1] != 0 for R in p.R]
     logs = np.log(p.nu) + LN2 * p.e
     middle = np.add.reduce(logs, 1, keepdims=True) / p.T
@@ -167,6 +171,7 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
     return p.certify("alpha_fair", w, residual, count, stationary, solved, stationary)
 
 
+@np.errstate(all="ignore")
 def _two(k: pairs.Pair, alpha: float) -> tuple[Tensor, Certificate]:
     m, both = k.m, (0, 1)
     logs = m.log(k.n[0]), m.log(k.n[1])

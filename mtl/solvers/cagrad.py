@@ -5,7 +5,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from mtl.solvers import pairs
+from mtl.solvers import pairs, small
 from mtl.solvers.certificate import (
     EPS,
     GREY,
@@ -182,7 +182,6 @@ def _one(p: Gram, i: int, c: float) -> Answer:
     return Answer(w, a.miss, a.steps, f.definite and a.miss <= TOLERANCE and solved, bool(none), f.definite)
 
 
-@np.errstate(all="ignore")
 def cagrad_step(K: Tensor, c: float, rounding: float | None = None) -> tuple[Tensor, Certificate]:
     """Weights of CAGrad's direction d = G'(1/T + x), the maximiser of min_t <g_t, d> over |d - g0| <= c|g0|.
 
@@ -201,10 +200,14 @@ def cagrad_step(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
         raise ValueError(f"c: must be finite and >= 0, found {c}")
     if K.shape[-1] == 2:
         return _two(pairs.pair(K, rounding), float(c))
-    p = Gram(K, rounding)
-    return p.answer("cagrad", [_one(p, i, float(c)) for i in range(len(p))])
+    if found := small.cagrad(K, float(c), rounding):
+        return found
+    with np.errstate(all="ignore"):
+        p = Gram(K, rounding)
+        return p.answer("cagrad", [_one(p, i, float(c)) for i in range(len(p))])
 
 
+@np.errstate(all="ignore")
 def _two(k: pairs.Pair, c: float) -> tuple[Tensor, Certificate]:
     m = k.m
     none = k.none | (pairs.shortest(k)[2] <= k.cut)

@@ -93,6 +93,8 @@ class Gram:
         fine = 4 * self.T * 1e-10  # K in float64 of gradients rounded to the root of that
         self.noise = math.sqrt(self.cut) if self.coarse and self.cut < fine else self.cut
         self.batch: Batch = K.shape[:-2]
+        if not np.logical_and.reduce(flat == flat.mT, None):  # a float32 product is symmetric up to rounding only
+            flat = 0.5 * flat + 0.5 * flat.mT
         own = _diagonal(flat)
         self.zero, self.bad, self.zeros = own == 0, np.zeros(len(flat), bool), False
         if not (len(flat) and math.isfinite(np.add.reduce(flat, None)) and np.minimum.reduce(own, None) > 0):
@@ -202,14 +204,14 @@ def alone(
     good: bool,
     stationary: bool,
     bad: bool,
-    sizes: Callable[[], tuple[Any, Any]],
+    sizes: Callable[[], tuple[Any, Any]] | None,
 ) -> tuple[Tensor, Certificate]:
-    """The same for one problem; `sizes`: norms as n 2^e."""
+    """The same for one problem; `sizes`: norms as n 2^e, None where a lost digit of w is none of a direction."""
     if bad or not math.isfinite(sum(w)):
         good, stationary = False, stationary and not bad
         w, residual = ([math.nan] * len(w), math.nan) if bad else (w, residual)
     out = torch.tensor(w, dtype=like.dtype, device=like.device)
-    if good and like.dtype != torch.float64:
+    if sizes is not None and good and like.dtype != torch.float64:
         lost = np.abs(np.array(out.tolist()) - w) > torch.finfo(out.dtype).eps * np.abs(w)
         if lost.any():
             n, e = sizes()

@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import mul
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from mtl.solvers.certificate import TOLERANCE, Array, Certificate, back, certificate, host
+from mtl.solvers.certificate import TOLERANCE, Array, Certificate, alone, back, certificate, host
 from mtl.solvers.pairs import ONE
 
 
@@ -34,38 +36,66 @@ def _kl(log_p: Array) -> Array:
     return found
 
 
-def _tilt(a: Array, k: Array) -> Array:
-    """log p with p proportional to exp(k a), max a = 0."""
-    found: Array = k * a
-    found -= np.log(np.exp(found).sum(1, keepdims=True))
-    return found
+class One:
+    """KL of one player p ~ exp(k a), max a = 0, in Python floats."""
+
+    m: Any = ONE
+
+    def __init__(self, a: list[float]) -> None:
+        self.a, self.least, self.log_T = a, min(a), math.log(len(a))
+
+    def at(self, k: float, near: bool) -> tuple[float, float]:
+        """KL and its slope in k; `near`: without cancellation near the uniform p."""
+        a = self.a
+        e = [math.exp(k * z) for z in a]
+        s, moved = sum(e), list(map(mul, e, a))
+        mean = sum(moved) / s
+        slope = k * max(sum(map(mul, moved, a)) / s - mean * mean, 0.0)
+        return self.kl(self.tilt(k)) if near else self.log_T + k * mean - math.log(s), slope
+
+    def tilt(self, k: float) -> list[float]:
+        """log p."""
+        log_s = math.log(sum([math.exp(k * z) for z in self.a]))
+        return [k * z - log_s for z in self.a]
+
+    def kl(self, log_p: list[float]) -> float:
+        found = 0.0
+        for x in log_p:
+            s = max(x, -800.0) + self.log_T
+            excess = math.expm1(s)
+            found += (1 + excess) * s - excess
+        return max(found / len(log_p), 0.0)
 
 
-def _root(a: Array, rho: float, m: Any, steps: int = 60) -> tuple[Any, int]:
-    """k in (0, 1] with KL(p_k || uniform) = rho, 1 inside the ball, for log q = a with maximum 0; and the steps taken.
+class Many:
+    """The same for a batch, a (B, T)."""
 
-    `m` is `ONE` for a (T,), NumPy for (B, T). Newton on the root of KL, which is nearly linear in k while p is near the
-    uniform one, between bounds: k >= sqrt(8 rho)/range(a) (Hoeffding), k <= 1.
+    m: Any = np
+
+    def __init__(self, a: Array) -> None:
+        self.a, self.least, self.log_T = a, np.minimum.reduce(a, 1), math.log(a.shape[1])
+
+    def at(self, k: Array, near: bool) -> tuple[Array, Array]:
+        scaled = k[:, None] * self.a
+        e = np.exp(scaled)
+        s = np.add.reduce(e, 1)
+        mean = np.add.reduce(e * self.a, 1) / s
+        slope = k * np.maximum(np.add.reduce(e * self.a * self.a, 1) / s - mean * mean, 0.0)
+        return _kl(scaled - np.log(s)[:, None]) if near else self.log_T + k * mean - np.log(s), slope
+
+
+def _root(game: One | Many, rho: float, steps: int = 60) -> tuple[Any, int]:
+    """k in (0, 1] with KL(p_k || uniform) = rho, 1 inside the ball; and the steps taken.
+
+    Newton on the root of KL, which is nearly linear in k while p is near the uniform one, between bounds:
+    k >= sqrt(8 rho)/range(a) (Hoeffding), k <= 1.
     """
-    T, square, one = a.shape[-1], a * a, np.ones(a.shape[-1])
-    log_T, root = math.log(T), math.sqrt(rho)
-
-    def dot(x: Array, y: Array) -> Any:
-        return float(x @ y) if m is ONE else np.add.reduce(x * y, 1)
+    near, root, log_T, m = rho <= 1e-4, math.sqrt(rho), game.log_T, game.m
 
     def at(k: Any) -> tuple[Any, Any]:
-        """KL and its slope in k."""
-        scaled = k * a if m is ONE else k[:, None] * a
-        e = np.exp(scaled)
-        s = dot(e, one)
-        mean = dot(e, a) / s
-        slope = k * m.maximum(dot(e, square) / s - mean * mean, 0.0)
-        if rho > 1e-4:
-            return log_T + k * mean - m.log(s), slope
-        found = _kl(scaled - (m.log(s) if m is ONE else np.log(s)[:, None]))
-        return (float(found) if m is ONE else found), slope
+        return game.at(k, near)
 
-    low = m.minimum(math.sqrt(8 * rho) / m.maximum(-np.minimum.reduce(a, -1), 1e-300), 1.0)
+    low = m.minimum(math.sqrt(8 * rho) / m.maximum(-game.least, 1e-300), 1.0)
     high = low * 0 + 1.0
     inside = at(high)[0] <= rho
     k, step = m.where(inside, 1.0, low), 0
@@ -73,7 +103,7 @@ def _root(a: Array, rho: float, m: Any, steps: int = 60) -> tuple[Any, int]:
         step += 1
         kl, slope = at(k)
         gap = kl - rho
-        if m.max(m.where(inside, 0.0, m.abs(gap))) <= 1e-15 * (log_T if rho > 1e-4 else rho):
+        if m.max(m.where(inside, 0.0, m.abs(gap))) <= 1e-15 * (rho if near else log_T):
             break
         low, high = m.where(gap < 0, k, low), m.where(gap < 0, high, k)
         own = m.sqrt(m.maximum(kl, 0.0))
@@ -87,10 +117,9 @@ def _edge(rho: float) -> float:
     """Log odds of the outermost p of two tasks in the ball; infinite where that is the whole simplex."""
     if rho >= math.log(2):
         return math.inf
-    return 800 * float(_root(np.array([0.0, -800.0]), rho, ONE, 200)[0])
+    return 800 * float(_root(One([0.0, -800.0]), rho, 200)[0])
 
 
-@np.errstate(all="ignore")
 def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep:
     """argmax over {p : KL(p||uniform) <= rho} of eta <payoff, p> - KL(p||p_old), in logarithms.
 
@@ -116,6 +145,36 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     for name, value in (("eta", eta), ("rho", rho)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be finite and >= 0, found {value}")
+    if log_p.ndim == payoff.ndim == 1 and log_p.shape == payoff.shape and (found := _one(log_p, payoff, eta, rho)):
+        return found
+    return _many(log_p, payoff, eta, rho)
+
+
+def _one(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | None:
+    """One player; None where log q is not finite."""
+    whole = [max(x, -1e15) + eta * y for x, y in zip(log_p.tolist(), payoff.tolist(), strict=True)]
+    if not math.isfinite(sum(whole)):
+        return None
+    top = max(whole)
+    game, k, steps = One([x - top for x in whole]), 1.0, 0
+    if rho == 0:
+        k = 0.0
+    elif len(whole) == 2:
+        k = min(_edge(rho) / max(-game.least, 1e-300), 1.0)
+    else:
+        k, steps = _root(game, rho)
+    new = game.tilt(k)
+    miss = game.kl(new) - rho
+    miss = (abs(miss) if k < 1 else max(miss, 0.0)) / (rho or 1.0)
+    p, proof = alone("kl_ball", log_p, [math.exp(x) for x in new], steps, miss, miss <= TOLERANCE, False, False, None)
+    out = torch.tensor(new, dtype=log_p.dtype, device=log_p.device)
+    lam = torch.tensor(1 / k - 1 if k else math.inf, dtype=log_p.dtype, device=log_p.device)
+    return KLStep(p, out, lam, proof)
+
+
+@np.errstate(all="ignore")
+def _many(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep:
+    """Players in a batch (..., T)."""
     whole = np.maximum(host(log_p), -1e15) + eta * host(payoff)
     batch, T = whole.shape[:-1], whole.shape[-1]
     a = whole.reshape(-1, T)
@@ -126,12 +185,11 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     elif T == 2:
         odds = -np.minimum.reduce(a, 1)
         k = np.where(odds > _edge(rho), _edge(rho) / odds, 1.0)
-    elif len(a) == 1 and math.isfinite(np.add.reduce(a, None)):
-        k[0], steps = _root(a[0], rho, ONE)
     else:
-        k, steps = _root(a, rho, np)
+        k, steps = _root(Many(a), rho)
     k, binding = k[:, None], k < 1
-    new = _tilt(a, k)
+    new = k * a
+    new -= np.log(np.exp(new).sum(1, keepdims=True))
     miss = _kl(new) - rho
     miss = np.where(binding, np.abs(miss), np.maximum(miss, 0)) / (rho or 1.0)
     proof = certificate("kl_ball", batch, miss, steps, miss <= TOLERANCE, np.zeros(len(a), bool))

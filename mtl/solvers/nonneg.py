@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import lsq_linear, nnls
 from torch import Tensor
 
-from mtl.solvers import pairs
+from mtl.solvers import pairs, small
 from mtl.solvers.certificate import (
     EPS,
     GREY,
@@ -158,6 +158,8 @@ def min_norm(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certific
     """
     if K.shape[-1] == 2:
         return _two_shortest(pairs.pair(K, rounding))
+    if found := small.min_norm(K, rounding):
+        return found
     p = Gram(K, rounding)
     return p.answer("min_norm", [_shortest(p, i) for i in range(len(p))])
 
@@ -205,6 +207,8 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     >>> w.tolist()
     [1.0, 0.25]
     """
+    if K.shape[-1] > 2 and (alone := small.dual_cone(K, v, rounding)):
+        return alone
     batch: Batch = () if K.ndim == 2 and v.ndim == 1 else np.broadcast_shapes(K.shape[:-2], v.shape[:-1])
     first = host(v)[None] if not batch else np.broadcast_to(host(v), (*batch, v.shape[-1])).reshape(-1, v.shape[-1])
     if not math.isfinite(np.add.reduce(first, None)) and not np.isfinite(first).all():

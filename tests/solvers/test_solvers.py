@@ -20,7 +20,7 @@ from benchmarks.solver_problems import (
     gradients,
 )
 from mtl import solvers
-from mtl.solvers import Certificate, certificate, nonneg
+from mtl.solvers import Certificate, certificate, nonneg, small
 
 ALPHAS = (0.1, 0.5, 1.0, 2.0, 5.0, 20.0)
 problems = st.tuples(st.sampled_from(FAMILIES[:3]), st.integers(2, 9), st.integers(0, 10**6))
@@ -381,3 +381,42 @@ def test_nan_is_never_called_converged() -> None:
     K[0, 1] = K[1, 0] = math.nan
     for w, proof in (solvers.min_norm(K), solvers.alpha_fair(K, 2.0), solvers.cagrad_step(K, 0.4)):
         assert not bool(proof.converged) or not bool(w.isfinite().all()), w
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_product_that_is_symmetric_up_to_rounding(batch: bool) -> None:
+    """As G @ G.T in float32 gives it."""
+    K = torch.tensor([[63.5107, -0.7590, 1.1813], [-0.7590, 34.6979, 0.6102], [1.1813, 0.6102, 55.5325]])
+    K[2, 1] += 4e-7
+    given = K.expand(2, 3, 3) if batch else K
+    v = torch.tensor([1.0, -1.0, 0.5])
+    for proof in (
+        solvers.min_norm(given)[1],
+        solvers.cagrad_step(given, 0.4)[1],
+        solvers.dual_cone(given, v)[1],
+        solvers.alpha_fair(given, 2.0)[1],
+    ):
+        assert float(proof.residual.max()) < 1e-12 and int(proof.iterations.max()) < 20, proof
+
+
+@pytest.mark.parametrize("T", [3, 10])
+def test_plain_small_problems_are_solved_in_python_floats_and_others_are_not(T: int) -> None:
+    _, K = gram("aligned", T, seed=T, count=5, decades=1.0)
+    v = torch.linspace(-1, 1, T, dtype=torch.float64)
+    for k in K:
+        for found, (w, proof) in (
+            (small.min_norm(k, None), solvers.min_norm(k[None])),
+            (small.dual_cone(k, v, None), solvers.dual_cone(k[None], v)),
+            (small.cagrad(k, 0.4, None), solvers.cagrad_step(k[None], 0.4)),
+            (small.alpha_fair(k, 2.0, None), solvers.alpha_fair(k[None], 2.0)),
+        ):
+            assert found is not None and bool(proof.converged.all())
+            torch.testing.assert_close(found[0], w[0], rtol=1e-10, atol=1e-12)
+            assert float(found[1].residual) <= 1e-12 and int(found[1].iterations) >= 1
+    odd = torch.eye(T, dtype=torch.float64)
+    void, singular, wild, nothing = odd.clone(), odd.clone(), odd.clone(), odd.clone()
+    void[0, 0], wild[0, 0], singular[0, 1], nothing[0, 1] = 0, 1e-101, 1 - 1e-15, math.nan
+    for k in (void, singular + singular.T - odd, wild, nothing, -odd, odd[None], odd.float().half().int()):
+        assert small.read(k, None) is None
+    assert small.read(odd, -0.1) is None and small.read(odd, 1.0) is None and small.read(odd, 0.5) is None
+    assert small.read(odd, 0.01 / T) is not None and small.read(torch.eye(11), None) is None
