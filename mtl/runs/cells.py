@@ -13,6 +13,7 @@ from filelock import FileLock
 from mtl.errors import RunError
 from mtl.files import root
 from mtl.ledger import Ledger, Row, canonical, key, plain, provenance
+from mtl.methods.base import whole
 from mtl.models.base import MultiTaskModel
 from mtl.problems import Problem, problem, registered
 from mtl.training.fit import Budget, Run, fit
@@ -30,7 +31,10 @@ BUDGET_KEYS = ("lr", "weight_decay")  # what a hyperparameter point may say of t
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its label in tables, all that decides it but the device, the data that it will read."""
+    """One run: its label in tables, all that decides it but the device, the data that it will read.
+
+    `init_seed` decides the initialisation and the method's draws where `seed` shall only order the data; see `twin`.
+    """
 
     label: str
     problem: str  # the one found, which stands in for `wanted` where `stands_in`
@@ -46,8 +50,11 @@ class Cell:
     wanted: str
     fallback: str | None = None
     stands_in: bool = False
+    init_seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.init_seed is not None:
+            whole("init_seed", self.init_seed, 0)
         for name in ("options", "hyper", "seed"):  # a run is the same whether its point came from a grid or from a row
             object.__setattr__(self, name, canonical(getattr(self, name), name))
 
@@ -67,6 +74,7 @@ class Cell:
             wanted=wanted or registered(config["problem"], config["options"]),
             fallback=config["problem"] if wanted else None,
             stands_in=wanted is not None,
+            init_seed=config.get("init_seed"),
         )
 
     @property
@@ -74,7 +82,8 @@ class Cell:
         """As a row holds it, all but the device: what keys are made of."""
         own = {name: getattr(self, name) for name in OWN}
         stand_in = {"stands_in_for": self.wanted} if self.stands_in else {}
-        found: dict[str, Any] = canonical(own | {"budget": self.budget.settings()} | stand_in)
+        start = {} if self.init_seed is None else {"init_seed": self.init_seed}
+        found: dict[str, Any] = canonical(own | {"budget": self.budget.settings()} | stand_in | start)
         return found
 
     def key(self, device: str = "cpu") -> str:
@@ -84,7 +93,17 @@ class Cell:
     def __str__(self) -> str:
         task = self.hyper.get("task")
         part = "" if task is None else f" task {task}"
-        return f"{self.label}{part} · {self.model} · seed {self.seed}"
+        start = "" if self.init_seed is None else f" from {self.init_seed}"
+        return f"{self.label}{part} · {self.model} · seed {self.seed}{start}"
+
+    def twin(self) -> "Cell":
+        """The same run from another initialisation and method generator, for A/A rows: the data's order is the same.
+
+        >>> cell = grid("digits", [("LS", "ls", {})], ["mlp"], [3], "smoke", Budget(1, 64))[0]
+        >>> str(cell.twin())
+        'LS A/A · mlp · seed 3 from 1000003'
+        """
+        return replace(self, label=f"{self.label} A/A", init_seed=self.seed + 1_000_000)
 
 
 @lru_cache(maxsize=2)
@@ -215,12 +234,13 @@ def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = 
 
 
 def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
-    data = build(cell)
+    data, start = build(cell), cell.seed if cell.init_seed is None else cell.init_seed
     return fit(
         data,
-        fresh(cell.method, len(data.tasks), cell.seed, cell.hyper),
+        fresh(cell.method, len(data.tasks), start, cell.hyper),
         model=cell.model,
         seed=cell.seed,
+        init_seed=cell.init_seed,
         budget=cell.budget,
         device=device,
         select=cell.select,

@@ -173,7 +173,8 @@ def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells with all but the seed in common, in the order of the first of them; those that cannot be stay alone."""
     alike: dict[str, list[Cell]] = {}
     for cell in cells:
-        alike.setdefault(key({**cell.config, "seed": None}, cell.fingerprint), []).append(cell)
+        seed = None if cell.init_seed is None else cell.seed  # one with an initialisation of its own runs alone
+        alike.setdefault(key({**cell.config, "seed": seed}, cell.fingerprint), []).append(cell)
     found = []
     for group in alike.values():
         cell, data = group[0], build(group[0])

@@ -64,6 +64,7 @@ def fit(
     budget: Budget,
     device: torch.device | str = "cpu",
     select: str = "score",
+    init_seed: int | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_every: float = 30.0,
     progress: Progress | None = None,
@@ -77,6 +78,10 @@ def fit(
     A loss, gradient or metric that is not finite ends the run with status "non-finite" and its place, a loss
     that is not positive for a method that takes logarithms with "non-positive".
     The global generators are as they were when this returns.
+
+    `seed` decides the order of the data, and where `init_seed` is not given also the initialisation and what the model
+    draws in training. Two runs of one seed with different ones, and methods that draw from different generators, tell
+    what these alone do to a metric.
 
     Where a batch has no labels for a task, the problem's `losses` return None for it: its weight, head and state rest
     in that step, and history's means are over the steps that had it.
@@ -102,20 +107,21 @@ def fit(
     if made(method) in USED and method.state_dict() | dict(enumerate(method.parameters())):
         raise ValueError(f"method: must be fresh, found a {type(method).__name__} that has made steps; make another")
     device, seed = torch.device(device), whole("seed", seed, 0)
+    start = seed if init_seed is None else whole("init_seed", init_seed, 0)
     sign = direction(problem, select)
     path = None if checkpoint is None else Path(checkpoint)
-    label = "" if path is None else identity(problem, method, model, seed, budget, select, device)
+    label = "" if path is None else identity(problem, method, model, (seed, start), budget, select, device)
     made_by = [] if path is None else [sources.digest(modules(problem, method)), str(torch.__version__)]
     started = last = time.perf_counter()
     failure: Failure | None = None
     test: dict[str, float] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Dropout takes no generator: the global ones are seeded here, and fork_rng gives the caller's back.
-        torch.random.default_generator.manual_seed(seed)
+        torch.random.default_generator.manual_seed(start)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        loop = Loop(problem, method, model, seed, budget, device)
+                torch.cuda.manual_seed(start)
+        loop = Loop(problem, method, model, seed, budget, device, start)
         if path is not None and path.exists():
             _resume(loop, path, label, made_by)
 
@@ -177,7 +183,13 @@ def modules(problem: Problem, method: Method, trainer: str = __name__) -> list[s
 
 
 def identity(
-    problem: Problem, method: Method, model: str, seed: int, budget: Budget, select: str, device: torch.device
+    problem: Problem,
+    method: Method,
+    model: str,
+    seeds: tuple[int, int],
+    budget: Budget,
+    select: str,
+    device: torch.device,
 ) -> str:
     """Sixteen digits of a hash over all that decides a run: whose a checkpoint is."""
 
@@ -189,7 +201,7 @@ def identity(
         return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else type(value).__name__
 
     data = [problem.name, problem.scale, problem.options, problem.fingerprint]
-    text = json.dumps([data, method, model, seed, asdict(budget), select, device.type], default=told)
+    text = json.dumps([data, method, model, seeds, asdict(budget), select, device.type], default=told)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

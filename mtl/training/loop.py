@@ -101,9 +101,18 @@ class Budget:
 class Loop:
     """Everything that changes while a run goes on, and therefore all that a checkpoint holds."""
 
-    def __init__(self, problem: Problem, method: Method, model: str, seed: int, budget: Budget, device: torch.device):
+    def __init__(
+        self,
+        problem: Problem,
+        method: Method,
+        model: str,
+        seed: int,
+        budget: Budget,
+        device: torch.device,
+        init_seed: int | None = None,
+    ) -> None:
         self.problem, self.method, self.seed, self.budget, self.device = problem, method, seed, budget, device
-        self.model = problem.model(model, seed).to(device)
+        self.model = problem.model(model, seed if init_seed is None else init_seed).to(device)
         for p in method.parameters():
             p.data = p.data.to(device)
         self.shared = self.model.shared_parameters()

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,24 @@ def test_grid_holds_each_run_once_seeds_outermost() -> None:
     assert (stl.select, stl.hyper, stl.options) == ("five-or-more/score", {"task": 1}, {"tasks": 3})
     assert made[0].key("cpu") != made[0].key("cuda")
     json.dumps(made[0].config)
+
+
+def test_a_twin_differs_in_what_its_seed_alone_decides(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initialisation and the method's generator are others, keys of runs without a twin as before."""
+    made = cells((0, 1), [("RLW", "rlw", {})])
+    twins = [cell.twin() for cell in made]
+    assert "init_seed" not in made[0].config and twins[0].config == {**made[0].config, "init_seed": 1_000_000}
+    given: list[Any] = []
+    fit = runs.fit
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: given.append((a[1], k)) or fit(*a, **k))
+    rows = run_grid([*made, *twins], ledger=book)
+    assert [row["label"] for row in rows] == ["RLW", "RLW", "RLW A/A", "RLW A/A"]
+    starts = [(m.generator.initial_seed(), k["seed"], k["init_seed"]) for m, k in given]
+    assert starts == [(0, 0, None), (1, 1, None), (1_000_000, 0, 1_000_000), (1_000_001, 1, 1_000_001)]
+    assert len({row["metrics"]["score"] for row in rows}) == 4
+    assert Cell.of(rows[2]).key() == twins[0].key()
+    assert [len(group) for group in pool._groups([*made, *twins])] == [2, 1, 1]
+    assert [len(group) for group in pool._groups([replace(c, init_seed=5) for c in made])] == [1, 1]
 
 
 def test_points_reach_method_and_budget() -> None:

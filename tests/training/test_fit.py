@@ -393,6 +393,7 @@ OTHERS = {
     "base": {"method": lambda: method("fair-loss", 2, base="mgda")},
     "budget": {"budget": Budget(epochs=4, batch_size=16, lr=0.03)},
     "select": {"select": "a/score"},
+    "initialisation": {"init_seed": 2},
     "options": {"options": {"factor": 2}},
     "data": {"fingerprint": "beef"},
 }
@@ -410,6 +411,31 @@ def test_a_checkpoint_belongs_to_all_that_decides_the_run(tmp_path: Path, change
         setattr(problem, name, other.pop(name))
     with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run"):
         small(problem, other.pop("method", made)(), checkpoint=path, **other)
+
+
+def test_another_initialisation_sees_the_same_data() -> None:
+    """What an A/A row is for: weights and draws of the model differ, the order of the data does not."""
+    seen: list[list[Tensor]] = []
+
+    class Seen(Lines):
+        dropout = 0.5
+
+        def batches(self, split: str, *rest: Any, **more: Any) -> Iterator[tuple[Tensor, ...]]:
+            for batch in Problem.batches(self, split, *rest, **more):
+                seen[-1] += [batch[0]] if split == "train" else []
+                yield batch
+
+    def run(**given: Any) -> training.Run:
+        seen.append([])
+        return small(Seen(), method("ls", 2), **given)
+
+    one, same, other, elsewhere = run(), run(init_seed=1), run(init_seed=2), run(seed=2)
+    assert numbers(one) == numbers(same) and numbers(one) != numbers(other) != numbers(elsewhere)
+    assert len(seen[0]) == 20 and torch.equal(torch.cat(seen[0]), torch.cat(seen[2]))
+    assert not torch.equal(torch.cat(seen[0]), torch.cat(seen[3]))
+    assert one.history[0]["losses"] != other.history[0]["losses"]
+    with pytest.raises(ValueError, match="init_seed: must be a whole number of at least 0, found -1"):
+        run(init_seed=-1)
 
 
 def test_two_rules_do_not_share_a_checkpoint(tmp_path: Path) -> None:
