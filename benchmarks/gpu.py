@@ -53,7 +53,7 @@ PARTS: dict[str, tuple[Command, ...]] = {
     ),
     "table2": (
         Command(
-            "table2", 480, "mtl.cli run table2 --scale gpu --device {device} --jobs {jobs} --deadline {left}",
+            "table2", 480, "mtl.cli run table2_unet --scale gpu --device {device} --jobs {jobs} --deadline {left}",
             "mtl.cli run start --scale smoke --deadline {left}",
         ),
     ),

@@ -168,6 +168,7 @@ class Experiment:
     budget: Mapping[str, Budget]
     variants: Mapping[str, tuple[Options, ...]]
     trials: Mapping[str, Trials] = field(default_factory=dict)  # else: the first seed and model, the scale's budget
+    twins: tuple[str, ...] = ()  # labels that also run from another initialisation: "LS A/A" beside "LS"
     fallback: str | None = None  # what a notebook takes where the data are not found
     book: str = ""  # its ledger, where that is not its name
     notebook: str | None = None
@@ -256,8 +257,9 @@ class Experiment:
                 entries = self.entries(scale, methods, best, **variant)
                 how: dict[str, Any] = {"fallback": fallback, **self._data(variant)}
                 own += grid(self.problem, entries, [model], seeds, scale, self.budget[scale], **how)
+            own += [cell.twin() for cell in own if cell.label in self.twins]
             once = {cell.key(): cell for cell in own}  # single-task nets belong to no model
-            place = [label for label, _, _ in entries]
+            place = self._places(entries)
             found += sorted(once.values(), key=lambda cell: (seeds.index(cell.seed), place.index(cell.label)))
         return found
 
@@ -314,11 +316,11 @@ class Experiment:
         runs = 0
         for model in models:
             entries = self.entries(scale, methods, tuning[model].best if tuning else None, **variant)
-            for row in published(entries=entries, budget=self.budget[scale], models=[model], **find):
+            for row in published(entries=entries, budget=self.budget[scale], models=[model], twins=self.twins, **find):
                 every.setdefault(row["key"], row)
-            runs += sum(name != "stl" for _, name, _ in entries)
+            runs += sum(1 + (label in self.twins) for label, name, _ in entries if name != "stl")
         rows = [row for row in every.values() if row["config"]["seed"] in self.seeds[scale]]
-        place = [label for label, _, _ in entries]
+        place = self._places(entries)
         rows.sort(key=lambda row: (row["config"]["seed"], place.index(row["label"])))
         tasks = tuple(name.removesuffix("/score") for name in (rows[0]["metrics"] if rows else ()) if "/score" in name)
         runs += len(tasks) if "stl" in {name for _, name, _ in entries} else 0
@@ -327,6 +329,9 @@ class Experiment:
             raise LookupError(where.format("seed") + f" has all {runs} runs")
         rows = combine_stl(row for row in rows if row["config"]["seed"] in whole)
         return self.shows(self, scale, rows, self.source.format(rows[0]["source"]), tasks, options, tuning, at)
+
+    def _places(self, entries: Iterable[Entry]) -> list[str]:
+        return [name for label, *_ in entries for name in (label, f"{label} A/A")]
 
     def _split(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         how = {"ledger": ledger(self.book or self.name)} | {k: v for k, v in given.items() if k in RUNNER}

@@ -6,7 +6,7 @@ from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, TABLE1
-from mtl.experiments.table2 import TABLE2
+from mtl.experiments.table2 import TABLE2, UNET
 
 EXPERIMENTS: dict[str, Experiment] = {
     "start": START,
@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1": TABLE1,
     "table1_click": CLICK,
     "table2": TABLE2,
+    "table2_unet": UNET,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
 }

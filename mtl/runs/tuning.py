@@ -160,9 +160,12 @@ def _validation(rows: Sequence[Row], n: int) -> dict[str, float]:
 
 def published(
     name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, models: Sequence[str],
-    **options: Any,
+    twins: Sequence[str] = (), **options: Any,
 ) -> list[Row]:  # fmt: skip
-    """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there."""
+    """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there.
+
+    Of labels in `twins` also those from another initialisation (`Cell.twin`).
+    """
     wanted = {}
     for place, (label, method, point) in enumerate(entries):
         for task in range(MOST_TASKS) if method == "stl" else [None]:
@@ -174,5 +177,10 @@ def published(
         hit = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""))
         own_net = config["method"] == "stl" or config["model"] in models  # single-task nets belong to no model
         if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
-            found.append((config["seed"], hit, config["model"], row | {"label": hit[1]}))
+            place, label = hit
+            if config.get("init_seed") is not None:
+                if label not in twins:
+                    continue
+                label += " A/A"
+            found.append((config["seed"], (place, label), config["model"], row | {"label": label}))
     return [row for *_, row in sorted(found, key=lambda one: one[:3])]

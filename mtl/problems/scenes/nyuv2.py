@@ -10,6 +10,7 @@ SETTINGS = {
     "smoke": SceneOptions((96, 128), (8, 4, 4), 4, 3),
     "quick": SceneOptions((96, 128), (120, 40, 120), 8, 5),
     "study": SceneOptions((96, 128), None, 8, 5),
+    "gpu": SceneOptions((96, 128), None, 8, 5),
     "paper": SceneOptions((288, 384), None, 64, 5),
 }
 
