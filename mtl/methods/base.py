@@ -120,6 +120,12 @@ class Method:
     def reduce(self, places: Sequence[int]) -> None:
         """Called on a copy that acts for the tasks at `places`, its `tasks` and `n_tasks` theirs; for what is left."""
 
+    wants_validation: bool = False
+    """`begin_epoch` is to be called with the mean losses (T,) over the validation rows before each epoch."""
+
+    def begin_epoch(self, losses: Tensor) -> None:
+        """Called before the first step of an epoch, if `wants_validation`."""
+
     def end_epoch(self) -> None:
         """Called after the last step of an epoch; for methods that compare epochs."""
 

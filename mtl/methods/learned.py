@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl.methods.base import Kind, Method, chosen, counted, norms, number, on, positive
+from mtl.errors import NonFiniteError, NonPositiveError
+from mtl.methods.base import Kind, Method, chosen, counted, flag, norms, number, on, positive
 from mtl.solvers import kl_ball_step
 
 
@@ -176,28 +177,50 @@ class Bandit(Method):
     a vertex. payoff="weighted" plays p_t L_t, as one public copy does. The authors' bisection on lambda can stall and
     overflow; the step here is exact (`mtl.solvers.kl_ball_step`).
 
+    `balance=True` puts L_t / V_t in the place of L_t, V_t the task's validation loss before the epoch, so that
+    w_t = p_t / (T V_t): EMTL's section 5.2 says that BanditMTL was run with its losses balanced by validation loss, and
+    no more than that. V is measured anew before each epoch, which is our reading: in an untrained model the losses of
+    two binary tasks are alike, and would balance nothing. V must be positive, NonPositiveError else.
+
     >>> m = Bandit(2, rho=0.1)
     >>> m.weights(torch.tensor([3.0, 1.0])).tolist(), m.weights(torch.ones(2)).argmax().item()
     ([0.25, 0.25], 0)
     """
 
     label, family, marker = "BanditMTL", "conflicts", "s"
-    state = ("log_p",)
-    tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
+    state = ("log_p", "scale")
+    tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share", "scale": "each"}
     solves = True
 
     def __init__(
-        self, n_tasks: int, rho: float = 1.2, eta: float = 0.5, payoff: Literal["raw", "weighted"] = "raw"
+        self,
+        n_tasks: int,
+        rho: float = 1.2,
+        eta: float = 0.5,
+        payoff: Literal["raw", "weighted"] = "raw",
+        balance: bool = False,
     ) -> None:
         super().__init__(n_tasks)
         self.rho, self.eta = positive("rho", rho, zero=True), positive("eta", eta, zero=True)
         self.payoff = chosen("payoff", payoff, ("raw", "weighted"))
         self.log_p = torch.full((n_tasks,), -math.log(n_tasks), dtype=torch.float64)
+        self.wants_validation = flag("balance", balance)
+        self.scale = torch.full((n_tasks,), math.nan if balance else 1.0, dtype=torch.float64)  # V; on the host
+
+    def begin_epoch(self, losses: Tensor) -> None:
+        self.check(losses)
+        for t, value in enumerate(losses.tolist()):
+            if not 0 < value < math.inf:
+                kind = NonPositiveError if value <= 0 else NonFiniteError
+                raise kind(f"validation losses: must be finite and > 0 (Bandit), found {value:.6g} for task {t}")
+        self.scale = losses.detach().to("cpu", torch.float64)
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
-        log_p, L = on(self.log_p, losses), losses.double()
-        p = log_p.exp()
+        if self.scale.isnan().any():
+            raise ValueError("balance: needs begin_epoch(validation losses), as fit calls it, found no call before")
+        log_p, scale = on(self.log_p, losses), on(self.scale, losses)
+        L, p = losses.double() / scale, log_p.exp()
         step = kl_ball_step(log_p, L * p if self.payoff == "weighted" else L, self.eta, self.rho)
         self.log_p, self.certificate = step.log_p, step.certificate
-        return (p / self.n_tasks).to(losses.dtype).expand_as(losses)
+        return (p / self.n_tasks / scale).to(losses.dtype).expand_as(losses)

@@ -174,6 +174,20 @@ class Loop:
         if self.step % WINDOW == 0:
             self.check()
 
+    @torch.no_grad()
+    def begin_epoch(self) -> None:
+        """Tell the method the mean validation losses, of each task over the batches that have it."""
+        sums, rows = torch.zeros(2, len(self.problem.tasks), dtype=torch.float64, device=self.device)
+        self.model.eval()
+        for batch in self.problem.batches("validation", 0, self.budget.batch_size, self.device):
+            for t, loss in enumerate(self.problem.losses(self.model, batch)):
+                if loss is not None:
+                    sums[t] += loss * len(batch[0])
+                    rows[t] += len(batch[0])
+        self.model.train()
+        with self.watched():
+            self.method.begin_epoch(sums / rows)
+
     def after_step(self, batch: Any, step: Step) -> None:
         with torch.no_grad():
             after = self.problem.losses(self.model, batch)
@@ -276,6 +290,8 @@ class Loop:
 
     def run(self, select: str, sign: float, save: Callable[[], None], progress: Progress | None) -> None:
         while not self.done:
+            if self.method.wants_validation and self.step == 0:
+                self.begin_epoch()
             self.model.train()
             remaining = self.batches()
             state = self.generators()

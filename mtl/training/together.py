@@ -33,6 +33,8 @@ def refusal(chosen: Method, net: nn.Module) -> str | None:
     if chosen.needs not in ("losses", "gram") or chosen.replaces_adam:
         found = f"{type(chosen).__name__}, which needs {chosen.needs}"
         return f"name: must be a method that needs losses or the Gram matrix where seeds train together, found {found}"
+    if chosen.wants_validation:
+        return f"name: must be a method that hears no validation losses where seeds train together, found {chosen!r}"
     for part in net.modules():
         if isinstance(part, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
             return f"model: must draw nothing and keep no statistics where seeds train together, found {part}"

@@ -416,11 +416,13 @@ def test_a_checkpoint_belongs_to_all_that_decides_the_run(tmp_path: Path, change
 def test_another_initialisation_sees_the_same_data() -> None:
     """What an A/A row is for: weights and draws of the model differ, the order of the data does not."""
     seen: list[list[Tensor]] = []
+    draws: set[int] = set()
 
     class Seen(Lines):
-        dropout = 0.5
+        dropout = 0.0
 
         def batches(self, split: str, *rest: Any, **more: Any) -> Iterator[tuple[Tensor, ...]]:
+            draws.add(torch.initial_seed())
             for batch in Problem.batches(self, split, *rest, **more):
                 seen[-1] += [batch[0]] if split == "train" else []
                 yield batch
@@ -429,7 +431,8 @@ def test_another_initialisation_sees_the_same_data() -> None:
         seen.append([])
         return small(Seen(), method("ls", 2), **given)
 
-    one, same, other, elsewhere = run(), run(init_seed=1), run(init_seed=2), run(seed=2)
+    one, same, other, elsewhere = run(), run(init_seed=1), run(init_seed=7), run(seed=2)
+    assert draws == {1, 7, 2}
     assert numbers(one) == numbers(same) and numbers(one) != numbers(other) != numbers(elsewhere)
     assert len(seen[0]) == 20 and torch.equal(torch.cat(seen[0]), torch.cat(seen[2]))
     assert not torch.equal(torch.cat(seen[0]), torch.cat(seen[3]))
@@ -659,6 +662,49 @@ def test_a_task_without_labels_in_a_batch_rests(tmp_path: Path, name: str) -> No
     with pytest.raises(KeyboardInterrupt):
         small(Positive(stop_at=7), made(), checkpoint=tmp_path / "c.pt", checkpoint_every=0)
     assert numbers(small(Positive(), made(), checkpoint=tmp_path / "c.pt")) == numbers(run)
+
+
+def test_bandit_with_losses_balanced_by_those_of_validation(tmp_path: Path) -> None:
+    """w_t = p_t / (T V_t), V measured before each epoch in evaluation mode; an absent task has none in its batches."""
+    heard: list[list[float]] = []
+
+    class Heard(type(method("bandit", 2))):  # type: ignore[misc]
+        def begin_epoch(self, losses: Tensor) -> None:
+            super().begin_epoch(losses)
+            heard.append(losses.tolist())
+
+    run = small(method=Heard(2, rho=0.1, balance=True))
+    found = np.array([[line["validation"][f"{task}/mse"] for task in "ab"] for line in run.history[:-1]])
+    assert len(heard) == 4 and np.array(heard[1:]) == pytest.approx(found, rel=1e-5)
+    assert run.weights[0] == pytest.approx([0.25 / v for v in heard[0]])
+    played = run.weights * 2 * np.repeat(heard, 5, 0)
+    assert played.sum(1) == pytest.approx(1) and played.std() > 0
+    path = tmp_path / "c.pt"
+    for stop in (7, 3, None):
+        made = method("bandit", 2, rho=0.1, balance=True)
+        if stop is not None:
+            with pytest.raises(KeyboardInterrupt):
+                small(Lines(stop_at=stop), made, checkpoint=path, checkpoint_every=0)
+    again = small(method=made, checkpoint=path)
+    assert numbers(again)["w"] == numbers(run)["w"] and again.metrics == run.metrics
+    assert small(Sparse(), method("bandit", 2, rho=0.1, balance=True)).status == "ok"
+
+
+@pytest.mark.parametrize(("shift", "status"), [(-100.0, "non-positive"), (math.nan, "non-finite")])
+def test_validation_losses_that_balance_nothing_end_the_run(shift: float, status: str) -> None:
+    class Shifted(Lines):
+        def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            first, second = super().losses(model, batch)
+            return first, second if model.training else second + shift
+
+    run = small(Shifted(), method("bandit", 2, balance=True))
+    assert (run.status, run.failure["task"], run.failure["step"]) == (status, "b", 0)
+    m = method("bandit", 2, rho=0.1, balance=True)
+    m.begin_epoch(torch.tensor([2.0, 0.5]))
+    m.weights(torch.tensor([3.0, 1.0]))
+    assert m.log_p[1] > m.log_p[0], "the player sees 1.5 and 2, not 3 and 1"
+    with pytest.raises(ValueError, match=r"balance: needs begin_epoch\(validation losses\), as fit calls it"):
+        method("bandit", 2, balance=True).weights(torch.ones(2))
 
 
 def test_learned_weights_of_an_absent_task_stay_where_they_are() -> None:

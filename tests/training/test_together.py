@@ -214,6 +214,11 @@ def test_a_cycle_of_the_rate_and_no_short_batch(monkeypatch: pytest.MonkeyPatch)
         assert_close(told(run), told(lone), 1e-6)
 
 
+def test_a_method_that_hears_validation_losses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"name: must be a method that hears no validation losses .* found Bandit"):
+        fit_seeds(Curves(), "bandit", {"balance": True}, model="small", seeds=SEEDS, budget=BUDGET)
+
+
 def test_a_task_that_is_not_there_is_refused() -> None:
     class Partly(Curves):
         def losses(self, model: Any, batch: tuple[Tensor, ...]) -> Any:

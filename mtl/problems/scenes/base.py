@@ -177,7 +177,8 @@ class Scenes(Problem):
     def _floats(self, batch: Batch) -> Batch:
         image, label, depth, *normal = batch
         values = image.float() / 255 if image.dtype == torch.uint8 else image
-        directions = [F.normalize(v.float(), dim=1) for v in normal]
+        # F.normalize would be half of the time that a batch takes
+        directions = [v / v.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12) for v in map(Tensor.float, normal)]
         return values.contiguous(memory_format=self.layout), label.long(), depth.float(), *directions
 
     def task_losses(self, outputs: Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
