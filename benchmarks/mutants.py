@@ -2,8 +2,9 @@
 
     python -m benchmarks.mutants --n 400 --seed 0
 
-Each mutant is one small change (an operator, a comparison, a constant, a condition) in a copy of the package; the tests
-of its room must fail. Rows go to benchmarks/results/mutants.jsonl as they come; a second call runs what is missing. A
+Each mutant is one small change (operator, comparison, constant, condition) in a copy of the package; one of the
+tests that call the changed function must fail (which do is recorded first; the fastest go first, for at most 20
+seconds). Rows go to benchmarks/results/mutants.jsonl as they come; a second call runs what is missing. A
 survivor that no test can tell from the original (the same numbers by another way) stands with its reason in
 benchmarks/results/equivalent.yml; all others are missing tests.
 """
@@ -22,8 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +39,7 @@ TESTS = {
     "mtl/ledger.py": ("tests/test_ledger.py", "tests/runs"),
 }
 SECONDS = 300.0  # a mutant that hangs is noticed
+BUDGET = 20.0  # processor seconds of tests for one mutant, the fastest first
 ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
@@ -134,41 +138,115 @@ def sample(n: int, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def killed(mutant: dict[str, Any], folder: Path) -> str | None:
-    """The first test file that fails on the mutant, or None; `folder` holds a copy of package and tests."""
-    target = folder / mutant["file"]
+class Calls:
+    """Pytest plugin: which functions of the targets each test calls, and its seconds of processor time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = f"{folder}{os.sep}", dict[str, Any]()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        called: set[tuple[str, int]] = set()
+
+        def see(frame: FrameType, event: str, _: Any) -> None:
+            if event == "call" and frame.f_code.co_filename.startswith(self.folder):
+                called.add((frame.f_code.co_filename[len(self.folder) :], frame.f_code.co_firstlineno))
+
+        started = time.process_time()
+        sys.setprofile(see)
+        yield
+        sys.setprofile(None)
+        ours = sorted([*one] for one in called if one[0].startswith(tuple(TESTS)))
+        self.found[item.nodeid] = [round(time.process_time() - started, 3), ours]
+
+
+class Only:
+    """Pytest plugin: run just these tests, in this order."""
+
+    def __init__(self, chosen: list[str]) -> None:
+        self.place = {name: i for i, name in enumerate(chosen)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((x for x in items if x.nodeid in self.place), key=lambda x: self.place[x.nodeid])
+
+
+def calls(folder: Path) -> dict[str, Any]:
+    """`Calls.found` of all tests on the unchanged package."""
+    out = folder / "calls.json"
+    if (child := os.fork()) == 0:
+        _run(folder, [*{part: None for tests in TESTS.values() for part in tests}, *TESTS], Calls(folder), out)
+    os.waitpid(child, 0)
+    return dict(json.loads(out.read_text()))
+
+
+def function(path: Path, line: int) -> int | None:
+    """First line of the innermost function around a line."""
+    inside = [
+        (min([node.lineno, *(one.lineno for one in node.decorator_list)]), node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return max((first for first, node in inside if first <= line <= (node.end_lineno or 0)), default=None)
+
+
+def chosen(mutant: dict[str, Any], called: dict[str, Any]) -> list[str]:
+    """Tests that call the changed function (for a line outside of all: any of the file), the fastest first."""
+    first = function(ROOT / mutant["file"], mutant["line"])
+    names, spent = [], 0.0
+    for name, (seconds, ours) in sorted(called.items(), key=lambda item: float(item[1][0])):
+        if any(file == mutant["file"] and first in (None, line) for file, line in ours):
+            spent += seconds
+            if names and spent > BUDGET:
+                break
+            names.append(name)
+    return names
+
+
+def killed(mutant: dict[str, Any], folder: Path, called: dict[str, Any]) -> str | None:
+    """The test that fails on the mutant, or None; `folder` holds a copy of package and tests."""
+    names = chosen(mutant, called)
+    if not names:
+        return None
+    target, out = folder / mutant["file"], folder / "failed"
     original = target.read_text(encoding="utf-8")
     target.write_text(mutant["source"], encoding="utf-8")
-    tests = next(tests for place, tests in TESTS.items() if mutant["file"].startswith(place))
+    out.unlink(missing_ok=True)
     try:
-        for part in (mutant["file"], *tests):
-            child = os.fork()
-            if child == 0:
-                _run(folder, part)
-            until = time.monotonic() + SECONDS
-            while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-                if time.monotonic() > until:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-                    return f"{part} (time)"
-                time.sleep(0.05)
-            if os.waitstatus_to_exitcode(ended[1]) not in (0, 5):  # 5: the file has no doctest
-                return part
+        if (child := os.fork()) == 0:
+            _run(folder, sorted({name.split("::")[0] for name in names}), Only(names))
+        until = time.monotonic() + SECONDS
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return "time"
+            time.sleep(0.05)
+        code = os.waitstatus_to_exitcode(ended[1])
+        return None if code == 0 else out.read_text() if out.is_file() else "import"
     finally:
         target.write_text(original, encoding="utf-8")
-    return None
 
 
-def _run(folder: Path, part: str) -> None:
-    """In a forked child: the tests of one file or folder, in the copy; never returns."""
-    import pytest
+class Failed:
+    """Pytest plugin: write down the first test that fails."""
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            Path("failed").write_text(report.nodeid)
+
+
+def _run(folder: Path, parts: list[str], plugin: Any, out: Path | None = None) -> None:
+    """In a forked child: the tests of some files, in the copy; never returns."""
     os.chdir(folder)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
     sys.path[:] = [str(folder), *[place for place in sys.path if Path(place or ".").resolve() != ROOT]]
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", part])
+    stop = [] if out else ["-x"]
+    options = [*stop, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", *parts]
+    code = pytest.main(options, plugins=[plugin, Failed()])
+    if out:
+        out.write_text(json.dumps(plugin.found))
     os._exit(int(code))
 
 
@@ -181,7 +259,6 @@ def main() -> int:
     given = parser.parse_args()
     import hypothesis  # noqa: F401 - imported once, before the forks
     import pandas  # noqa: F401
-    import pytest  # noqa: F401
     import scipy.optimize  # noqa: F401
     import torch
 
@@ -196,12 +273,13 @@ def main() -> int:
             ignored = shutil.ignore_patterns("__pycache__", "raw", "cache", "local", "checkpoints")
             shutil.copytree(ROOT / part, Path(scratch) / part, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", scratch)
+        called = calls(Path(scratch)) if missing else {}
         for mutant in missing:
             if time.monotonic() > until:
                 break
             started = time.monotonic()
             row = {k: mutant[k] for k in ("id", "file", "line", "change")} | {
-                "killed_by": killed(mutant, Path(scratch))
+                "killed_by": killed(mutant, Path(scratch), called)
             }
             known[mutant["id"]] = row
             file.write(json.dumps(row | {"seconds": round(time.monotonic() - started, 1)}) + "\n")

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and values as JSON holds them."""
 
+import hashlib
 import math
 import os
 import tempfile
@@ -36,6 +37,29 @@ def atomic(path: Path | str) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def seal(path: Path) -> None:
+    """Append the sha256 of the file to it: one flipped bit anywhere is then seen by `unseal`.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "a"
+    >>> _ = file.write_bytes(b"whole")
+    >>> seal(file)
+    >>> unseal(file)
+    b'whole'
+    """
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    with path.open("ab") as file:
+        file.write(digest)
+
+
+def unseal(path: Path) -> bytes:
+    """What was sealed; ValueError where it is not as it was."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise ValueError(f"{path.name}: content and its sha256 differ")
+    return content[:-32]
 
 
 def root() -> Path:

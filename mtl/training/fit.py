@@ -1,6 +1,7 @@
 """The one training loop: any problem, any method, early stopping on validation, exact resume."""
 
 import hashlib
+import io
 import json
 import time
 import warnings
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mtl import sources
 from mtl.errors import RunError
-from mtl.files import atomic
+from mtl.files import atomic, seal, unseal
 from mtl.gradients.layers import USED
 from mtl.methods.base import Method, made, whole
 from mtl.problems.base import Problem
@@ -74,7 +75,8 @@ def fit(
     A method that has made steps brings what it has learned, and is refused; one without a state may come again.
 
     `select` names the validation metric. `checkpoint` is written every `checkpoint_every` seconds (0: each
-    step) and resumed from if it exists, bit-identically on the CPU; who owns the file removes it.
+    step) and resumed from if it exists, bit-identically on the CPU; who owns the file removes it. It ends in the
+    sha256 of its content: a damaged one is refused.
     A loss, gradient or metric that is not finite ends the run with status "non-finite" and its place, a loss
     that is not positive for a method that takes logarithms with "non-positive".
     The global generators are as they were when this returns.
@@ -131,7 +133,9 @@ def fit(
                 return
             saved = {"key": label, "sources": made_by, "wall": loop.wall + now - started}
             with atomic(path) as part:
-                torch.save(saved | {"loop": loop.state_dict()}, part)
+                with part.open("wb") as file:  # by name, torch refuses one without a suffix
+                    torch.save(saved | {"loop": loop.state_dict()}, file)
+                seal(part)
             last = time.perf_counter()
 
         try:
@@ -145,7 +149,7 @@ def fit(
 
 def _resume(loop: Loop, path: Path, label: str, made_by: Sequence[str]) -> None:
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
         owner, its = saved["key"], saved["sources"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise RunError(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mtl import sources
 from mtl.errors import NonFiniteError, RunError
+from mtl.files import unseal
 from mtl.gradients import Step, backward
 from mtl.methods import METHODS, method
 from mtl.methods.base import Method
@@ -382,9 +383,29 @@ def test_checkpoint_of_another_run_damaged_or_older(tmp_path: Path, monkeypatch)
     with pytest.warns(UserWarning, match=r"checkpoint c.pt: made by older sources; the run starts afresh"):
         small(problem, checkpoint=path)
     assert problem.calls == 20
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(RunError, match=r"checkpoint c.pt: cannot be read \(\w+\); remove it to start afresh"):
+    content = path.read_bytes()
+    for damaged in (content[:-40], content + b"x", content[:20], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"checkpoint c.pt: cannot be read \(\w+\); remove it to start afresh"):
+            small(checkpoint=path)
+
+
+def test_one_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "without-suffix"
+    problem = Lines(stop_at=12)
+    with pytest.raises(KeyboardInterrupt):
+        small(problem, checkpoint=path, checkpoint_every=0)
+    content = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 64):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="without-suffix: content and its sha256 differ"):
+            unseal(path)
+    with pytest.raises(RunError, match=r"checkpoint without-suffix: cannot be read \(\w+\); remove it to start afresh"):
         small(checkpoint=path)
+    path.write_bytes(content)
+    assert numbers(small(checkpoint=path)) == numbers(small())
 
 
 OTHERS = {
