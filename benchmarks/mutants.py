@@ -192,7 +192,8 @@ def function(path: Path, line: int) -> int | None:
 def chosen(mutant: dict[str, Any], called: dict[str, Any]) -> list[str]:
     """Tests that call the changed function (for a line outside of all: any of the file), the fastest first."""
     first = function(ROOT / mutant["file"], mutant["line"])
-    names, spent = [], 0.0
+    names: list[str] = []
+    spent = 0.0
     for name, (seconds, ours) in sorted(called.items(), key=lambda item: float(item[1][0])):
         if any(file == mutant["file"] and first in (None, line) for file, line in ours):
             spent += seconds
