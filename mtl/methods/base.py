@@ -1,5 +1,6 @@
 """The contract of a multi-task method: from losses and Gram matrix to one weight per task."""
 
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,8 @@ class Method:
     """How attributes go with the tasks, for a step that lacks some of them (`mtl.methods.absent`): "each" has one entry
     per task, in its last dimension or as a list of numbers, "pairs" in its last two, "rows" in the first of each tensor
     of a list; a "share" is an "each" that sums to 1, a "log share" its logarithm."""
+    alone: ClassVar[bool] = False
+    """Each task has a model to itself, so that there is no common point."""
     official_hyper: ClassVar[dict[str, Any]] = {}
     """Hyperparameters with which the authors' code departs from their paper; `aggregate(official=True)` sets them."""
 
@@ -74,12 +77,15 @@ class Method:
         """Task weights (T,) from losses (T,) and Gram matrix (T, T); learned weights get their .grad here.
 
         Dimensions before T are separate problems: each has its own state from the first call on, and all share what
-        a method draws.
+        a method draws; `side_by_side` gives each its own hyperparameters.
         """
         raise NotImplementedError
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
-        """Shared-parameter update from per-parameter task gradients (T, *shape); only if needs == "gradients"."""
+        """Shared-parameter update from per-parameter task gradients (T, *shape); only if needs == "gradients".
+
+        With losses (..., T), gradients (..., T, *shape): separate problems, as for `weights`.
+        """
         raise NotImplementedError
 
     masks: bool = False
@@ -162,6 +168,38 @@ class Method:
                 raise ValueError(f"gram: must have shape {(*losses.shape, T)}, found {tuple(gram.shape)}")
 
 
+def side_by_side(methods: Sequence[Method]) -> Method:
+    """One method that acts on as many problems (n, T) as methods are given, problem i as the i-th of them would.
+
+    They are fresh, of one class and differ in nothing but numbers, which become columns (n, 1). Draws are shared.
+
+    Raises ValueError where they differ in more.
+
+    >>> from mtl.methods import method
+    >>> both = side_by_side([method("stch", 2, mu=mu) for mu in (0.1, 1.0)])
+    >>> both.weights(torch.tensor([[1.0, 1.0], [9.0, 9.0]])).tolist()
+    [[0.25, 0.25], [0.25, 0.25]]
+    """
+    if any(type(m) is not type(methods[0]) for m in methods):
+        raise ValueError(f"methods: must be of one class, found {sorted({type(m).__name__ for m in methods})}")
+    made = copy.deepcopy(methods[0])
+    for name, value in vars(made).items():
+        values = [vars(m)[name] for m in methods]
+        if isinstance(value, Method):
+            setattr(made, name, side_by_side(values))
+        elif isinstance(value, float) and any(x != value for x in values):
+            setattr(made, name, torch.tensor(values, dtype=torch.float64).unsqueeze(-1))
+        elif type(value) is not tuple and not all(_same(x, values[0]) for x in values):
+            raise ValueError(f"methods: must differ in numbers alone, found {name} = {values[0]!r} and others")
+    return made
+
+
+def _same(value: Any, other: Any) -> bool:
+    if value is other or isinstance(value, torch.Generator):  # one of them draws for all
+        return True
+    return torch.equal(value, other) if isinstance(value, Tensor) else bool(value == other)
+
+
 def _plain(value: Any) -> Any:
     """What JSON holds of a value; a method is told by its class and settings."""
     if isinstance(value, Method):
@@ -219,9 +257,13 @@ def counted(counts: Sequence[int], like: Tensor) -> int | Tensor:
     return torch.tensor(counts, dtype=torch.float64).to(like.device, non_blocking=True)
 
 
-def per_task(values: Tensor, like: Tensor) -> Tensor:
-    """One number per task (T,) in the shape and dtype in which it multiplies (T, *shape)."""
-    return values.to(like).view(-1, *[1] * (like.dim() - 1))
+def per_task(values: Tensor, like: Tensor, lead: int | None = None) -> Tensor:
+    """One number per task (..., T) in the shape and dtype in which it multiplies (..., T, *shape).
+
+    `lead`: dimensions before T in `like`, where `values` have none.
+    """
+    before = values.dim() - 1 if lead is None else lead
+    return values.to(like).reshape(*values.shape, *[1] * (like.dim() - before - 1))
 
 
 def _real(value: Any) -> float:

@@ -26,16 +26,24 @@ from mtl.solvers import project_simplex
 PIECE = 1 << 17  # numbers of all tasks: some tensors of them stay in the cache
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def pieces(*tensors: Tensor, lead: int = 0) -> Iterator[tuple[Tensor, ...]]:
     """The same columns of tensors (T, *shape), or (1, *shape), as views (T, n), a few at a time on the CPU.
 
-    What is computed in between then never leaves the cache. Tensors whose rows cannot be flattened come whole.
+    What is computed in between then never leaves the cache. Tensors whose rows cannot be flattened, or with `lead`
+    dimensions before T, come whole.
     """
-    if tensors[0].device.type != "cpu" or not all(x[0].is_contiguous() for x in tensors):
+    if lead or tensors[0].device.type != "cpu" or not all(x[0].is_contiguous() for x in tensors):
         yield tensors
     else:
         n = max(PIECE // len(tensors[0]) // 64 * 64, 64)  # whole vectors, so that sums over tasks round as in one piece
         yield from zip(*(x.reshape(len(x), -1).split(n, 1) for x in tensors), strict=True)
+
+
+def mixed(w: Tensor, grads: Tensor) -> Tensor:
+    """sum_t w_t g_t (..., *shape) of w (..., T) and gradients (..., T, *shape)."""
+    if w.dim() == 1:
+        return torch.tensordot(w.to(grads.dtype), grads, 1)
+    return (per_task(w, grads) * grads).sum(w.dim() - 1)
 
 
 class GradDrop(Method):
@@ -73,23 +81,24 @@ class GradDrop(Method):
 
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
-        found = [torch.empty_like(g[0]) for g in grads]
+        lead = losses.dim() - 1
+        found = [torch.empty_like(g.select(lead, 0)) for g in grads]
         for g, d in zip(grads, found, strict=True):
-            for part, total in pieces(g, d[None]):
-                torch.sum(self.mask(part, losses).mul_(part), 0, out=total[0])
+            for part, total in pieces(g, d[None], lead=lead):
+                torch.sum(self.mask(part, losses).mul_(part), lead, out=total[0])
         return found
 
     def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
-        g = grads
+        g, lead = grads, losses.dim() - 1
         if not isinstance(self.generator, torch.Generator):
             resumed, self.generator = self.generator, torch.Generator(g.device).manual_seed(self.seed)
             if resumed is not None:
                 self.generator.set_state(resumed)
-        purity = 0.5 * (1 + g.sum(0) / g.abs().sum(0))
-        u = torch.rand(g.shape[1:], generator=self.generator, dtype=g.dtype, device=g.device)
+        purity = 0.5 * (1 + g.sum(lead, keepdim=True) / g.abs().sum(lead, keepdim=True))
+        u = torch.rand(g.shape[lead + 1 :], generator=self.generator, dtype=g.dtype, device=g.device)
         kept = ((g > 0) & (purity > u)) | ((g < 0) & (purity < u))
         self.leak = self.leak.to(g.device)
-        leak = per_task(self.leak, g)
+        leak = per_task(self.leak, g, lead)
         return leak + (1 - leak) * kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,17 +158,18 @@ class AdaTask(Buffers):
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
-        update = [torch.empty_like(g[0]) for g in grads]
+        lead = losses.dim() - 1
+        update = [torch.empty_like(g.select(lead, 0)) for g in grads]
         self.seen = [k + 1 for k in self.seen]
         k = counted(self.seen, losses)
         biases = [1 - beta**k for beta in (self.beta1, self.beta2)]
         for *all_three, found in zip(self.first, self.second, grads, update, strict=True):
-            for m, v, g, d in pieces(*all_three, found[None]):
+            for m, v, g, d in pieces(*all_three, found[None], lead=lead):
                 m.lerp_(g, 1 - self.beta1)
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-                first, second = (b if isinstance(b, float) else per_task(b, g) for b in biases)
+                first, second = (b if isinstance(b, float) else per_task(b, g, lead) for b in biases)
                 root = (v / second).sqrt_().add_(self.eps)
-                torch.sum((m / first).div_(root), 0, out=d[0])
+                torch.sum((m / first).div_(root), lead, out=d[0])
         return update
 
 
@@ -190,11 +200,11 @@ class DBMTL(Buffers):
         self.take(grads)
         rate = self.beta / self.steps**self.sigma
         for mean, grad in zip(self.mean, grads, strict=True):
-            for b, g in pieces(mean, grad):
+            for b, g in pieces(mean, grad, lead=losses.dim() - 1):
                 b.lerp_(g / (per_task(losses, g) + 1e-8), 1 - rate)
-        norms = _norms(self.mean)
-        lift = norms.max() / (norms + 1e-8)
-        return [torch.tensordot(lift.to(b.dtype), b, 1) for b in self.mean]
+        norms = _norms(self.mean, losses.dim())
+        lift = norms.amax(-1, keepdim=True) / (norms + 1e-8)
+        return [mixed(lift, b) for b in self.mean]
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return (1 / (losses + 1e-8)).to(weights.dtype)
@@ -238,24 +248,29 @@ class MoCo(Buffers):
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
-        ease = self.steps**-self.sigma
+        ease, dim = self.steps**-self.sigma, losses.dim()
         lift = torch.ones_like(losses)
         if self.form == "libmtl":
-            lift = losses / (_norms(grads).to(losses) + 1e-8)
+            lift = losses / (_norms(grads, dim).to(losses) + 1e-8)
         for y, g in zip(self.mean, grads, strict=True):
-            for mean, part in pieces(y, g):
+            for mean, part in pieces(y, g, lead=dim - 1):
                 mean.lerp_(per_task(lift, part) * part, self.beta * ease)
         w = on(self.w, losses)
-        wide = (part.reshape(self.n_tasks, -1).double() for y in self.mean for (part,) in pieces(y))
+        wide = (rows(part, dim).double() for y in self.mean for (part,) in pieces(y, lead=dim - 1))
         K = sum((part @ part.mT for part in wide), w.new_zeros(self.n_tasks, self.n_tasks))
-        w = w - self.gamma * ease * (K @ w + self.rho * w)
+        w = w - self.gamma * ease * ((K @ w.unsqueeze(-1)).squeeze(-1) + self.rho * w)
         self.w = project_simplex(w) if self.form == "paper" else w.softmax(-1)
-        return [torch.tensordot(self.w.to(y.dtype), y, 1) for y in self.mean]
+        return [mixed(self.w, y) for y in self.mean]
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Lengths (T,) of T vectors in parts (T, *shape)."""
-    parts = [torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1) for x in tensors]
+def rows(x: Tensor, dim: int) -> Tensor:
+    """(..., T, *shape) as (..., T, n); T is dimension number `dim`, counted from 1."""
+    return x.reshape(*x.shape[:dim], -1)
+
+
+def _norms(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Lengths (..., T) of T vectors in parts (..., T, *shape)."""
+    parts = [torch.linalg.vector_norm(rows(x, dim), dim=-1) for x in tensors]
     return torch.stack(parts).square().sum(0).sqrt()
 
 
@@ -289,19 +304,19 @@ class ExcessMTL(Buffers):
     def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
         self.check(losses)
         self.take(grads)
-        excess = torch.zeros(self.n_tasks, dtype=torch.float64, device=losses.device)
+        excess = torch.zeros(losses.shape, dtype=torch.float64, device=losses.device)
         for squares, grad in zip(self.squares, grads, strict=True):
-            for s, g in pieces(squares, grad):
+            for s, g in pieces(squares, grad, lead=losses.dim() - 1):
                 square = g * g
                 s += square
                 part = square / (s + 1e-7).sqrt_()
-                excess += part.reshape(self.n_tasks, -1).sum(-1, dtype=torch.float64)
+                excess += rows(part, losses.dim()).sum(-1, dtype=torch.float64)
         initial = on(self.initial, losses)
         self.initial = torch.where(initial == 0, excess, initial)
         ratio = torch.where(excess == 0, 0.0, excess / self.initial)
         self.log_w = torch.log_softmax(on(self.log_w, losses) + self.eta * ratio, -1)
         w = self.log_w.exp()
-        return [torch.tensordot(w.to(g.dtype), g, 1) for g in grads]
+        return [mixed(w, g) for g in grads]
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return on(self.log_w, weights).exp().to(weights.dtype)

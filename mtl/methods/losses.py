@@ -52,6 +52,7 @@ class STL(Method):
     """
 
     label, family, marker = "STL", "levels", "*"
+    alone = True
 
     def __init__(self, n_tasks: int, task: int = 0) -> None:
         super().__init__(n_tasks)
@@ -226,7 +227,9 @@ class DWA(Method):
         if isinstance(there, int) and not there:
             return
         means = on(self.means, self.total)
-        new = torch.stack([means[1], self.total / counted([max(k, 1) for k in self.count], self.total)])
+        new = torch.stack(
+            [means[1].expand_as(self.total), self.total / counted([max(k, 1) for k in self.count], self.total)]
+        )
         self.means = new if isinstance(there, int) else torch.where(there > 0, new, means)
         self.epoch = [e + (k > 0) for e, k in zip(self.epoch, self.count, strict=True)]
         self.total, self.count = torch.zeros_like(self.total), [0] * self.n_tasks

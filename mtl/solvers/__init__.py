@@ -3,7 +3,7 @@
 from mtl.solvers.alpha_fair import alpha_fair
 from mtl.solvers.cagrad import cagrad_dual, cagrad_step
 from mtl.solvers.certificate import TOLERANCE, Certificate, rounding
-from mtl.solvers.kl import KLStep, kl_ball_step, kl_to_uniform
+from mtl.solvers.kl import KLStep, ball_edge, kl_ball_step, kl_to_uniform
 from mtl.solvers.linear import equal_angles, inverse_root, project_simplex
 from mtl.solvers.nonneg import dual_cone, min_norm
 
@@ -12,6 +12,7 @@ __all__ = [
     "Certificate",
     "KLStep",
     "alpha_fair",
+    "ball_edge",
     "cagrad_dual",
     "cagrad_step",
     "dual_cone",

@@ -1,13 +1,27 @@
 """K w = w^(-1/alpha), w > 0, for every alpha > 0: one Newton method in logarithms."""
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.linalg import lapack
 from torch import Tensor
 
 from mtl.solvers import pairs, small
-from mtl.solvers.certificate import EPS, GREY, MOST, TOLERANCE, Array, Certificate, Gram, posv, product, solve
+from mtl.solvers.certificate import (
+    EPS,
+    GREY,
+    MOST,
+    TOLERANCE,
+    Array,
+    Certificate,
+    Gram,
+    checked,
+    host,
+    posv,
+    product,
+    solve,
+)
 from mtl.solvers.nonneg import shortest
 from mtl.solvers.pairs import FAR
 
@@ -95,7 +109,9 @@ def _exactly(hat: Array, alpha: float, gamma: Array, v: Array, steps: int = 40) 
     return v, False
 
 
-def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None = None) -> tuple[Tensor, Certificate]:
+def alpha_fair(
+    K: Tensor, alpha: float | Tensor, steps: int = 100, rounding: float | None = None
+) -> tuple[Tensor, Certificate]:
     """The positive solution of K w = w^(-1/alpha): FairGrad's weights; alpha = 1 is Nash-MTL.
 
     Ban & Ji (ICML 2024), eq. 6; Navon et al. (ICML 2022), eq. 4. w is the unique minimiser of the strictly
@@ -109,23 +125,22 @@ def alpha_fair(K: Tensor, alpha: float, steps: int = 100, rounding: float | None
 
     Args:
         K: Gram matrices (..., T, T).
-        alpha: fairness, > 0.
+        alpha: fairness, > 0; for two tasks also one for each problem, (..., 1).
         steps: bound on the Newton steps.
         rounding: relative rounding of K (`mtl.solvers.rounding`); by default that of its dtype.
 
     Raises:
-        ValueError: alpha is not a positive finite number.
+        ValueError: alpha is not a positive finite number, or one for each problem of three tasks or more.
 
     >>> import torch
     >>> w, proof = alpha_fair(torch.diag(torch.tensor([1.0, 16.0], dtype=torch.float64)), alpha=1.0)
     >>> [round(x, 12) for x in w.tolist()], bool(proof.residual < 1e-12)
     ([1.0, 0.25], True)
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha: must be a positive finite number, found {alpha}")
-    alpha = float(alpha)
+    checked("alpha", alpha, K.shape[-1])
     if K.shape[-1] == 2:
-        return _two(pairs.pair(K, rounding), alpha)
+        return _two(pairs.pair(K, rounding), host(alpha).ravel() if isinstance(alpha, Tensor) else float(alpha))
+    alpha = float(alpha)
     return small.alpha_fair(K, alpha, rounding) or _solve(Gram(K, rounding), alpha, steps)
 
 
@@ -172,7 +187,7 @@ def _solve(p: Gram, alpha: float, steps: int) -> tuple[Tensor, Certificate]:
 
 
 @np.errstate(all="ignore")
-def _two(k: pairs.Pair, alpha: float) -> tuple[Tensor, Certificate]:
+def _two(k: pairs.Pair, alpha: Any) -> tuple[Tensor, Certificate]:
     m, both = k.m, (0, 1)
     logs = m.log(k.n[0]), m.log(k.n[1])
     shift = (1 - alpha) * (logs[0] - logs[1])

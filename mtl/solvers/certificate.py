@@ -250,6 +250,22 @@ def read(K: Tensor, given: float | None) -> tuple[Array, float, bool]:
     return host(K).reshape(-1, T, T), 4 * T * small, small > EPS
 
 
+def checked(name: str, value: float | Tensor, T: int, *, zero: bool = False) -> None:
+    """Raise ValueError unless it is finite and > 0, or >= 0, and one number where there are more than two tasks."""
+    if isinstance(value, Tensor):
+        fine = T == 2 and _fine(value, zero)
+    else:
+        fine = math.isfinite(value) and (value >= 0 if zero else value > 0)
+    if not fine:
+        raise ValueError(f"{name}: must be {'finite and >= 0' if zero else 'a positive finite number'}, found {value}")
+
+
+@cache
+def _fine(value: Tensor, zero: bool) -> bool:
+    """By identity: hyperparameters do not change from step to step."""
+    return bool((value.isfinite() & (value >= 0 if zero else value > 0)).all())
+
+
 def host(x: Tensor) -> Array:
     """The numbers in float64 on the host; waits for the device."""
     if x.dtype != torch.float64 or x.device.type != "cpu":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.solvers.certificate import TOLERANCE, Array, Certificate, alone, back, certificate, host
+from mtl.solvers.certificate import TOLERANCE, Array, Certificate, alone, back, certificate, checked, host
 from mtl.solvers.pairs import ONE
 
 
@@ -113,14 +113,24 @@ def _root(game: One | Many, rho: float, steps: int = 60) -> tuple[Any, int]:
 
 
 @lru_cache(maxsize=64)
-def _edge(rho: float) -> float:
-    """Log odds of the outermost p of two tasks in the ball; infinite where that is the whole simplex."""
+def ball_edge(rho: float) -> float:
+    """Log odds of the outermost p of two tasks in the ball of radius rho; infinite where that is the whole simplex.
+
+    >>> round(ball_edge(0.1), 4), ball_edge(0.7)
+    (0.9434, inf)
+    """
     if rho >= math.log(2):
         return math.inf
-    return 800 * float(_root(One([0.0, -800.0]), rho, 200)[0])
+    return 800 * float(_root(One([0.0, -800.0]), rho, 200)[0]) if rho > 0 else 0.0
 
 
-def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep:
+@lru_cache(maxsize=64)
+def _edges(rho: Tensor) -> Array:
+    """The same for a column of radii; by identity, since it is asked for at every step."""
+    return np.array([ball_edge(r) for r in rho.ravel().tolist()])
+
+
+def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float | Tensor, rho: float | Tensor) -> KLStep:
     """argmax over {p : KL(p||uniform) <= rho} of eta <payoff, p> - KL(p||p_old), in logarithms.
 
     Mao et al. (ACL 2021), algorithm 2; EMTL (arXiv 2306.09373), eq. 12: p is proportional to q^(1/(1+lam)) with
@@ -131,21 +141,22 @@ def kl_ball_step(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLSte
     Args:
         log_p: logarithm of the present player (..., T).
         payoff: what each task pays (..., T).
-        eta: step size, >= 0.
-        rho: radius of the ball, >= 0.
+        eta: step size, >= 0; for two tasks also one for each problem, (..., 1).
+        rho: radius of the ball, >= 0; likewise.
 
     Raises:
-        ValueError: eta or rho is negative or not finite.
+        ValueError: eta or rho is negative or not finite, or one for each problem of three tasks or more.
 
     >>> import torch
     >>> step = kl_ball_step(torch.zeros(2).log_softmax(-1), torch.tensor([0.0, 1e8]), eta=0.5, rho=0.3)
     >>> bool(step.certificate.converged), round(float(kl_to_uniform(step.log_p.double())), 6)
     (True, 0.3)
     """
-    for name, value in (("eta", eta), ("rho", rho)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: must be finite and >= 0, found {value}")
-    if log_p.ndim == payoff.ndim == 1 and log_p.shape == payoff.shape and (found := _one(log_p, payoff, eta, rho)):
+    T = payoff.shape[-1]
+    checked("eta", eta, T, zero=True)
+    checked("rho", rho, T, zero=True)
+    plain = not (isinstance(eta, Tensor) or isinstance(rho, Tensor)) and log_p.ndim == 1 and log_p.shape == payoff.shape
+    if plain and (found := _one(log_p, payoff, eta, rho)):  # type: ignore[arg-type]
         return found
     return _many(log_p, payoff, eta, rho)
 
@@ -160,7 +171,7 @@ def _one(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | None
     if rho == 0:
         k = 0.0
     elif len(whole) == 2:
-        k = min(_edge(rho) / max(-game.least, 1e-300), 1.0)
+        k = min(ball_edge(rho) / max(-game.least, 1e-300), 1.0)
     else:
         k, steps = _root(game, rho)
     new = game.tilt(k)
@@ -173,25 +184,35 @@ def _one(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep | None
 
 
 @np.errstate(all="ignore")
-def _many(log_p: Tensor, payoff: Tensor, eta: float, rho: float) -> KLStep:
+def _many(log_p: Tensor, payoff: Tensor, eta: float | Tensor, rho: float | Tensor) -> KLStep:
     """Players in a batch (..., T)."""
-    whole = np.maximum(host(log_p), -1e15) + eta * host(payoff)
-    batch, T = whole.shape[:-1], whole.shape[-1]
-    a = whole.reshape(-1, T)
+    step: Any = host(eta) if isinstance(eta, Tensor) else eta
+    whole = np.maximum(host(log_p), -1e15) + step * host(payoff)
+    a = whole.reshape(-1, whole.shape[-1])
+    if a.shape[1] == 2:
+        return _two(a, rho, whole.shape, log_p)
+    assert not isinstance(rho, Tensor)
     a = a - np.maximum.reduce(a, 1, keepdims=True)
-    k, steps = np.ones(len(a)), 0
-    if rho == 0:
-        k[:] = 0
-    elif T == 2:
-        odds = -np.minimum.reduce(a, 1)
-        k = np.where(odds > _edge(rho), _edge(rho) / odds, 1.0)
-    else:
-        k, steps = _root(Many(a), rho)
-    k, binding = k[:, None], k < 1
-    new = k * a
+    k, steps = (np.zeros(len(a)), 0) if rho == 0 else _root(Many(a), rho)
+    new = k[:, None] * a
     new -= np.log(np.exp(new).sum(1, keepdims=True))
+    return _step(new, k, rho, steps, whole.shape, log_p)
+
+
+def _two(a: Array, rho: float | Tensor, shape: tuple[int, ...], like: Tensor) -> KLStep:
+    odds = a[:, 0] - a[:, 1]
+    edge = _edges(rho) if isinstance(rho, Tensor) else ball_edge(rho)
+    cut = np.minimum(np.maximum(odds, -edge), edge)
+    rest, new = np.log1p(np.exp(-np.abs(cut))), np.empty_like(a)
+    np.subtract(np.minimum(cut, 0), rest, out=new[:, 0])
+    np.subtract(np.minimum(-cut, 0), rest, out=new[:, 1])
+    radius = host(rho).ravel() if isinstance(rho, Tensor) else rho
+    return _step(new, np.where(cut == odds, 1.0, cut / odds), radius, 0, shape, like)
+
+
+def _step(new: Array, k: Array, rho: Any, steps: int, shape: tuple[int, ...], like: Tensor) -> KLStep:
     miss = _kl(new) - rho
-    miss = np.where(binding, np.abs(miss), np.maximum(miss, 0)) / (rho or 1.0)
-    proof = certificate("kl_ball", batch, miss, steps, miss <= TOLERANCE, np.zeros(len(a), bool))
-    lam = back((1 / k - 1).reshape(batch), log_p)
-    return KLStep(back(np.exp(new).reshape(whole.shape), log_p), back(new.reshape(whole.shape), log_p), lam, proof)
+    miss = np.where(k < 1, np.abs(miss), np.maximum(miss, 0)) / np.where(rho == 0, 1.0, rho)
+    proof = certificate("kl_ball", shape[:-1], miss, steps, miss <= TOLERANCE, np.zeros(len(new), bool))
+    lam = back((1 / k - 1).reshape(shape[:-1]), like)
+    return KLStep(back(np.exp(new).reshape(shape), like), back(new.reshape(shape), like), lam, proof)

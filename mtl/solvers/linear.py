@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.solvers.certificate import EPS, MOST, TOLERANCE, Array, Certificate, Gram, back, factor, floats, integers
+from mtl.solvers.certificate import EPS, MOST, TOLERANCE, Array, Certificate, Gram, Ints, back, factor, floats, integers
+from mtl.solvers.pairs import sine, times
 
 
 def _equal(R: Array, rank: float, noise: float, q: Array) -> tuple[Array, Array, bool]:
@@ -83,6 +84,9 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
     top = p.e.max(1)
     A = np.ldexp(p.hat, p.e[:, :, None] + p.e[:, None, :] - 2 * top[:, None, None])
     A = np.where(p.zero[:, :, None] | p.zero[:, None, :], 0, A)
+    if p.T == 2:
+        B, residual = _two(p, A, kind)
+        return _certified(p, A, B, residual, top)
     values, V = np.linalg.eigh(A)
     kept = values > values[:, -1:] * p.cut / 4
     p.bad |= values[:, 0] < -np.abs(values[:, -1]) * p.cut
@@ -100,12 +104,52 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
     residual = np.zeros(len(p))
     for i in range(len(p)):
         B[i], residual[i] = _refine(A[i], B[i], P[i], float(s[i, 0]))
+    return _certified(p, A, B, residual, top)
+
+
+def _certified(p: Gram, A: Array, B: Array, residual: Array, top: Ints) -> tuple[Tensor, Certificate]:
     z = np.ldexp(B.sum(2), p.e - top[:, None])  # |g_t| w_t, as share of the longest gradient
     value = np.maximum((B.sum(2) * (A @ B.sum(2)[:, :, None])[:, :, 0]).sum(1), 0)
     stationary = value <= p.cut * (np.abs(z) * p.nu).sum(1) ** 2
     _, proof = p.certify("inverse_root", B.sum(2), residual, 1, stationary)
     B = np.where(p.bad[:, None, None], np.nan, B)
-    return back(B.reshape(K.shape), K), proof
+    return back(B.reshape(p.like.shape), p.like), proof
+
+
+@np.errstate(all="ignore")
+def _two(p: Gram, A: Array, kind: str) -> tuple[Array, Array]:
+    """B of two tasks in closed form: A^(-1/2) ~ adj(A) + sqrt(det) 1; of rank 1, A without its lower eigenvalue.
+
+    The median of two eigenvalues is the lower.
+    """
+    a, b, c = A[:, 0, 0], A[:, 0, 1], A[:, 1, 1]
+    det = np.where(p.zero.any(1), 0.0, a * c * sine(a, b, c))
+    root, trace = np.sqrt(np.maximum(det, 0)), a + c
+    largest = 0.5 * (trace + np.hypot(a - c, 2 * b))
+    least = det / np.maximum(largest, 1e-300)
+    p.bad |= least < -largest * p.cut
+    full, some = least > largest * p.cut / 4, largest > 0
+    s = np.where(full, 0.5 * trace if kind == "rmse" else least, np.where(some, largest, 1.0))
+    scale = np.sqrt(np.where(full, s / least, 1.0)) / np.sqrt(np.maximum(largest * (trace + 2 * root), 1e-300))
+    shift, gap = np.maximum(least, 0), np.where(some, largest - np.maximum(least, 0), 1.0)
+    B, P = np.empty_like(A), np.empty_like(A)
+    for i, own, other in ((0, a, c), (1, c, a)):
+        P[:, i, i] = np.where(full, 1.0, (own - shift) / gap)
+        B[:, i, i] = np.where(full, (other + root) * scale, P[:, i, i])
+    P[:, 0, 1] = P[:, 1, 0] = np.where(full, 0.0, b / gap)
+    B[:, 0, 1] = B[:, 1, 0] = np.where(full, -b * scale, P[:, 0, 1])
+    (AB, low), s = _dot(A, B), s[:, None, None]
+    BAB, rest = _dot(B, AB)
+    return B, np.abs((BAB - s * P) + (rest + B @ low)).max((1, 2)) / s[:, 0, 0]
+
+
+def _dot(X: Array, Y: Array) -> tuple[Array, Array]:
+    """X Y of matrices (B, 2, 2) in two parts, the second what the first lacks."""
+    part, low = times(X[:, :, :, None], Y[:, None])
+    one, two = part[:, :, 0], part[:, :, 1]
+    whole = one + two
+    more = whole - one
+    return whole, (one - (whole - more)) + (two - more) + low[:, :, 0] + low[:, :, 1]
 
 
 def _refine(A: Array, B: Array, P: Array, s: float, steps: int = 4) -> tuple[Array, float]:

@@ -81,18 +81,17 @@ def pair(K: Tensor, given: float | None) -> Pair:
 
 
 def sine(a: Any, b: Any, c: Any) -> Any:
-    """1 - b^2/(ac), the products without rounding (Dekker)."""
-
-    def halves(x: Any) -> Two:
-        high = x * 134217729.0 - (x * 134217729.0 - x)
-        return high, x - high
-
-    def times(x: Any, y: Any) -> Two:
-        (x1, x2), (y1, y2) = halves(x), halves(y)
-        return x * y, x2 * y2 - (((x * y - x1 * y1) - x2 * y1) - x1 * y2)
-
+    """1 - b^2/(ac), the products without rounding."""
     (p, low_p), (q, low_q) = times(a, c), times(b, b)
     return ((p - q) + (low_p - low_q)) / p
+
+
+def times(x: Any, y: Any) -> Two:
+    """x y in two parts, without rounding (Dekker)."""
+    wide_x, wide_y, p = x * 134217729.0, y * 134217729.0, x * y
+    x1, y1 = wide_x - (wide_x - x), wide_y - (wide_y - y)
+    x2, y2 = x - x1, y - y1
+    return p, x2 * y2 - (((p - x1 * y1) - x2 * y1) - x1 * y2)
 
 
 def shortest(k: Pair) -> tuple[Two, Any, Any]:
@@ -178,7 +177,7 @@ def cagrad(k: Pair, ratio: float, none: Any) -> tuple[Two, Any]:
     return x, m.where(square > 0, m.maximum(m.maximum(*miss), far) / (1 + x[0] + x[1]), 0.0)
 
 
-def fair(k: Pair, shift: Any, alpha: float, steps: int = 60) -> Two:
+def fair(k: Pair, shift: Any, alpha: Any, steps: int = 60) -> Two:
     """log v with R v = u, log v + alpha log u = (shift, -shift)/2.
 
     For y = v_2/v_1: ln((r + y)/(1 + r y)) + ln(y)/alpha = -shift/alpha. In x, the first term where the gradients

@@ -1,22 +1,18 @@
-"""The two-loss landscape: gradients against autograd, weights against `mtl.aggregate`, ends against theory."""
+"""The two-loss landscape: gradients against autograd, runs against `mtl.methods` alone, ends against theory."""
 
-import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 
 import mtl.methods as methods
 from mtl.experiments import figure1 as toy
 from mtl.experiments.figure1 import config as known
 from mtl.experiments.figure1 import ends as shown_ends
-from mtl.experiments.figure1 import groups, plane
-from mtl.experiments.figure1 import weights as closed
+from mtl.experiments.figure1 import plane
 
 
 @pytest.fixture
@@ -85,158 +81,54 @@ def test_front_is_pareto_stationary_and_undominated(rng: np.random.Generator) ->
     assert not better.any()
 
 
-@given(st.floats(0.01, 0.65))
-def test_edge_lies_on_the_ball(rho: float) -> None:
-    p = 1 / (1 + np.exp(-closed.edge(rho)))
-    assert p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)) == pytest.approx(rho, abs=1e-9)
+def test_every_method_is_on_the_landscape_or_absent_for_what_its_class_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(known.absent()) == {"stl", "mgda-ub"}
+    assert known.shown() == [name for name in methods.METHODS if "@" not in name and name not in known.absent()]
+    assert set(known.SETTINGS) < set(known.shown())
+
+    class Last(methods.METHODS["ls"]):  # type: ignore[misc, name-defined]
+        label = "Last"
+
+        def weights(self, losses: torch.Tensor, gram: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.tensor([0.0, 1.0]).to(losses).expand_as(losses)
+
+    monkeypatch.setitem(methods.METHODS, "last", Last)
+    assert known.shown()[-1] == "last"
+    runs = toy.run_toy(toy.grid(known.shown()[-1:], [1.0]), steps=3, record_every=1)
+    assert (runs.share == 0).all()
 
 
-def test_no_ball_is_left_from_ln_2_on() -> None:
-    assert closed.edge(np.log(2)) == np.inf
-
-
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0, 5.0, 20.0])
-def test_alpha_fair_solves_its_equation(alpha: float, rng: np.random.Generator) -> None:
-    g = rng.normal(size=(2, 2, 2000)) * 10 ** rng.uniform(-3, 3, size=(2, 1, 2000))
-    at = closed.Point.at(*np.zeros((2, 2000)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
-    w1, w2 = closed.alpha_fair(at, np.full(2000, alpha))
-    gap = 0.0
-    for row, own in ((at.a * w1 + at.b * w2, w1), (at.b * w1 + at.c * w2, w2)):
-        size = np.abs(at.a * w1 if own is w1 else at.c * w2) + np.abs(at.b) * (w2 if own is w1 else w1)
-        gap = max(gap, float((np.abs(row - own ** (-1 / alpha)) / size).max()))
-    assert gap < 1e-12
-
-
-def test_cagrad_is_the_minimum_of_its_dual(rng: np.random.Generator) -> None:
-    g = rng.normal(size=(2, 2, 200))
-    g[1] *= 10 ** rng.uniform(-2, 2, size=200)
-    at = closed.Point.at(*np.zeros((2, 200)), g[0, 0], g[0, 1], g[1, 0], g[1, 1])
-    w1, w2 = closed.cagrad(at, np.full(200, 0.4))
-    for i in range(200):
-        mean = g[..., i].mean(0)
-
-        def dual(x: float, i: int = i, mean: np.ndarray = mean) -> float:
-            mixed = x * g[0, :, i] + (1 - x) * g[1, :, i]
-            return float(mixed @ mean + 0.4 * np.linalg.norm(mean) * np.linalg.norm(mixed))
-
-        x = (w1[i] - 0.5) / (w1[i] + w2[i] - 1)
-        oracle = minimize_scalar(dual, bounds=(0, 1), method="bounded", options={"xatol": 1e-10}).fun
-        assert dual(float(x)) <= oracle + 1e-9 * (1 + abs(oracle))
-
-
-SAME: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ("ls", "mgda", "pcgrad", "imtl-g", "nash", "upgrad")]
-SAME += [(name, {}) for name in ("dualproj", "aligned", "si", "gls")]
-SAME += [("cagrad", {"c": 0.4}), ("stch", {"mu": 2.0}), ("fair-loss", {"alpha": 2.0}), ("scalarization", {"c": 0.3})]
-SAME += [("sdmgrad", {"lam": lam}) for lam in (0.0, 0.3, 3.0)]
-SAME += [("fairgrad", {"alpha": a}) for a in (0.5, 1.0, 2.0, 5.0)]
-PLAYERS = [("bandit", {"rho": rho, "eta": 0.5}) for rho in (0.1, 0.5, 1.2)]
-PLAYERS += [
-    ("emtl", {"rho": rho, "eta": 0.5, "alpha": 0.25, "rate": rate, "combine": combine, "strict": rho > 1})
-    for rho in (0.1, 1.2)
-    for rate in known.RATES
-    for combine in toy.COMBINES
-]
-REMEMBERING: list[tuple[str, dict[str, Any]]] = [
-    (n, {}) for n in ("rlw", "uw", "imtl-l", "imtl", "graddrop", "adatask")
-]
-REMEMBERING += [
-    ("dwa", {"tau": 0.5}),
-    ("gradnorm", {"alpha": 0.7}),
-    ("gradvac", {"beta": 0.2}),
-    ("db-mtl", {"beta": 0.6}),
-]
-REMEMBERING += [("famo", {"gamma": gamma}) for gamma in (0.0, 0.05)]
-
-
-def group(name: str, hyper: dict[str, Any], n: int) -> groups.Group:
-    return groups.make_group([known.Config(name, hyper, 1.0)] * n)
-
-
-def theirs(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
-    """The same hyperparameters for `mtl.methods`."""
-    return {"c": [hyper["c"], 1 - hyper["c"]]} if name == "scalarization" else hyper
-
-
-@pytest.mark.parametrize(("name", "hyper"), SAME)
-def test_closed_forms_give_the_directions_of_the_methods(
-    name: str, hyper: dict[str, Any], rng: np.random.Generator
-) -> None:
-    g = rng.normal(size=(2, 2, 40))
-    g[1] *= 10 ** rng.uniform(-1, 1, size=40)
-    losses = rng.normal(size=(2, 40)) * 10
-    losses = np.abs(losses) if name in known.POSITIVE else losses
-    w1, w2 = group(name, hyper, 40).weights(closed.Point.at(*losses, g[0, 0], g[0, 1], g[1, 0], g[1, 1]))
-    found = w1 * g[0] + w2 * g[1]
-    ratios = []
-    for i in range(40):
-        grads, values = torch.tensor(g[..., i]), torch.tensor(losses[:, i])
-        oracle = methods.aggregate(name, grads=grads, losses=values, **theirs(name, hyper)).direction.numpy()
-        size = np.linalg.norm(found[:, i]) * np.linalg.norm(oracle)
-        assert found[:, i] @ oracle / size == pytest.approx(1, abs=1e-6), f"case {i}"
-        ratios.append(np.linalg.norm(oracle) / np.linalg.norm(found[:, i]))
-    assert np.ptp(ratios) / np.mean(ratios) < 1e-4, "equal up to one factor, which Adam does not see"
-
-
-@pytest.mark.parametrize("opposed", [False, True])
-def test_aligned_cuts_the_rank_where_the_method_does(opposed: bool) -> None:
-    g = np.array([[1.0, 2.0], [-3.0, -6.0 if opposed else -6.0001]])
-    at = closed.Point.at(*np.ones((2, 1)), *g.reshape(4, 1))
-    w = np.array(group("aligned", {}, 1).weights(at))[:, 0]
-    oracle = methods.aggregate("aligned", grads=torch.tensor(g), losses=torch.ones(2, dtype=torch.float64))
-    assert oracle.weights is not None
-    np.testing.assert_allclose(w, oracle.weights.numpy(), rtol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "hyper"), PLAYERS)
-def test_players_move_as_those_of_the_methods(name: str, hyper: dict[str, Any], rng: np.random.Generator) -> None:
-    ours, oracles = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
-    for step in range(8):
-        g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], rng.normal(size=2)
-        at = closed.Point.at(*losses[:, None], *g.reshape(4, 1))
-        found = np.array(ours.weights(at))[:, 0]
-        oracle = oracles.weights(torch.tensor(losses), torch.tensor(g @ g.T)).numpy()
-        np.testing.assert_allclose(found / found.sum(), oracle / oracle.sum(), atol=1e-7, err_msg=f"step {step}")
-
-
-@pytest.mark.parametrize(("name", "hyper"), REMEMBERING)
-def test_methods_with_a_memory_move_step_by_step_as_the_methods(
-    name: str, hyper: dict[str, Any], rng: np.random.Generator
-) -> None:
-    ours, oracles = group(name, hyper, 1), methods.method(name, n_tasks=2, **hyper)
-    learned = oracles.parameters()
-    adam = torch.optim.Adam(learned, lr=oracles.learning_rate) if learned else None
-    after = torch.tensor(rng.uniform(0.1, 3, size=2))
-    for step in range(110):
-        g, losses = rng.normal(size=(2, 2)) * [[1.0], [3.0]], after
-        found = np.array(ours.weights(closed.Point.at(*losses.numpy()[:, None], *g.reshape(4, 1))))[:, 0]
-        if ours.elementwise:
-            oracle = oracles.combine([torch.tensor(g)], losses)[0]
+def single(name: str, hyper: dict[str, Any], start: np.ndarray, steps: int, told: float = -21.0) -> np.ndarray:
+    """The end of one run by autograd and `mtl.method`, all by hand."""
+    m, x = methods.method(name, n_tasks=2, **hyper), torch.tensor(start, requires_grad=True)
+    learned = [{"params": m.parameters(), "lr": m.learning_rate}] if m.parameters() else []
+    adam = torch.optim.Adam([{"params": [x], "lr": 0.02}, *learned])
+    for step in range(steps):
+        values = landscape(x, 0.1)
+        G = torch.stack([torch.autograd.grad(v, x, retain_graph=True)[0] for v in values])
+        L = values.detach() - told * torch.tensor([0.1, 1.0], dtype=torch.float64)
+        if step and m.wants_after_step:
+            m.after_step(L)
+        x.grad = m.combine([G], L)[0] if m.needs == "gradients" else m.weights(L, G @ G.T).detach() @ G
+        if m.replaces_adam:
+            x.data -= 0.02 * x.grad
         else:
-            oracle = oracles.weights(losses, torch.tensor(g @ g.T))
-        np.testing.assert_allclose(found, oracle.numpy(), rtol=1e-7, atol=1e-9, err_msg=f"step {step}")
-        if adam is not None:
             adam.step()
-        after = torch.tensor(rng.uniform(0.1, 3, size=2))
-        if oracles.wants_after_step:
-            oracles.after_step(after)
+    return x.detach().numpy()
 
 
-def test_every_method_is_on_the_landscape_or_named_as_absent() -> None:
-    all_of_them = {name for name in methods.METHODS if "@" not in name}
-    assert set(toy.DEFAULTS) | set(toy.ABSENT) == all_of_them and not set(toy.DEFAULTS) & set(toy.ABSENT)
-    assert {n for n in toy.DEFAULTS if methods.method(n, n_tasks=2).positive_losses} == set(known.POSITIVE)
-    told = {name for name, _ in toy.bounded()}
-    assert told > set(known.POSITIVE) and "b" not in toy.DEFAULTS["bandit"]
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in known.absent() and "@" not in name])
+def test_a_run_is_the_method_of_the_package_under_adam(name: str) -> None:
+    runs = toy.run_toy([known.Config(name, {"b": -21.0}, 0.1)] * 2, steps=55, lr=0.02, record_every=55)
+    for i in (0, 4):
+        alone = single(name, known.SETTINGS.get(name, {}), toy.STARTS[i], 55)
+        np.testing.assert_allclose(runs.x[-1, 1, i], alone, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_a_method_is_told_its_losses_above_their_bound(scale: float) -> None:
-    at = closed.Point.at(*np.array([[-4.0 * scale], [-20.0], [1.0], [0.0], [0.0], [1.0]]))
-    w1, w2 = groups.make_group([known.Config("si", {"b": -21.0}, scale)]).weights(at)
-    assert (w1[0], w2[0]) == pytest.approx((1 / (17 * scale), 1.0))
+NEEDY = sorted({name for name, _ in toy.bounded()})
 
 
-@pytest.mark.parametrize("name", known.POSITIVE)
+@pytest.mark.parametrize("name", NEEDY)
 def test_where_a_formula_is_undefined_the_run_ends_and_the_table_says_so(name: str) -> None:
     runs = toy.run_toy(toy.grid([name, (name, {"b": -21.0}), "mgda"], [0.1]), steps=60, lr=0.05, record_every=20)
     table = shown_ends.summarise(runs).set_index("method")
@@ -260,25 +152,13 @@ def test_adam_is_torch_adam() -> None:
 
 
 def test_one_run_is_the_same_alone_and_among_others() -> None:
-    configs = toy.grid([*toy.DEFAULTS, *toy.bounded(), ("fairgrad", {"alpha": 0.5})], [1.0, 0.1])
-    together = toy.run_toy(configs, steps=300, record_every=100)
-    for i, config in enumerate(configs):
-        alone = toy.run_toy([config], steps=300, record_every=100, starts=toy.STARTS[1:2])
-        np.testing.assert_allclose(together.x[:, i, 1:2], alone.x[:, 0], rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(together.p[:, i, 1:2], alone.p[:, 0], rtol=1e-9, atol=1e-9)
-
-
-def test_all_at_once_is_twenty_times_faster_than_one_after_another() -> None:
-    configs = toy.grid(toy.DEFAULTS, [10.0, 1.0, 0.1, 0.01])
-    toy.run_toy(configs[:1], steps=5)
-    began = time.perf_counter()
-    toy.run_toy(configs, steps=100)
-    batched = time.perf_counter() - began
-    began = time.perf_counter()
-    for config in configs[::4]:
-        toy.run_toy([config], steps=100, starts=toy.STARTS[:1])
-    single = (time.perf_counter() - began) / len(configs[::4])
-    assert single * len(configs) * len(toy.STARTS) > 20 * batched
+    # not from (0, 0): there Adam blows up the rounding of a gradient that symmetry makes zero
+    configs = toy.grid([*known.shown(), *toy.bounded(), ("fairgrad", {"alpha": 0.5})], [1.0, 0.1])
+    together = toy.run_toy(configs, steps=200, record_every=100)
+    for i, config in list(enumerate(configs))[::3]:
+        alone = toy.run_toy([config], steps=200, record_every=100, starts=toy.STARTS[4:])
+        np.testing.assert_allclose(together.x[:, i, 4:], alone.x[:, 0], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(together.p[:, i, 4:], alone.p[:, 0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +239,7 @@ def test_predicted_ends_of_the_reference_table() -> None:
 @pytest.mark.parametrize("scale", [10.0, 1.0, 0.1])
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.8])
 def test_fixed_weights_end_where_their_sum_is_least(scale: float, c: float) -> None:
-    end = shown_ends.predicted_x1(known.Config("scalarization", {"c": c}, scale))
+    end = shown_ends.predicted_x1(known.Config("scalarization", {"c": (c, 1 - c)}, scale))
     assert end == pytest.approx(7 * (c * scale - (1 - c)) / (c * scale + 1 - c), abs=1e-4)
 
 
@@ -403,11 +283,11 @@ def test_weighted_rates_are_equal_at_the_predicted_end() -> None:
 @pytest.mark.parametrize(
     ("config", "wording"),
     [
-        (("mdga", {}), "method: the toy has ls, scalarization.* found 'mdga'"),
-        (("emtl", {"gamma": 1.0}), "gamma: emtl takes b, rho, eta, alpha"),
-        (("ls", {"rho": 1.0}), "rho: ls takes no hyperparameters"),
-        (("stl", {}), "found 'stl'; one model per task has no common point"),
-        (("emtl", {"combine": "sum"}), "combine: one of literal, frozen_norm, product, found 'sum'"),
+        (("mdga", {}), "method: must be one of ls, scalarization.* found 'mdga'"),
+        (("emtl", {"gamma": 1.0}), "hyperparameter of emtl: must be one of rho, eta, alpha.* found 'gamma'"),
+        (("ls", {"rho": 1.0}), "hyperparameter of ls: .*found 'rho'"),
+        (("stl", {}), "'stl' is not on the landscape: one model per task has no common point"),
+        (("emtl", {"combine": "sum"}), "combine: must be one of literal, frozen_norm, product, found 'sum'"),
     ],
 )
 def test_unknown_methods_and_options_are_named(config: tuple[str, dict[str, Any]], wording: str) -> None:

@@ -14,6 +14,7 @@ from mtl.experiments.gap import runs as gap
 from mtl.experiments.gap.data import CONDITIONS, available, condition, draw
 from mtl.files import root
 from mtl.ledger import Ledger
+from mtl.methods import method
 
 CELLS = gap.strata("paper", CONDITIONS)
 
@@ -113,6 +114,32 @@ def test_task_gradients_and_gram_match_one_network_at_a_time() -> None:
         assert torch.allclose(
             gap.gradient_norms(nets.task_gradients(losses)), K.diagonal(dim1=-2, dim2=-1).sqrt(), rtol=1e-4
         )
+
+
+def test_the_units_are_methods_of_the_package_with_registered_numbers() -> None:
+    losses = torch.rand(2, len(gap.METHODS), 3) + 0.1
+    G = torch.randn(2, len(gap.METHODS), 3, 4, generator=torch.Generator().manual_seed(0))
+    K, rule = G @ G.mT, gap.Weights(2, 3, "cpu")
+    for step in range(3):
+        w = rule(losses, K)
+        torch.testing.assert_close(w.sum(-1), torch.ones(2, len(gap.METHODS), dtype=torch.float64))
+        for unit, name, hyper in (
+            ("ls", "ls", {}),
+            ("up", "scalarization", {"c": [1.0, 2.0, 4.0]}),
+            ("cagrad .4", "cagrad", {"c": 0.4}),
+            ("fairgrad .5", "fairgrad", {"alpha": 0.5}),
+        ):
+            u = gap.METHODS.index(unit)
+            alone = method(name, 3, **hyper).weights(losses[1, u].double(), K[1, u].double())
+            torch.testing.assert_close(w[1, u], alone / alone.sum())
+        u = gap.METHODS.index("emtl 1.2")  # its ball is cut to .95 ln T
+        if not step:
+            emtl = method("emtl", 3, rho=0.95 * float(np.log(3)))
+        alone = emtl.weights(losses[0, u].double(), K[0, u].double())
+        torch.testing.assert_close(w[0, u], alone / alone.sum())
+    u, statics = gap.METHODS.index("rlw"), gap.METHODS.index("static 1")
+    assert not torch.equal(w[0, u], w[1, u]) and not torch.equal(rule(losses, K)[0, u], w[0, u])
+    assert torch.equal(rule(losses, K)[:, statics:], w[:, statics:]) and not torch.equal(w[0, statics], w[1, statics])
 
 
 def test_the_penalty_lowers_the_variance_that_it_penalises() -> None:

@@ -1,19 +1,24 @@
-"""Which methods run on the landscape, with which hyperparameters, and which do not and why."""
+"""Which methods run on the landscape: all those that have a direction at a point, with `SETTINGS` of some."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-CAP = 0.95 * math.log(2)  # from ln 2 on the KL ball is the whole simplex and the player's state winds up
+from mtl.methods import METHODS, Method, method
+
+SETTINGS: dict[str, dict[str, Any]] = {  # where the figure departs from a method's defaults
+    "scalarization": {"c": (0.3, 0.7)},
+    "bandit": {"rho": 0.5},
+    "emtl": {"rho": 0.5, "strict": True},
+    "fair-loss": {"alpha": 2.0},
+}
 
 
 class Config(NamedTuple):
-    """One line of the table: a method, its hyperparameters (of `mtl.methods`) and the scale of loss 1.
+    """One line of the table: a method, its hyperparameters and the scale of loss 1.
 
-    Two are not as there: `c` of "scalarization" is the weight of loss 1 (loss 2 has 1 - c), and `b` is what the method
-    takes for the lower bound of a loss: it is told L_1 - b s and L_2 - b, while the gradients stay. On the front both
-    losses are negative, so that methods which take logarithms or ratios of losses are undefined with b = 0: their
-    runs end there. FAMO's own runs on this landscape use b = -21 (and gamma = 0).
+    `b` among them is what the method takes for the lower bound of a loss: it is told L_1 - b s and L_2 - b, while the
+    gradients stay. On the front both losses are negative, so that methods which refuse such losses are undefined with
+    b = 0: their runs end there. FAMO's own runs on this landscape use b = -21 (and gamma = 0).
     """
 
     method: str
@@ -26,50 +31,41 @@ class Config(NamedTuple):
         said = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.hyper.items())
         return f"{self.method} ({said})" if said else self.method
 
+    @property
+    def b(self) -> float:
+        return float(self.hyper.get("b", 0.0))
 
-# Numbers may differ from run to run within one batch; anything else makes a batch of its own.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ls": {},
-    "scalarization": {"c": 0.3},
-    "si": {"b": 0.0},
-    "rlw": {},
-    "dwa": {"b": 0.0, "tau": 2.0},
-    "uw": {"b": 0.0},
-    "gradnorm": {"b": 0.0, "alpha": 1.5},
-    "gls": {"b": 0.0},
-    "stch": {"b": 0.0, "mu": 1.0},
-    "famo": {"b": 0.0, "gamma": 1e-3},
-    "db-mtl": {"b": 0.0, "beta": 0.9},
-    "imtl-l": {"b": 0.0},
-    "bandit": {"rho": 0.5, "eta": 0.5},
-    "mgda": {},
-    "pcgrad": {},
-    "gradvac": {"beta": 0.5},
-    "cagrad": {"c": 0.4},
-    "imtl-g": {},
-    "imtl": {"b": 0.0},
-    "nash": {},
-    "fairgrad": {"alpha": 2.0},
-    "aligned": {},
-    "upgrad": {},
-    "dualproj": {},
-    "sdmgrad": {"lam": 0.3},
-    "graddrop": {},
-    "adatask": {},
-    "moco": {"beta": 0.5, "gamma": 0.1, "sigma": 0.5},
-    "emtl": {"b": 0.0, "rho": 0.5, "eta": 0.5, "alpha": 0.5, "rate": "weighted", "combine": "literal", "strict": False},
-    "fair-loss": {"b": 0.0, "alpha": 2.0},
-}
-ABSENT = {
-    "stl": "one model per task has no common point; its ends are the two ends of the front",
-    "mgda-ub": "the landscape has no shared representation; with the plane itself for one it is MGDA",
-    "pbi": "it is younger than the figure's methods",
-    "config": "for two tasks its direction is that of IMTL-G",
-    "excessmtl": "it is younger than the figure's methods",
-    "cr-mogm": "it averages another method's weights, and the landscape has no noise to average out",
-}
-POSITIVE = ("si", "dwa", "gradnorm", "gls", "famo", "db-mtl", "fair-loss")  # logarithms or ratios of losses
-RATES, COMBINES = ("weighted", "raw"), ("literal", "frozen_norm", "product")
+    def make(self) -> Method:
+        """The method; raises ValueError for one that is unknown or has no direction at a point of the plane."""
+        if self.method in METHODS and (why := absent().get(self.method)):
+            raise ValueError(f"method: {self.method!r} is not on the landscape: {why}")
+        rest = {k: v for k, v in self.hyper.items() if k != "b"}
+        return method(self.method, 2, **{**SETTINGS.get(self.method, {}), **rest})
+
+
+def absent() -> dict[str, str]:
+    """The methods that do not run on the landscape, and why.
+
+    >>> list(absent())
+    ['mgda-ub', 'stl']
+    """
+    said = {}
+    for name, kind in METHODS.items():
+        if kind.needs == "features":
+            said[name] = "it needs a representation, which the landscape does not have"
+        elif kind.alone:
+            said[name] = "one model per task has no common point; its ends are the two ends of the front"
+    return said
+
+
+def shown() -> list[str]:
+    """The methods of the figure: a new one is among them; a rule of one's own, which has no look, is not."""
+    return [name for name, kind in METHODS.items() if hasattr(kind, "label") and name not in absent()]
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """Their hyperparameters."""
+    return {name: Config(name, {}, 1.0).make().settings() for name in shown()}
 
 
 def grid(methods: Iterable[str | tuple[str, Mapping[str, Any]]], scales: Iterable[float]) -> list[Config]:
@@ -83,24 +79,11 @@ def grid(methods: Iterable[str | tuple[str, Mapping[str, Any]]], scales: Iterabl
 
 
 def bounded(b: float = -21.0) -> list[tuple[str, dict[str, Any]]]:
-    """The methods that need to be told a lower bound of the losses here, told it; FAMO as its authors run it.
+    """The methods that refuse negative losses, told a lower bound of them; FAMO as its authors run it.
 
     >>> len(bounded()), bounded()[-1]
     (11, ('famo', {'b': -21.0, 'gamma': 0.0}))
     """
-    names = [name for name, known in DEFAULTS.items() if "b" in known and name not in ("emtl", "stch")]
+    kinds = [(name, METHODS[name]) for name in shown()]
+    names = [name for name, kind in kinds if kind.positive_losses or kind.nonnegative_losses]
     return [*((name, {"b": b}) for name in names), ("famo", {"b": b, "gamma": 0.0})]
-
-
-def check(config: Config) -> None:
-    """Raise ValueError for a method or hyperparameter that the toy does not have, listing those it has."""
-    if config.method not in DEFAULTS:
-        why = f"; {ABSENT[config.method]}" if config.method in ABSENT else ""
-        raise ValueError(f"method: the toy has {', '.join(DEFAULTS)}, found {config.method!r}{why}")
-    known = DEFAULTS[config.method]
-    for name, value in config.hyper.items():
-        if name not in known:
-            raise ValueError(f"{name}: {config.method} takes {', '.join(known) or 'no hyperparameters'}")
-        allowed = {"rate": RATES, "combine": COMBINES}.get(name, (value,))
-        if value not in allowed:
-            raise ValueError(f"{name}: one of {', '.join(allowed)}, found {value!r}")

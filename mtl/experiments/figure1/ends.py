@@ -1,27 +1,29 @@
 """Where runs end, where they must end, and what becomes of the sentences written about Figure 1."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mtl.experiments.base import Claim, graded
-from mtl.experiments.figure1.config import CAP, DEFAULTS, Config
+from mtl.experiments.figure1.config import Config
 from mtl.experiments.figure1.plane import evaluate, losses, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
-from mtl.experiments.figure1.weights import edge
+from mtl.methods.emtl import EMTL
+from mtl.methods.learned import Bandit
+from mtl.solvers import ball_edge
 
 TOLERANCE, CORNER = 0.2, 3.5  # in the plane; in x1
 
 
-def ball_edge(config: Config) -> float:
+def player_edge(config: Config) -> float:
     """Largest p_1 that the player of a configuration can reach; NaN for methods without a player."""
-    hyper = DEFAULTS[config.method] | dict(config.hyper)
-    if "rho" not in hyper:
+    player = config.make()
+    if not isinstance(player, EMTL | Bandit):
         return float("nan")
-    rho = hyper["rho"] if hyper.get("strict", True) else min(hyper["rho"], CAP)
-    return float(1 / (1 + np.exp(-edge(rho))))
+    return float(1 / (1 + np.exp(-ball_edge(player.rho))))
 
 
 def predicted_end(
@@ -44,37 +46,34 @@ def predicted_end(
     equal = float(np.interp(0.0, -gap, x[:, 0]))
     if combine != "literal":
         return equal
-    odds = scale * np.exp(edge(min(rho, CAP)) * np.array([-1.0, 1.0]))
+    odds = scale * np.exp(ball_edge(rho) * np.array([-1.0, 1.0]))
     low, high = 7 * (odds - 1) / (odds + 1)
     return float(np.clip(equal, low, high))
 
 
-def predicted_balance(scale: float, method: str, hyper: Mapping[str, float]) -> float:
-    """x1 at which fixed weights, or STCH's, pull both ways alike: x1 = 7 (w_1 s - w_2) / (w_1 s + w_2).
+def predicted_balance(config: Config) -> float:
+    """x1 at which weights that follow from the losses alone pull both ways alike: x1 = 7 (w_1 s - w_2) / (w_1 s + w_2).
 
-    >>> round(predicted_balance(0.1, "scalarization", {"c": 0.5}), 3)     # the best average
+    >>> round(predicted_balance(Config("scalarization", {"c": (0.5, 0.5)}, 0.1)), 3)     # the best average
     -5.727
     """
-    x, f = pareto_front(scale, n=2801)
-    if method == "scalarization":
-        odds = np.full(len(x), hyper["c"] / (1 - hyper["c"]))
-    else:  # softmax((L - b) / (2 mu)); falls along the front, so that there is one such point
-        gap = f[:, 0] - f[:, 1] - hyper["b"] * (scale - 1)
-        odds = np.exp(np.clip(gap / (2 * hyper["mu"]), -300, 300))
-    pull = 7 * (odds * scale - 1) / (odds * scale + 1)
+    x, f = pareto_front(config.scale, n=2801)
+    told = torch.tensor(f - config.b * np.array([config.scale, 1.0]))
+    w1, w2 = config.make().weights(told).numpy().T  # STCH's share falls along the front: there is one such point
+    pull = 7 * (w1 * config.scale - w2) / (w1 * config.scale + w2)
     return float(np.interp(0.0, x[:, 0] - pull, x[:, 0]))
 
 
 def predicted_x1(config: Config) -> float:
     """Where a configuration must end; NaN where that depends on the start or, for an unbounded player, on the path."""
-    hyper = DEFAULTS[config.method] | dict(config.hyper)
-    if config.method == "ls":
-        return float(star(config.scale)[0])
-    if config.method in ("scalarization", "stch"):
-        return predicted_balance(config.scale, config.method, hyper)
-    if not ball_edge(config) < 1 or hyper.get("b"):
+    if config.method in ("ls", "scalarization", "stch"):
+        return predicted_balance(config)
+    player = config.make()
+    if not player_edge(config) < 1 or config.b:
         return float("nan")
-    return predicted_end(config.scale, hyper["rho"], hyper.get("rate", "loss"), hyper.get("combine", "literal"))
+    if isinstance(player, EMTL):
+        return predicted_end(config.scale, player.rho, player.rate, player.form)  # type: ignore[arg-type]
+    return predicted_end(config.scale, player.rho, "loss")  # type: ignore[attr-defined]
 
 
 def summarise(runs: ToyRuns, nudged: ToyRuns | None = None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtl.experiments.figure1.ends import ball_edge, predicted_x1
+from mtl.experiments.figure1.ends import player_edge, predicted_x1
 from mtl.experiments.figure1.plane import Array, evaluate, on_front, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.report import plots, style
@@ -59,7 +59,7 @@ def methods_figure(runs: ToyRuns, labels: Sequence[str], scales: Sequence[float]
     follows the run from `START` (running mean), one dash per scale, and is empty for methods without weights.
     """
     wide, rows = len(scales) + 2, -(-len(labels) // 2)
-    height = 0.5 * rows + 0.2
+    height = 0.47 * rows + 0.2
     ratios = [1.1, *[1] * (wide - 1)]
     margins = {"left": 0.004, "right": 0.996, "bottom": 0.05 / height, "top": 1 - 0.2 / height}
     margins |= {"wspace": 0.06, "hspace": 0.1}
@@ -128,7 +128,7 @@ def _weights(ax: Axes, runs: ToyRuns, label: str, scales: Sequence[float], small
             ax.plot(path, dash, color=colour, lw=0.4, alpha=0.3)
         path = path.rolling(31, center=True, min_periods=1).mean() if played or small else path
         ax.plot(path[:: 4 if small else 1], dash, color=colour, lw=0.8 if small else 1.1)
-    if np.isfinite(limit := ball_edge(runs.configs[runs.index(label, scales[0])])):
+    if np.isfinite(limit := player_edge(runs.configs[runs.index(label, scales[0])])):
         for level in (limit, 1 - limit):
             ax.axhline(level, color="0.6", lw=0.6, zorder=0)
     ax.set(ylim=(-0.05, 1.05), yticks=[0, 0.5, 1], xticks=[0, round(runs.steps[-1] / 1000, 1)])

@@ -1,16 +1,17 @@
-"""All starts, methods and loss scales at once: fifty thousand steps of Adam in seconds."""
+"""All starts, methods and loss scales at once: fifty thousand steps of Adam on thousands of points."""
 
-import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
-from mtl.experiments.figure1.config import DEFAULTS, Config, check
-from mtl.experiments.figure1.groups import Player, make_group
+from mtl.experiments.figure1.config import Config
 from mtl.experiments.figure1.plane import STARTS, Array, losses
-from mtl.experiments.figure1.weights import Point
+from mtl.methods import Method
+from mtl.methods.base import side_by_side
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ToyRuns:
 
     `p`: the player's p_1, mean since the last record (at its end it may jump from edge to edge at every step);
     NaN for methods without one. `share`: weight of loss 1 over the sum of both; NaN for methods without weights.
-    x and f are NaN from where a method's own formula is undefined (see `Config`) or has overflowed.
+    x and f are NaN from where a method refuses its losses (see `Config`) or has overflowed.
     """
 
     configs: tuple[Config, ...]
@@ -37,6 +38,52 @@ class ToyRuns:
             raise ValueError(f"label: no run of {label!r} at scale {scale}; found {[c.label for c in self.configs]}")
         return found[0]
 
+    def part(self, configs: slice, starts: slice) -> "ToyRuns":
+        """Some of the configurations from some of the starts."""
+        which = np.s_[:, configs, starts]
+        told = {name: getattr(self, name)[which] for name in ("x", "f", "p", "share")}
+        return replace(self, configs=self.configs[configs], **told)
+
+
+class Group:
+    """The runs of one method, side by side, which differ in numbers at most; and its part of what all runs share."""
+
+    def __init__(self, members: list[tuple[Config, Method]], starts: int, at: slice) -> None:
+        self.at, self.size = at, len(members) * starts
+        self.method = side_by_side([m for _, m in members for _ in range(starts)])
+        self.player = hasattr(self.method, "log_p")
+        self.total = np.zeros(self.size)  # of p_1 since the last record
+
+    def see(self, told: Array, K: Array, g: Array) -> None:
+        """Where the losses, Gram matrices and gradients of these runs will lie."""
+        self.told, self.K, self.g = (torch.from_numpy(x[self.at]) for x in (told, K, g))
+
+    def act(self, step: int, weights: Array, direction: Array) -> None:
+        m = self.method
+        if step and m.wants_after_step:  # the losses that a step leads to are those of the next one
+            m.after_step(self.told)
+        if m.needs == "gradients":
+            direction[self.at] = m.combine([self.g], self.told)[0].numpy()
+        else:
+            weights[self.at] = m.weights(self.told, self.K).detach().numpy()
+        if self.player:
+            self.total += np.exp(m.log_p.numpy()[:, 0])  # type: ignore[attr-defined]
+
+
+def grouped(configs: Sequence[Config], starts: int) -> tuple[list[Group], list[int]]:
+    """Groups whose runs lie one after the other, and the configurations in that order."""
+    made = [(c, c.make()) for c in configs]
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for i, (c, m) in enumerate(made):
+        named = (f"{k}={v}" for k, v in m.settings().items() if not isinstance(v, float))
+        kinds.setdefault((c.method, *named), []).append(i)
+    groups, first = [], 0
+    for members in kinds.values():
+        last = first + len(members) * starts
+        groups.append(Group([made[i] for i in members], starts, slice(first, last)))
+        first = last
+    return groups, [i for members in kinds.values() for i in members]
+
 
 def run_toy(
     configs: Sequence[Config], steps: int = 50_000, *, starts: Array = STARTS, lr: float = 1e-3, record_every: int = 100
@@ -48,62 +95,59 @@ def run_toy(
     >>> runs.x.shape, runs.steps.tolist()
     ((3, 4, 5, 2), [0, 5, 10])
     """
-    for config in configs:
-        check(config)
     if steps < 1 or record_every < 1:
         raise ValueError(f"steps: at least 1 step and record, found steps={steps}, record_every={record_every}")
-    began = time.perf_counter()
-    kinds = [_kind(c) for c in configs]
-    order = sorted(range(len(configs)), key=lambda i: kinds[i])
-    s, groups, first = len(starts), [], 0
-    for _, members in itertools.groupby(order, key=lambda i: kinds[i]):
-        found = [configs[i] for i in members]
-        groups.append((make_group(found, s), slice(first, first + len(found) * s)))
-        first += len(found) * s
-    scale = np.repeat([configs[i].scale for i in order], s)
-    x = np.ascontiguousarray(np.tile(np.asarray(starts, dtype=np.float64), (len(configs), 1)).T)
-    m, v, weight, direct = np.zeros_like(x), np.zeros_like(x), np.full_like(x, np.nan), np.zeros_like(x)
+    began, s = time.perf_counter(), len(starts)
+    groups, order = grouped(configs, s)
+    scale, b = (np.repeat([getattr(configs[i], name) for i in order], s) for name in ("scale", "b"))
+    bound = np.stack([b * scale, b], 1)
+    n = len(scale)
+    told, weights, direction = np.zeros((n, 2)), np.full((n, 2), np.nan), np.zeros((n, 2))
+    g, K = np.zeros((2, n, 2, 2))  # of run, task, coordinate; of run, task, task
+    point = torch.tensor(np.tile(starts, (len(configs), 1)), dtype=torch.float64, requires_grad=True)
+    point.grad, x = torch.from_numpy(direction), point.detach().numpy()
+    positive, bounded, direct, plain = np.zeros((4, n, 1), dtype=bool)
+    for group in groups:
+        group.see(told, K, g)
+        m = group.method
+        positive[group.at], bounded[group.at] = m.positive_losses, m.nonnegative_losses
+        direct[group.at], plain[group.at] = m.needs == "gradients", m.replaces_adam
+    rates: list[dict[str, Any]] = [{"params": [point], "lr": lr}]
+    rates += [{"params": p, "lr": m.learning_rate} for m in (group.method for group in groups) if (p := m.parameters())]
+    adam = torch.optim.Adam(rates, fused=True)
     kept = sorted({*range(0, steps, record_every), steps})
-    records = np.full((len(kept), 6, first), np.nan)
-    place = 0
+    records, place = np.full((len(kept), n, 6), np.nan), 0
     with np.errstate(all="ignore"):
         for step in range(steps + 1):
-            f1, f2, a1, a2, b1, b2 = losses(x[0], x[1], scale)
-            at = Point.at(f1, f2, a1, a2, b1, b2)
-            for group, which in groups:
-                target = direct if group.elementwise else weight
-                target[0, which], target[1, which] = group.weights(at.part(which))
+            f1, f2, *slopes = losses(x[:, 0], x[:, 1], scale)
+            told[:, 0], told[:, 1] = f1 - bound[:, 0], f2 - bound[:, 1]
+            a1, a2, b1, b2 = slopes
+            g[:, 0, 0], g[:, 0, 1], g[:, 1, 0], g[:, 1, 1] = slopes
+            K[:, 0, 0], K[:, 1, 1] = a1 * a1 + a2 * a2, b1 * b1 + b2 * b2
+            K[:, 0, 1] = K[:, 1, 0] = a1 * b1 + a2 * b2
+            for group in groups:
+                group.act(step, weights, direction)
+            least = np.minimum(told[:, :1], told[:, 1:])
+            refused = (positive & ~(least > 0)) | (bounded & ~(least >= 0))
+            np.copyto(weights, np.nan, where=refused)
             if step == kept[place]:
-                records[place, :5] = x[0], x[1], f1, f2, weight[0] / (weight[0] + weight[1])
-                for group, which in groups:
-                    if isinstance(group, Player):
-                        records[place, 5, which] = group.total / (step - kept[place - 1] if place else 1)
+                records[place, :, :2], records[place, :, 2], records[place, :, 3] = x, f1, f2
+                records[place, :, 4] = weights[:, 0] / weights.sum(1)
+                for group in groups:
+                    if group.player:
+                        records[place, group.at, 5] = group.total / (step - kept[place - 1] if place else 1)
                         group.total[:] = 0
                 place += 1
             if step == steps:
                 break
-            g = np.stack([weight[0] * a1 + weight[1] * b1, weight[0] * a2 + weight[1] * b2])
-            for group, which in groups:
-                if group.elementwise:
-                    g[:, which] = direct[:, which]
-            m += 0.1 * (g - m)
-            v += 0.001 * (g * g - v)
-            move = (lr / (1 - 0.9 ** (step + 1))) * m / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
-            for group, which in groups:
-                if group.replaces_adam:
-                    move[:, which] = lr * direct[:, which]
-            x -= move
+            moved = weights[:, :1] * g[:, 0] + weights[:, 1:] * g[:, 1]
+            np.copyto(direction, moved, where=~direct)
+            np.copyto(direction, np.nan, where=refused)
+            stepped = x - lr * direction
+            adam.step()
+            np.copyto(x, stepped, where=plain)
     back = np.argsort(order)
-    shaped = records.reshape(len(kept), 6, len(configs), s)[:, :, back]
-    points = np.moveaxis(shaped, 1, -1)
+    shaped = records.reshape(len(kept), len(configs), s, 6)[:, back]
     wall = time.perf_counter() - began
-    return ToyRuns(
-        tuple(configs), np.array(kept), points[..., :2], points[..., 2:4], points[..., 5], points[..., 4], wall
-    )
-
-
-def _kind(config: Config) -> tuple[str, ...]:
-    """Configurations of one kind are weighed in one call."""
-    hyper = DEFAULTS[config.method] | dict(config.hyper)
-    named = (f"{k}={v}" for k, v in hyper.items() if not isinstance(v, float))
-    return ("fairgrad" if config.method == "nash" else config.method, *named)
+    found = shaped[..., :2], shaped[..., 2:4], shaped[..., 5], shaped[..., 4]
+    return ToyRuns(tuple(configs), np.array(kept), *found, wall)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from mtl.solvers import alpha_fair, cagrad_step, kl_ball_step, min_norm
+from mtl.methods import Method, method
+from mtl.methods.losses import LS, RLW, Scalarization
 from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
 
 FLOOR = 1e-8
@@ -78,51 +79,41 @@ def gradient_norms(grads: list[Tensor]) -> Tensor:
     return (squares + 1e-16).sqrt().permute(1, 2, 0)
 
 
+def made(unit: str, n_tasks: int, seed: int) -> Method:
+    """The method that a unit of the design stands for; the number in its name is the hyperparameter that it varies."""
+    name, _, number = unit.partition(" ")
+    if name in ("up", "down", "static"):
+        c = torch.pow(2.0, torch.arange(n_tasks) * (1 if name == "up" else -1))
+        if (
+            name == "static"
+        ):  # half the squared length of two normals is exponential: c ~ Dirichlet(1), once it sums to 1
+            draws = torch.randn(8, n_tasks, 2, generator=torch.Generator().manual_seed(500 + seed))
+            c = draws[int(number) - 1].double().square().sum(-1) / 2
+        return method("scalarization", n_tasks, c=c.tolist())
+    hyper = {"fairgrad": "alpha", "cagrad": "c", "bandit": "rho", "emtl": "rho"}
+    given = {hyper[name]: float(number)} if number else {}
+    if "rho" in given:
+        given = {"rho": effective_radius(given["rho"], n_tasks), "eta": ETA}
+    return method(name, n_tasks, seed=seed, **given)
+
+
 class Weights:
-    """Every method's rule on (S, U, T) losses and (S, U, T, T) Gram matrices at once; sums to 1 over tasks."""
+    """Every method on (S, U, T) losses and (S, U, T, T) Gram matrices at once; sums to 1 over tasks."""
 
     def __init__(self, seeds: int, n_tasks: int, device: str) -> None:
-        self.seeds, self.tasks, self.device = seeds, n_tasks, device
-        self.generator = torch.Generator().manual_seed(99)
-        self.row = {name: i for i, name in enumerate(METHODS)}
-        order = torch.arange(n_tasks, dtype=torch.float64)
-        static = torch.full((seeds, len(METHODS), n_tasks), 1 / n_tasks, dtype=torch.float64)
-        static[:, self.row["up"]] = torch.pow(2, order)
-        static[:, self.row["down"]] = torch.pow(2, -order)
-        draws = [torch.randn(8, n_tasks, 2, generator=torch.Generator().manual_seed(500 + s)) for s in range(seeds)]
-        # Half the squared length of two normals is exponential; exponentials over their sum are Dirichlet(1).
-        static[:, self.row["static 1"] :] = torch.stack(draws).double().square().sum(-1) / 2
-        self.static = static.to(device)
-        self.players = {
-            name: torch.full((seeds, n_tasks), -math.log(n_tasks), dtype=torch.float64, device=device)
-            for name in METHODS
-            if name.startswith(("emtl", "bandit"))
-        }
-
-    def _play(self, name: str, payoff: Tensor) -> Tensor:
-        rho = effective_radius(float(name.split()[1]), self.tasks)
-        step = kl_ball_step(self.players[name], payoff, ETA, rho)
-        self.players[name] = step.log_p
-        return step.p
+        rules = [[made(unit, n_tasks, s) for s in range(seeds)] for unit in METHODS]
+        one = torch.ones(n_tasks, dtype=torch.float64)
+        fixed = [[m.weights(one) if isinstance(m, Scalarization | LS) else one for m in row] for row in rules]
+        self.fixed = torch.stack([torch.stack(row) for row in fixed], 1).to(device)
+        self.rules = [(u, row[0]) for u, row in enumerate(rules) if not isinstance(row[0], Scalarization | LS | RLW)]
+        self.drawing = METHODS.index("rlw"), rules[METHODS.index("rlw")]
 
     def __call__(self, losses: Tensor, K: Tensor) -> Tensor:
-        losses, K = losses.double(), K.double()
-        w, row = self.static.clone(), self.row
-        w[:, row["si"]] = 1 / losses[:, row["si"]].clamp_min(FLOOR)
-        w[:, row["rlw"]] = torch.randn(self.seeds, self.tasks, generator=self.generator).softmax(-1).to(w)
-        for alpha in (0.5, 1.0, 2.0):
-            i = row[f"fairgrad {alpha:g}".replace("0.", ".")]
-            w[:, i] = alpha_fair(K[:, i], alpha)[0]
-        w[:, row["cagrad .4"]] = cagrad_step(K[:, row["cagrad .4"]], 0.4)[0]
-        for name in ("bandit .1", "bandit .5"):
-            w[:, row[name]] = self._play(name, losses[:, row[name]])
-        shortest = ["mgda", *(name for name in self.players if name.startswith("emtl"))]
-        index = [row[name] for name in shortest]
-        base, _ = min_norm(K[:, index])
-        w[:, row["mgda"]] = base[:, 0]
-        rates = base * relative_rate(losses[:, index], K[:, index].diagonal(dim1=-2, dim2=-1).sqrt(), FLOOR)
-        for j, name in enumerate(shortest[1:], start=1):
-            w[:, row[name]] = 0.5 * base[:, j] + 0.5 * self._play(name, rates[:, j])
+        losses, K, w = losses.double(), K.double(), self.fixed.clone()
+        for u, rule in self.rules:
+            w[:, u] = rule.weights(losses[:, u], K[:, u])
+        u, each = self.drawing  # every seed draws its own
+        w[:, u] = torch.stack([rule.weights(x) for rule, x in zip(each, losses[:, u], strict=True)])
         return w / w.sum(-1, keepdim=True)
 
 
