@@ -1,13 +1,16 @@
 """Plots of runs: paths in the plane, intervals over seeds, weights over time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look
+from mtl.report.claims import ASSAY, CONTRADICTED, EQUAL, REPRODUCED, SMALLER, Finding, Part
+from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look, subplots
 
 
 def trajectories(
@@ -98,3 +101,64 @@ def weights_over_time(
     ax.set(xlabel=unit, ylabel="task weight")
     if legend:
         ax.legend(ncols=2 if len(tasks) > 3 else 1)
+
+
+WORD_COLOURS = {REPRODUCED: GREEN, CONTRADICTED: RED, SMALLER: ORANGE, EQUAL: BLUE}
+REACH = 6.0  # in d: what lies further out is drawn at the edge, with an arrow
+
+
+def dashboard(findings: Sequence[Finding]) -> Figure:
+    """The verdicts at one glance: a line per claim, a mark per comparison at estimate / d with its 95 % interval,
+    coloured by its word; a check of its own is a square at the left. Words stand at the right; grey: a failed gate."""
+    fig, axes = subplots(1, 1, height=0.215 * len(findings) + 0.75)
+    ax = axes[0, 0]
+    ax.axvspan(-1, 1, color="0.93", lw=0, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.7, zorder=1)
+    for place, one in enumerate(findings):
+        own = [part for part in one.parts if part.value is None]
+        noisy = [part for part in one.parts if part.value is not None and part.d]
+        for k, part in enumerate(own):
+            colour = WORD_COLOURS.get(part.word, GREY)
+            ax.plot(-REACH - 2.6 + 0.42 * k, place, "s", color=colour, ms=4.2, mew=0, clip_on=False)
+        lanes = np.linspace(-0.32, 0.32, len(noisy)) if len(noisy) > 1 else [0.0]
+        for lane, part in zip(lanes, noisy, strict=False):
+            _mark(ax, part, place + lane, one.word == ASSAY, len(noisy))
+        text = one.word + (f" [{one.would}]" if one.would != one.word else "")
+        colour = WORD_COLOURS.get(one.word, "0.35")
+        ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6, color=colour)
+    ax.set(xlim=(-REACH - 3, REACH + 0.4), ylim=(len(findings) - 0.4, -0.6))
+    ax.set(xlabel="estimate / d, the smallest effect of interest (right of 0: for the sentence)")
+    ax.set_xticks([-6, -4, -2, -1, 0, 1, 2, 4, 6])
+    ax.set_yticks(range(len(findings)), [one.claim for one in findings], fontsize=6.5)
+    ax.grid(axis="x", visible=False)
+    return fig
+
+
+def _mark(ax: Axes, part: Part, y: float, faint: bool, crowd: int) -> None:
+    assert part.value is not None and part.d
+    colour = GREY if faint else WORD_COLOURS.get(part.word, GREY)
+    value = part.value / part.d
+    style: dict[str, Any] = {"color": colour, "lw": 0.9 if crowd < 4 else 0.6, "solid_capstyle": "butt", "zorder": 3}
+    if part.low is not None and part.high is not None:
+        ax.plot(np.clip([part.low / part.d, part.high / part.d], -REACH, REACH), [y, y], **style)
+    marker = "o" if abs(value) <= REACH else ">" if value > 0 else "<"
+    ax.plot(np.clip(value, -REACH, REACH), y, marker, color=colour, ms=3.4 if crowd < 4 else 2.2, mew=0, zorder=4)
+
+
+def power_figure(rates: pd.DataFrame) -> Figure:
+    """Share of "reproduced" against n where the printed effect (2d over every rival) is true; from benchmarks.rule."""
+    fig, axes = subplots(1, 2, height=2.2, sharey=True)
+    for ax, rivals in zip(axes[0], (1, 12), strict=True):
+        part = rates[(rates["rivals"] == rivals) & (rates["true lead / d"] == 2)]
+        for (sd, own), colour, marker in zip(part.groupby("SD / d"), (BLUE, GREEN, ORANGE, RED), "osD^", strict=True):
+            ax.plot(own["n"], own["reproduced"], f"{marker}-", color=colour, ms=3.5)
+            last = own.iloc[-1]
+            ax.annotate(f"SD = {sd:g} d", (last["n"], last["reproduced"]), (5, 0), textcoords="offset points",
+                        va="center", fontsize=6.5, color=colour)  # fmt: skip
+        ax.axhline(0.8, color="0.4", lw=0.7, ls=":")
+        ax.set(xscale="log", xlim=(2.7, 34), ylim=(-0.03, 1.05), xlabel="seeds n")
+        ax.set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
+        ax.minorticks_off()
+        ax.set_title("one rival" if rivals == 1 else f"best of {rivals + 1}: every one of {rivals} rivals")
+    axes[0, 0].set_ylabel("P(reproduced | printed effect true)")
+    return fig
