@@ -1,6 +1,7 @@
 """Every claim through the decision rule, from published rows; own checks are rows of data/ledger/checks.jsonl."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, cast
@@ -13,6 +14,7 @@ from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
 from mtl.experiments.table2 import TABLE2
 from mtl.ledger import Row, key, ledger, provenance
+from mtl.report import plots, save_figure
 from mtl.report.claims import UNTESTED, Finding
 from mtl.report.verdicts import claims
 
@@ -26,7 +28,7 @@ def findings() -> list[Finding]:
     first, *others = [scaled.published("quick", **variant) for variant in scaled.chosen("quick")]
     both = first.also(*others)
     assert isinstance(both, LossScale)
-    tasks: list[Any] = [TABLE1.published(tasks=tasks) for tasks in (2, 3)]
+    tasks: list[Any] = [TABLE1.published(tasks=tasks, at="study") for tasks in (2, 3)]
     found = [*table1_findings(tasks), *TABLE2.published().findings()]
     found += [*grid.findings(), *both.findings()]
     for row in ledger("checks").rows():
@@ -58,3 +60,18 @@ def check(name: str, scale: str = "quick") -> Row:
     row |= {"provenance": provenance("cpu", [study.__class__.__module__])}
     ledger("checks").append(row)
     return cast(Row, row)
+
+
+def picture(found: Sequence[Finding]) -> None:
+    """figures/verdicts.*: the verdicts at one glance."""
+    said = (
+        "Verdicts by the decision rule, a line per sentence. Dots: comparisons with 95 % intervals in units of d, the "
+        "smallest effect of interest, right of 0 for the sentence; grey band: smaller than d; arrows: further out. "
+        "Squares (left): checks of a sentence's own. Pale: the gate failed; in brackets the word of the numbers alone"
+    )
+    keys = sorted({row for one in found for row in one.rows})
+    save_figure(
+        plots.dashboard(found), "verdicts", caption=said, data="all committed rows", scale="study",
+        n=f"{len(found)} sentences, {len(keys)} rows; seeds of each claim: `mtl claims --why ID`",
+        command="mtl claims --record", config={"rule": "paper/decision_rule.md"},
+    )  # fmt: skip

@@ -247,20 +247,19 @@ def blind_check(
 ) -> tuple[Check, list[str]]:
     """Gate (a): are STL, LS and the rows `named` above the input-blind predictor, lower 95 % end, on each metric?
 
-    `runs`: label -> metric -> values over seeds; `metrics` by default all of `higher`. Also says which rows, named or
-    not, are at or below it: a mean on some metric, or one run on every metric, which has collapsed.
+    `runs`: label -> metric -> values over seeds; `metrics`: those of the sentence, by default all. Also says which
+    rows, named or not, have a mean at or below it on one of these, or runs that are so on every metric: collapsed.
     """
     if blind is None:
         return Check("above the input-blind predictor", None, "no input-blind row"), []
     fallen, marks = [], []
     for label, own in runs.items():
-        signs = {m: 1.0 if higher[m] else -1.0 for m in metrics or higher}
-        gains = {m: sign * (np.asarray(own[m], float) - blind[m]) for m, sign in signs.items()}
+        every = {m: (1.0 if higher[m] else -1.0) * (np.asarray(own[m], float) - blind[m]) for m in own}
+        gains = {m: every[m] for m in metrics or every}
         under = [m for m, x in gains.items() if not _lower(x) > 0]
-        collapsed = int((np.stack(list(gains.values())) <= 0).all(0).sum())
+        collapsed = int((np.stack(list(every.values())) <= 0).all(0).sum())
         if collapsed or any(x.mean() <= 0 for x in gains.values()):
-            whole = f", {collapsed} of {len(next(iter(gains.values())))} runs everywhere" if collapsed else ""
-            marks.append(f"{label} ({', '.join(m for m, x in gains.items() if x.mean() <= 0) or 'no mean'}{whole})")
+            marks.append(label + f" ({collapsed} of {len(every[next(iter(every))])} runs collapsed)" * bool(collapsed))
         if under and label in named:
             fallen.append(f"{label} ({', '.join(under)})")
     said = f"not above it with the whole interval: {'; '.join(fallen)}" if fallen else f"{len(named)} rows above it"

@@ -108,41 +108,50 @@ REACH = 6.0  # in d: what lies further out is drawn at the edge, with an arrow
 
 
 def dashboard(findings: Sequence[Finding]) -> Figure:
-    """The verdicts at one glance: a line per claim, a mark per comparison at estimate / d with its 95 % interval,
-    coloured by its word; a check of its own is a square at the left. Words stand at the right; grey: a failed gate."""
-    fig, axes = subplots(1, 1, height=0.215 * len(findings) + 0.75)
-    ax = axes[0, 0]
+    """The verdicts at one glance: a line per claim, a mark per comparison at estimate / d with its 95 % interval, in
+    the colour of its word; checks of its own are squares at the left; words at the right. Pale: the gate failed."""
+    fig, axes = subplots(1, 1, height=0.205 * len(findings) + 0.85)
+    ax, left = axes[0, 0], -REACH - 3.4
     ax.axvspan(-1, 1, color="0.93", lw=0, zorder=0)
     ax.axvline(0, color="0.6", lw=0.7, zorder=1)
+    ax.axvline(-REACH - 1.1, color="0.8", lw=0.7)
     for place, one in enumerate(findings):
+        pale = one.word == ASSAY
         own = [part for part in one.parts if part.value is None]
         noisy = [part for part in one.parts if part.value is not None and part.d]
         for k, part in enumerate(own):
             colour = WORD_COLOURS.get(part.word, GREY)
-            ax.plot(-REACH - 2.6 + 0.42 * k, place, "s", color=colour, ms=4.2, mew=0, clip_on=False)
-        lanes = np.linspace(-0.32, 0.32, len(noisy)) if len(noisy) > 1 else [0.0]
+            ax.plot(left + 0.5 + 0.5 * k, place, "s", color=colour, ms=4.2, mew=0, alpha=0.35 if pale else 1)
+        lanes = np.linspace(-0.33, 0.33, len(noisy)) if len(noisy) > 1 else [0.0]
         for lane, part in zip(lanes, noisy, strict=False):
-            _mark(ax, part, place + lane, one.word == ASSAY, len(noisy))
+            _mark(ax, part, place + lane, pale, len(noisy))
         text = one.word + (f" [{one.would}]" if one.would != one.word else "")
         colour = WORD_COLOURS.get(one.word, "0.35")
-        ax.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6, color=colour)
-    ax.set(xlim=(-REACH - 3, REACH + 0.4), ylim=(len(findings) - 0.4, -0.6))
-    ax.set(xlabel="estimate / d, the smallest effect of interest (right of 0: for the sentence)")
-    ax.set_xticks([-6, -4, -2, -1, 0, 1, 2, 4, 6])
+        ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=6, color=colour)
+    ax.set(xlim=(left, REACH + 0.4), ylim=(len(findings) - 0.4, -0.6), xticks=[-6, -4, -2, -1, 0, 1, 2, 4, 6])
     ax.set_yticks(range(len(findings)), [one.claim for one in findings], fontsize=6.5)
     ax.grid(axis="x", visible=False)
+    ax.tick_params(axis="y", length=0)
+    head: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "center", "fontsize": 7}
+    ax.annotate("own check", (left + 1.15, 1.005), **head)
+    ax.annotate("estimate / d (right of 0: for the sentence)", (0, 1.005), **head)
+    ax.annotate("verdict [of the numbers alone]", (1.015, 1.005), **head | {"xycoords": "axes fraction", "ha": "left"})
+    words = {**WORD_COLOURS, "open": GREY}
+    for x, (word, colour) in zip((0.03, 0.25, 0.47, 0.80, 1.10), words.items(), strict=True):
+        ax.annotate(word, (x, -0.055), xycoords="axes fraction", fontsize=6.5, color=colour, va="center")
+        ax.plot(x - 0.02, -0.055, "s", color=colour, ms=4, transform=ax.transAxes, clip_on=False)
     return fig
 
 
-def _mark(ax: Axes, part: Part, y: float, faint: bool, crowd: int) -> None:
+def _mark(ax: Axes, part: Part, y: float, pale: bool, crowd: int) -> None:
     assert part.value is not None and part.d
-    colour = GREY if faint else WORD_COLOURS.get(part.word, GREY)
-    value = part.value / part.d
-    style: dict[str, Any] = {"color": colour, "lw": 0.9 if crowd < 4 else 0.6, "solid_capstyle": "butt", "zorder": 3}
+    value, many = part.value / part.d, crowd > 3
+    style: dict[str, Any] = {"color": WORD_COLOURS.get(part.word, GREY), "alpha": 0.4 if pale else 1.0, "zorder": 3}
     if part.low is not None and part.high is not None:
-        ax.plot(np.clip([part.low / part.d, part.high / part.d], -REACH, REACH), [y, y], **style)
+        ends = np.clip([part.low / part.d, part.high / part.d], -REACH, REACH)
+        ax.plot(ends, [y, y], lw=0.6 if many else 0.9, solid_capstyle="butt", **style)
     marker = "o" if abs(value) <= REACH else ">" if value > 0 else "<"
-    ax.plot(np.clip(value, -REACH, REACH), y, marker, color=colour, ms=3.4 if crowd < 4 else 2.2, mew=0, zorder=4)
+    ax.plot(np.clip(value, -REACH, REACH), y, marker, ms=2.2 if many else 3.4, mew=0, **style)
 
 
 def power_figure(rates: pd.DataFrame) -> Figure:

@@ -177,15 +177,23 @@ def claims(table: pd.DataFrame, *, short: bool = False) -> list[Finding]:
     on = {name: {s: f"{k} of {n}" for s, k, n in own[["n_front", "n"]].itertuples()} for name, own in by.items()}
     bandit, mgda, nash, imtl, emtl = (by[name] for name in names)
     far = {s: [abs(float(x1)) > CORNER for x1 in ends.split(", ")] for s, ends in mgda["x1_end"].items()}
-    ends = {s: all(row) and mgda["n_front"][s] == mgda["n"][s] for s, row in far.items()}
-    corners = {s: f"{on['mgda'][s]} on the front, {sum(row)} in a corner (|x1| > {CORNER:g})" for s, row in far.items()}
+    front_said = ", ".join(f"{said} at s = {s:g}" for s, said in on["mgda"].items())
+    corners = ", ".join(f"{sum(row)} of {len(row)} at s = {s:g}" for s, row in far.items()) + f" (|x1| > {CORNER:g})"
     missed = (nash["n_star"] < nash["n"]) & (imtl["n_star"] < imtl["n"])
     both = {s: f"Nash-MTL {at['nash'][s]} at it, IMTL-G {at['imtl-g'][s]}; EMTL {at['emtl'][s]}" for s in at["nash"]}
     reached = {s: f"{at['emtl'][s]} at it, {on['emtl'][s]} on the front" for s in at["emtl"]}
     front = {s: f"{said} on the front" for s, said in on["bandit"].items()}
     return [
         per_scale("bandit", "parts", dict(bandit["n_front"] < bandit["n"]), front),
-        per_scale("mgda", "parts", ends, corners),
+        decide(
+            "emtl-fig1-mgda",
+            "parts",
+            [
+                checked("reaches the front", None if short else bool((mgda["n_front"] == mgda["n"]).all()), front_said),
+                checked("at its ends from every start", None if short else all(map(all, far.values())), corners),
+            ],
+            said="runs too short to judge" * short,
+        ),
         per_scale("nash-imtl", "parts", dict(missed), both),
         per_scale("emtl", "best", dict(emtl["n_star"] == emtl["n"]), reached),
     ]

@@ -168,7 +168,8 @@ def _steady(frames: Mapping[str, pd.DataFrame]) -> tuple[list[Part], str]:
         part, gain = compare(f"{data}, {b}: {r}", lost, D), compare(r, -lost, D, rivals=len(lines))
         excluded = part.low is not None and part.low > -D
         sure = gain.word == REPRODUCED and gain.wide is not None and gain.wide[0] > 0
-        part = replace(part, word=REPRODUCED if excluded else CONTRADICTED if sure else POWER, wide=None)
+        word = REPRODUCED if excluded else CONTRADICTED if sure else POWER
+        part = replace(part, word=word, wide=None, needed=part.needed if word == POWER else None)
         parts.append(part)
         by_line.setdefault((b, r), []).append(part.word)
     words = list(by_line.values())

@@ -133,7 +133,10 @@ def gate(
         base = table.loc[table["label"] == "STL", list(METRICS)].astype(float).mean()
         level = {name: blind[name] for name in METRICS}
         level[DELTA] = float(delta_m(np.array([blind[name] for name in METRICS]), base, list(METRICS.values())))
-    runs = {str(label): {m: own[m].dropna().to_numpy(float) for m in metrics} for label, own in table.groupby("label")}
+    runs = {
+        str(label): {m: own[m].dropna().to_numpy(float) for m in [*METRICS, DELTA]}
+        for label, own in table.groupby("label")
+    }
     check, marks = blind_check(runs, level, {**METRICS, DELTA: False}, named, metrics)
     if marks:
         check = replace(check, said=f"{check.said}; at or below it, kept in the means: {', '.join(marks)}")
