@@ -54,7 +54,7 @@ def main() -> None:
     facts = {"data": "normal paired differences over seeds", "scale": "quick", "n": f"{draws:,} draws a line"}
     facts |= {"command": "python -m benchmarks.rule", "synthetic": True, "config": {"SD": NOISE, "n": SIZES}}
     kept = {"n": (5, 10), "true lead / d": (-2.0, 0.0, 2.0), "SD / d": (1, 2)}
-    shown = found[np.all([found[name].isin(values) for name, values in kept.items()], axis=0)]
+    shown = found[np.all([found[name].isin(values) for name, values in kept.items()], axis=0)].reset_index(drop=True)
     said_table = "Words of the decision rule when the true lead over every rival is -2d, 0 or 2d (as printed)"
     save_table(captioned(shown, said_table), "rule_errors", caption=said_table, digits=3, wide=True, **facts)
     figure = plots.power_figure(found)

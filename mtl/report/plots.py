@@ -160,14 +160,14 @@ def power_figure(rates: pd.DataFrame) -> Figure:
     for ax, rivals in zip(axes[0], (1, 12), strict=True):
         part = rates[(rates["rivals"] == rivals) & (rates["true lead / d"] == 2)]
         for (sd, own), colour, marker in zip(part.groupby("SD / d"), (BLUE, GREEN, ORANGE, RED), "osD^", strict=True):
-            ax.plot(own["n"], own["reproduced"], f"{marker}-", color=colour, ms=3.5)
-            last = own.iloc[-1]
-            ax.annotate(f"SD = {sd:g} d", (last["n"], last["reproduced"]), (5, 0), textcoords="offset points",
-                        va="center", fontsize=6.5, color=colour)  # fmt: skip
+            ax.plot(own["n"], own["reproduced"], f"{marker}-", color=colour, ms=3.5, label=f"SD = {sd:g} d")
         ax.axhline(0.8, color="0.4", lw=0.7, ls=":")
-        ax.set(xscale="log", xlim=(2.7, 34), ylim=(-0.03, 1.05), xlabel="seeds n")
+        ax.set(xscale="log", xlim=(2.7, 22), ylim=(-0.03, 1.05), xlabel="seeds n")
         ax.set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
         ax.minorticks_off()
-        ax.set_title("one rival" if rivals == 1 else f"best of {rivals + 1}: every one of {rivals} rivals")
-    axes[0, 0].set_ylabel("P(reproduced | printed effect true)")
+        ax.set_title("one rival" if rivals == 1 else f"best of {rivals + 1}: ahead of every one of {rivals} rivals")
+    axes[0, 0].set_ylabel("P(reproduced), effect 2d true")
+    axes[0, 1].legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), title="spread of paired\ndifferences", title_fontsize=7
+    )
     return fig
