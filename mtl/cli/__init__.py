@@ -172,16 +172,19 @@ def data_get(names: Annotated[list[str], typer.Argument(help="one or more names 
 
 
 @app.command()
-def claims(markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False) -> None:
-    """The papers' claims and the verdict of the last run that reached each."""
-    from mtl.cli.plan import stamps
-    from mtl.report.claims import claims_markdown, claims_table
+def claims(
+    markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False,
+    why: Annotated[str, typer.Option(help="a claim: its gate, rivals, estimate, interval, d, n, power and rows")] = "",
+    record: Annotated[bool, typer.Option("--record", help="write paper/verdicts.json, which papers quote")] = False,
+    check: Annotated[str, typer.Option(help="make checks anew first: figure1, theorem, gap or fairness")] = "",
+) -> None:
+    """The papers' claims and their verdicts by paper/decision_rule.md, from committed rows; nothing is trained."""
+    from mtl.cli.claims import show
 
     with one_sentence():
-        if markdown:
-            typer.echo(claims_markdown(stamps()))
-        else:
-            console().print(claims_table(stamps()))
+        plain = markdown or why
+        say = typer.echo if plain else console().print
+        show(say, markdown=markdown, reason=why, keep=record, anew=check)
 
 
 @app.command()

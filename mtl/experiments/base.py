@@ -1,20 +1,22 @@
 """One table or figure: methods x models x seeds per scale, tuned alike; its rows; what is common to all tables."""
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import pandas as pd
 
 from mtl.files import root
-from mtl.ledger import Row, ledger
+from mtl.ledger import Row, key, ledger, provenance
 from mtl.problems import problem
-from mtl.report import Table, Verdict, captioned, frame, results_table, verdict
-from mtl.report.claims import claims as written
+from mtl.report import Table, captioned, frame, results_table
+from mtl.report.claims import Check, Finding, same_check
 from mtl.report.stats import mean_ci, paired_permutation
+from mtl.report.verdicts import shown as recorded
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import Tuning, choose, combine_stl, published, tried, tune
@@ -40,15 +42,6 @@ class Trials(NamedTuple):
 NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
 
 
-class Claim(NamedTuple):
-    """A sentence by its id in paper/claims.yml, what became of it and why, and the figure that shows it."""
-
-    name: str
-    verdict: Verdict
-    evidence: str
-    figure: str = ""  # by default that of paper/claims.yml
-
-
 @dataclass(frozen=True)
 class Study:
     """Rows of an experiment at one scale, and what is shown of them; `report.save` asks it for a side-car's facts."""
@@ -66,6 +59,7 @@ class Study:
     by: ClassVar[str] = "label"
     reference: ClassVar[str] = "STL"
     baseline: ClassVar[str | None] = None
+    sentences: ClassVar[tuple[str, ...]] = ()  # the claims of paper/claims.yml that it is about
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -91,13 +85,25 @@ class Study:
         said: dict[str, Any] = {"by": self.by, "reference_row": self.reference, "baseline": self.baseline}
         return results_table(self.frame, self.metrics, **said, **how)
 
-    def claims(self) -> list[Claim]:
-        """The papers' sentences about it."""
+    def findings(self) -> list[Finding]:
+        """What its rows say of `sentences`, by paper/decision_rule.md."""
         return []
 
     def verdicts(self) -> Table:
-        """The same as a table, and for `mtl claims`."""
-        return judged(self.claims(), self.scale if self.at else None)
+        """The recorded words of `sentences`: those of `mtl claims`, whatever rows are shown here."""
+        return judged(self.sentences)
+
+    @cached_property
+    def blind(self) -> dict[str, float] | None:
+        """Test metrics of the predictor that never sees an input, from data/ledger/blind.jsonl; None without a row."""
+        found = [row for row in ledger("blind").rows() if row["fingerprint"] == self.rows[0]["fingerprint"]]
+        return dict(found[-1]["metrics"]) if found else None
+
+    def same(self, metric: str, d: float) -> Check:
+        """The A/A check: rows labelled "X A/A" against X, paired over seeds."""
+        labels = [name for name in dict.fromkeys(self.frame[self.by]) if str(name).endswith(" A/A")]
+        pairs = {name: differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by) for name in labels}
+        return same_check(pairs, d)
 
     @property
     def trials(self) -> pd.DataFrame | None:
@@ -333,6 +339,21 @@ class Experiment:
     def _places(self, entries: Iterable[Entry]) -> list[str]:
         return [name for label, *_ in entries for name in (label, f"{label} A/A")]
 
+    def blind(self, scale: str, **options: Any) -> Row:
+        """The row of the predictor that never sees an input, in data/ledger/local/blind; made where it is lacking."""
+        (variant,) = self.chosen(scale, **options)
+        data, book = problem(self.problem, scale, **self._data(variant)), ledger("blind")
+        config = {"problem": data.name, "scale": scale, "options": self._data(variant), "method": "blind"}
+        name = key(config, data.fingerprint)
+        if found := book.find(name):
+            return found
+        start = time.monotonic()
+        metrics, kind = data.blind(), {"synthetic": data.synthetic, "embedded_default": data.embedded_default}
+        row: Any = {"key": name, "config": config, "fingerprint": data.fingerprint, "status": "ok", "metrics": metrics}
+        row |= {"wall_s": round(time.monotonic() - start, 3), "source": data.source, **kind}
+        book.append(row := row | {"provenance": provenance("cpu", [type(data).__module__])})
+        return cast(Row, row)
+
     def _split(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         how = {"ledger": ledger(self.book or self.name)} | {k: v for k, v in given.items() if k in RUNNER}
         return {name: value for name, value in given.items() if name not in RUNNER}, how
@@ -345,25 +366,19 @@ def _at(value: Any, scale: str) -> Any:
     return value[scale] if isinstance(value, Mapping) else value
 
 
-def judged(claims: Iterable[Claim], scale: str | None = None, caption: str = "", **facts: Any) -> Table:
-    """Report each verdict; a line per claim, with its tests where paper/claims.yml names some.
+def judged(claims: Iterable[str], caption: str = "", **facts: Any) -> Table:
+    """The recorded words of some claims with their evidence; caption and facts as in `report.captioned`.
 
-    `scale` is that of the numbers where it is not the notebook's own; caption and facts as in `report.captioned`.
-
-    >>> judged([Claim("emtl-player", "reproduced", "...")]).data["figure"].item()
+    >>> judged(["emtl-player"]).data["figure"].item()
     '07_theory_player'
     """
-    known = {claim["id"]: claim for claim in written()}
-    table = pd.DataFrame([verdict(*c[:3], c.figure or known[c.name]["figure"], scale) for c in claims])
-    tests = [", ".join(known[name].get("tests", ())).replace("_", " ") for name in table["claim"]]
-    if any(tests):
-        table = table.assign(test=tests)[["claim", "test", "verdict", "figure", "evidence"]]
-    return Table(captioned(table, caption, **facts))
+    return Table(captioned(recorded(claims).data, caption, **facts))
 
 
-def graded(*holds: bool) -> Verdict:
-    """What becomes of a sentence of several parts."""
-    return "reproduced" if all(holds) else "conditional" if any(holds) else "not reproduced"
+def differences(table: pd.DataFrame, metric: str, one: Any, other: Any, by: str = "label") -> "pd.Series[float]":
+    """one - other over the seeds that both have."""
+    wide = table.pivot(index="seed", columns=by, values=metric)[[one, other]].dropna()
+    return wide[one] - wide[other]
 
 
 class Gap(NamedTuple):

@@ -15,6 +15,7 @@ from mtl.experiments.base import judged
 from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.report import Table, captioned, style
+from mtl.report.claims import Finding
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)
@@ -187,6 +188,7 @@ def gains() -> str:
     return "\n".join(said)
 
 
+SENTENCES = ("fairgrad-unique", "fairgrad-limits", "fairgrad-convergence", "fairgrad-solver")
 SIZES = {"smoke": (2, 40), "quick": (20, 400), "paper": (100, 2_000)}  # random problems per point, steps
 STEEPNESS, NORMS = [0.5, 1.0, 2.0, 5.0], [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
 
@@ -211,12 +213,15 @@ class FairStudy:
 
     def verdicts(self) -> Table:
         return judged(
-            fair_claims(self.rows, self.runs, bound),
+            SENTENCES,
             caption="What the text says of FairGrad's system, and what the checks say",
             data="random and fixed gradients",
             n=f"{len(self.rows)} solver problems, {len(self.runs)} descents",
             wide=True,
         )
+
+    def findings(self) -> list[Finding]:
+        return fair_claims(self.rows, self.runs, bound)
 
     def answer(self) -> str:
         small = self.table[self.table.scale <= 1e-3]

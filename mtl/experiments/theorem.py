@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from mtl.experiments.base import judged
 from mtl.experiments.theory_claims import GRID, theorem_claims
 from mtl.report import Table, captioned, style
+from mtl.report.claims import Finding
 from mtl.theory import bounds
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
 from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup, player_regret
@@ -29,6 +30,7 @@ TITLES = {
 }
 
 
+SENTENCES = ("emtl-thm1", "emtl-thm1-repaired", "emtl-variance-alone", "emtl-eq10", "emtl-surrogate", "emtl-player")
 EXACT = "two-point examples, all outcomes enumerated"
 
 
@@ -282,12 +284,15 @@ class TheoremStudy:
 
     def verdicts(self) -> Table:
         return judged(
-            theorem_claims(self.checks, self.cases, self.delta),
+            SENTENCES,
             caption=f"What the text says on its theory, and what the checks say; delta = {self.delta:g}",
             data="finite classes and random rates",
             n=f"{len(self.checks)} exact checks, {len(self.cases):,} cases",
             wide=True,
         )
+
+    def findings(self) -> list[Finding]:
+        return theorem_claims(self.checks, self.cases, self.delta)
 
     def answer(self) -> str:
         holds = self.checks[self.checks.must_hold]

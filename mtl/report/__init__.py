@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl.report.captions import VERDICTS, Table, Verdict, caption, manifest, show, tex, verdict
+    from mtl.report.captions import Table, caption, manifest, show, tex
     from mtl.report.saving import captioned, save, save_figure, save_table
     from mtl.report.tables import frame, results_table
 
-__all__ = ["VERDICTS", "Table", "Verdict", "caption", "captioned", "frame", "manifest", "results_table"]
-__all__ += ["save", "save_figure", "save_table", "show", "tex", "verdict"]
+__all__ = ["Table", "caption", "captioned", "frame", "manifest", "results_table"]
+__all__ += ["save", "save_figure", "save_table", "show", "tex"]
 
 if not TYPE_CHECKING:
 

@@ -6,15 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 
 from mtl.ledger import Row, plain, stale
 from mtl.scales import SCALES
 
-Verdict = Literal["reproduced", "not reproduced", "conditional", "not testable here"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
 _SYMBOLS |= {"Δ": r"\Delta", "α": r"\alpha", "η": r"\eta", "ρ": r"\rho", "λ": r"\lambda", "→": r"\to", "−": "-"}
@@ -47,23 +45,6 @@ def caption(
     if old := sum(stale(row) for row in rows if "provenance" in row):
         parts.append(f"{old} of {len(rows)} rows were made by other sources than the present ones.")
     return " ".join(parts)
-
-
-def verdict(
-    claim: str, verdict: Verdict, evidence: str, figure: str | None = None, scale: str | None = None
-) -> dict[str, Any]:
-    """A claim, what became of it, the numbers that say so and the figure that shows it; one row of a claims table.
-
-    `scale`: that of the numbers, where it is not that of the notebook (published rows).
-
-    >>> verdict("EMTL reaches the best average", "conditional", "5/5 at s=1, 0/5 at s=.1")["verdict"]
-    'conditional'
-    """
-    if verdict not in VERDICTS:
-        raise ValueError(f"verdict: one of {', '.join(VERDICTS)}, found {verdict!r}")
-    row = {"claim": claim, "verdict": verdict, "evidence": evidence, "figure": figure}
-    manifest({"kind": "verdict", **row} | ({"scale": scale} if scale else {}))
-    return row
 
 
 def manifest(entry: Mapping[str, Any]) -> None:

@@ -1,68 +1,289 @@
-"""The papers' claims, and the verdicts that finished notebooks left."""
+"""The decision rule of paper/decision_rule.md as code: intervals and gates in, words out; one place for all tables."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
-import yaml
-from rich.table import Table
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-from mtl.errors import DataError
-from mtl.files import root
-from mtl.scales import SCALES
-
-COLUMNS = ("claim", "paper", "what it says", "verdict", "scale", "figure or table")
-FIELDS = {"id", "paper", "section", "sentence", "test", "figure"}
-Stamp = Mapping[str, Any]  # of a finished notebook: its name, scale, when, and the lines that it reported
-
-
-def verdicts(stamps: Iterable[Stamp]) -> dict[str, dict[str, Any]]:
-    """Claim id -> verdict of the finished notebook of the largest scale, the latest of these; with scale and time."""
-    found: dict[str, dict[str, Any]] = {}
-    for stamp in sorted(stamps, key=lambda s: (list(SCALES).index(s["scale"]), s["finished"])):
-        where = {key: stamp[key] for key in ("scale", "notebook", "finished")}
-        found |= {line["claim"]: where | line for line in stamp["manifest"] if line["kind"] == "verdict"}
-    return found
+REPRODUCED, SMALLER, EQUAL = "reproduced", "smaller than claimed", "practically equal"
+CONTRADICTED, ASSAY, POWER = "contradicted", "inconclusive (assay)", "inconclusive (power)"
+READING, UNTESTED = "depends on the reading", "not tested"
+WORDS = (REPRODUCED, SMALLER, EQUAL, CONTRADICTED, ASSAY, POWER, READING, UNTESTED)
+Kind = Literal["best", "count", "equal", "parts", "reading"]
+Array = NDArray[np.float64]
 
 
-def claims() -> list[dict[str, Any]]:
-    """The entries of paper/claims.yml, in their order. DataError where the file is missing or not as it should be."""
-    path = root() / "paper" / "claims.yml"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as missing:
-        raise DataError(f"paper/claims.yml is not in {root()}; run this from a checkout or set MTL_ROOT") from missing
-    except yaml.YAMLError as broken:
-        raise DataError(f"paper/claims.yml is not YAML: {' '.join(str(broken).split())}") from broken
-    for number, claim in enumerate(found, start=1):
-        if set(claim) - {"tests"} != FIELDS:
-            raise DataError(
-                f"paper/claims.yml: entry {number} needs {', '.join(sorted(FIELDS))}, found {', '.join(sorted(claim))}"
-            )
-    return list(found)
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a sentence, or one check of its own: its word, and the numbers or words behind it."""
+
+    name: str
+    word: str
+    value: float | None = None  # positive favours the sentence
+    low: float | None = None  # of the 95 % interval; none for n < 3
+    high: float | None = None
+    d: float | None = None
+    n: int = 0
+    needed: int | None = None  # the n that would decide, where the power is too small
+    said: str = ""
+    wide: tuple[float, float] | None = None  # the simultaneous interval, where it is one of several rivals
 
 
-def claim_rows(stamps: Iterable[Stamp]) -> list[tuple[str, ...]]:
-    """The cells of COLUMNS for each claim; verdict "not run" where no run reached it."""
-    reached = verdicts(stamps)
-    known = {claim["id"]: claim for claim in claims()}
-    rows: list[tuple[str, ...]] = []
-    for name in dict.fromkeys([*known, *reached]):
-        claim = known.get(name, {"paper": "–", "sentence": "(not in paper/claims.yml)", "figure": "–"})
-        row = reached.get(name, {"verdict": "not run", "scale": "–", "figure": None})
-        figure = row["figure"] or claim["figure"]
-        rows.append((name, claim["paper"], claim["sentence"], row["verdict"], row["scale"], figure))
-    return rows
+@dataclass(frozen=True)
+class Check:
+    """One part of a gate; `passed` is None where it was not run, which is not passed."""
+
+    name: str
+    passed: bool | None
+    said: str
+    decides: bool = True  # A/A rows void a table only where they are there
 
 
-def claims_table(stamps: Iterable[Stamp]) -> Table:
-    """The claims for the terminal."""
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for row in claim_rows(stamps):
-        table.add_row(*row)
-    return table
+@dataclass(frozen=True)
+class Finding:
+    """What became of a claim: its word, the word that its numbers would have without the gate, all that says so."""
+
+    claim: str
+    word: str
+    would: str
+    parts: tuple[Part, ...]
+    gate: tuple[Check, ...] = ()
+    beside: tuple[Part, ...] = ()  # further rivals: a second line, which does not decide
+    said: str = ""
+    scale: str = ""
+    figure: str = ""
+    n: int = 0
+    rows: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of `plain`."""
+        parts = {name: tuple(_part(one) for one in plain[name]) for name in ("parts", "beside")}
+        return cls(
+            **{**plain, **parts, "gate": tuple(Check(**one) for one in plain["gate"]), "rows": (*plain["rows"],)}
+        )
 
 
-def claims_markdown(stamps: Iterable[Stamp]) -> str:
-    """The claims as the README shows them."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *claim_rows(stamps)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _part(plain: Mapping[str, Any]) -> Part:
+    return Part(**{**plain, "wide": plain["wide"] and tuple(plain["wide"])})
+
+
+def outcomes(value: ArrayLike, half: ArrayLike, d: ArrayLike) -> NDArray[Any]:
+    """The word of each comparison with the interval value ± half and the smallest effect of interest d.
+
+    >>> outcomes([2.0, 0.1, -2.0, 0.2, 1.0], [0.5, 0.5, 0.5, 0.7, 3.0], 1.0).tolist()[:3]
+    ['reproduced', 'practically equal', 'contradicted']
+    """
+    v, h = np.asarray(value, float), np.asarray(half, float)
+    return _outcomes(v, v - h, v + h, d)
+
+
+def _outcomes(value: ArrayLike, low: ArrayLike, high: ArrayLike, d: ArrayLike) -> NDArray[Any]:
+    v, a, b, e = np.broadcast_arrays(*(np.asarray(x, float) for x in (value, low, high, d)))
+    conditions = [(a > -e) & (b < e), (a > 0) & (v >= e), b < 0, b < e]
+    return np.select(conditions, [EQUAL, REPRODUCED, CONTRADICTED, SMALLER], POWER)
+
+
+def conjunctions(value: ArrayLike, half: ArrayLike, wide: ArrayLike, d: ArrayLike) -> NDArray[Any]:
+    """The word of "better than every one" over the last axis; `wide` is half the Bonferroni-t interval."""
+    v, h, w, e = np.broadcast_arrays(*(np.asarray(x, float) for x in (value, half, wide, d)))
+    each = outcomes(v, h, e)
+    conditions = [
+        (each == REPRODUCED).all(-1),
+        (each == EQUAL).all(-1),
+        ((v + w < 0) & (each != EQUAL)).any(-1),
+        ((v - w > -e) & (v + w < e)).any(-1),
+        (v + w < e).any(-1),
+    ]
+    return np.select(conditions, [REPRODUCED, EQUAL, CONTRADICTED, EQUAL, SMALLER], POWER)
+
+
+def needed_n(sd: float, effect: float, power: float = 0.8) -> int:
+    """Smallest n >= 3 at which a two-sided paired t test at 5 % finds `effect` with this power.
+
+    >>> needed_n(1.0, 1.0), needed_n(2.56, 0.74)
+    (10, 96)
+    """
+    if not (sd >= 0 and effect > 0):
+        raise ValueError(f"sd, effect: needed are sd >= 0 and effect > 0, found {sd} and {effect}")
+    n = max(3, math.floor(((1.96 + 0.84) * sd / effect) ** 2) - 2) if sd else 3
+    while n < 100_000 and _power(n, sd, effect) < power:
+        n += 1
+    return n
+
+
+def _power(n: int, sd: float, effect: float) -> float:
+    t, shift = stats.t.ppf(0.975, n - 1), math.sqrt(n) * effect / sd if sd else math.inf
+    return float(stats.nct.sf(t, n - 1, shift)) if shift < 30 else 1.0  # of the right sign; beyond, scipy gives nan
+
+
+def compare(name: str, differences: ArrayLike, d: float, rivals: int = 1) -> Part:
+    """The part for paired differences over seeds, signed so that positive favours the sentence.
+
+    `rivals`: of how many simultaneous intervals this is one. Raises ValueError for no or unfinished differences.
+
+    >>> part = compare("against Nash-MTL", [1.9, 2.0, 2.1, 2.0], d=1.0)
+    >>> part.word, round(part.low, 2)
+    ('reproduced', 1.87)
+    """
+    x = np.asarray(differences, float)
+    if x.ndim != 1 or x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"differences: a vector of finite numbers for {name}, found {x.tolist()}")
+    if not d > 0:
+        raise ValueError(f"d: the smallest effect of interest must be > 0 for {name}, found {d}")
+    n, value = x.size, float(x.mean())
+    if n < 3:
+        seeds = ", ".join(f"{v:+.4g}" for v in x)
+        return Part(name, POWER, value, d=d, n=n, needed=3, said=f"no interval for n < 3; the seeds: {seeds}")
+    sd = float(x.std(ddof=1))
+    half, wide = (float(stats.t.ppf(1 - a / 2, n - 1) * sd / math.sqrt(n)) for a in (0.05, 0.05 / rivals))
+    word = str(outcomes(value, half, d))
+    more = max(n + 1, needed_n(sd, 2 * d)) if word == POWER else None
+    return Part(name, word, value, value - half, value + half, d, n, more, wide=(value - wide, value + wide))
+
+
+def bounded(name: str, value: float, low: float, high: float, d: float, n: int, said: str = "") -> Part:
+    """The part for an interval that was found otherwise (by bootstrap), as a sentence in one direction."""
+    return Part(name, str(_outcomes(value, low, high, d)), value, low, high, d, n, said=said)
+
+
+def checked(name: str, holds: bool | None, said: str) -> Part:
+    """The part for a check of its own: it holds or does not; None where it cannot be judged."""
+    return Part(name, UNTESTED if holds is None else REPRODUCED if holds else CONTRADICTED, said=said)
+
+
+def decide(
+    claim: str,
+    kind: Kind,
+    parts: Sequence[Part],
+    *,
+    gate: Sequence[Check] = (),
+    needed: int = 0,
+    declared: int = 0,
+    missing: Iterable[str] = (),
+    **facts: Any,
+) -> Finding:
+    """The word of a sentence from its parts.
+
+    `kind`: "best" (and "every") a conjunction over rivals, "count" at least `needed` parts, "equal" an equality
+    sentence, "parts" a word for each, "reading" one part per reading. `missing` rivals and fewer than `declared` seeds
+    leave it not tested; a gate that is not passed makes it inconclusive (assay), `would` keeps the word of the numbers.
+    """
+    if not parts:
+        raise ValueError(f"parts: {claim} needs at least one, found none")
+    if kind == "equal":
+        parts = [replace(part, word=_equality(part)) for part in parts]
+    would = _word(kind, parts, needed)
+    n = max(part.n for part in parts)
+    said = [facts.pop("said", "")]
+    word = would
+    if lacking := list(missing):
+        word = UNTESTED
+        said.append(f"waits for {', '.join(lacking)}")
+    if n < declared:
+        word = UNTESTED
+        said.append(f"{n} of {declared}, no verdict")
+    if any(not check.passed and (check.decides or check.passed is False) for check in gate):
+        word = ASSAY
+    text = "; ".join(filter(None, said))
+    return Finding(claim, word, would, tuple(parts), tuple(gate), said=text, n=n, **facts)
+
+
+def _equality(part: Part) -> str:
+    if part.low is None or part.high is None or part.d is None:
+        return part.word
+    outside = part.low >= part.d or part.high <= -part.d
+    return REPRODUCED if part.word == EQUAL else CONTRADICTED if outside else POWER
+
+
+def _word(kind: Kind, parts: Sequence[Part], needed: int) -> str:
+    words = [part.word for part in parts]
+    if kind == "best" and all(part.wide is not None for part in parts):
+        value, half, wide, d = np.array([
+            (p.value, p.high - p.value, p.wide[1] - p.value, p.d) for p in parts  # type: ignore[operator,index]
+        ]).T  # fmt: skip
+        return str(conjunctions(value, half, wide, d))
+    if kind == "best":  # checks, or too few seeds for an interval
+        return next((w for w in (CONTRADICTED, POWER, UNTESTED, SMALLER, EQUAL) if w in words), REPRODUCED)
+    if kind == "count":
+        hits, lost = words.count(REPRODUCED), sum(w in (CONTRADICTED, SMALLER, EQUAL) for w in words)
+        return REPRODUCED if hits >= needed else CONTRADICTED if len(words) - lost < needed else POWER
+    if len(set(words)) == 1:
+        return words[0]
+    return READING if kind == "reading" else tally(words)
+
+
+def tally(words: Iterable[str]) -> str:
+    """How many parts got which word, in the order of WORDS.
+
+    >>> tally(["contradicted", "reproduced", "reproduced"])
+    '2 reproduced, 1 contradicted'
+    """
+    counts = Counter(words)
+    return ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
+
+
+def known(word: str) -> bool:
+    """Whether a word is one of the rule's, or a tally of them."""
+    return all(re.sub(r"^\d+ ", "", one) in WORDS for one in word.split(", "))
+
+
+def blind_check(
+    runs: Mapping[str, Mapping[str, ArrayLike]],
+    blind: Mapping[str, float] | None,
+    higher: Mapping[str, bool],
+    named: Sequence[str],
+    metrics: Sequence[str] = (),
+) -> tuple[Check, list[str]]:
+    """Gate (a): are STL, LS and the rows `named` above the input-blind predictor, lower 95 % end, on each metric?
+
+    `runs`: label -> metric -> values over seeds; `metrics`: those of the sentence, by default all. Also says which
+    rows, named or not, have a mean at or below it on one of these, or runs that are so on every metric: collapsed.
+    """
+    if blind is None:
+        return Check("above the input-blind predictor", None, "no input-blind row"), []
+    fallen, marks = [], []
+    for label, own in runs.items():
+        every = {m: (1.0 if higher[m] else -1.0) * (np.asarray(own[m], float) - blind[m]) for m in own}
+        gains = {m: every[m] for m in metrics or every}
+        under = [m for m, x in gains.items() if not _lower(x) > 0]
+        collapsed = int((np.stack(list(every.values())) <= 0).all(0).sum())
+        if collapsed or any(x.mean() <= 0 for x in gains.values()):
+            marks.append(label + f" ({collapsed} of {len(every[next(iter(every))])} runs collapsed)" * bool(collapsed))
+        if under and label in named:
+            fallen.append(f"{label} ({', '.join(under)})")
+    said = f"not above it with the whole interval: {'; '.join(fallen)}" if fallen else f"{len(named)} rows above it"
+    return Check("above the input-blind predictor", not fallen, said), marks
+
+
+def _lower(x: Array) -> float:
+    if x.size < 3:
+        return float(x.min()) if x.size else -math.inf  # no interval: every seed must be above
+    return float(x.mean() - stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+
+
+def converged_check(moves: Mapping[str, float] | None, d: float) -> Check:
+    """Gate (b): with doubled epochs every paired difference to LS moves by less than d; None where that was not run."""
+    if not moves:
+        return Check("converged", None, "epochs were not doubled")
+    most = max(moves, key=lambda name: abs(moves[name]))
+    return Check("converged", abs(moves[most]) < d, f"largest move {moves[most]:+.3g} ({most}), d = {d:.3g}")
+
+
+def same_check(pairs: Mapping[str, ArrayLike], d: float) -> Check:
+    """A/A rows: another initialisation of the same method is not further away than d; said where there are none."""
+    means = {name: float(np.mean(np.asarray(x, float))) for name, x in pairs.items()}
+    if not means:
+        return Check("A/A rows", None, "none in this table", decides=False)
+    said = ", ".join(f"{name} {mean:+.3g}" for name, mean in means.items())
+    return Check("A/A rows", all(abs(mean) <= d for mean in means.values()), f"{said}, d = {d:.3g}", decides=False)

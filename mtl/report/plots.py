@@ -1,13 +1,16 @@
 """Plots of runs: paths in the plane, intervals over seeds, weights over time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look
+from mtl.report.claims import ASSAY, CONTRADICTED, EQUAL, REPRODUCED, SMALLER, Finding, Part
+from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look, subplots
 
 
 def trajectories(
@@ -98,3 +101,73 @@ def weights_over_time(
     ax.set(xlabel=unit, ylabel="task weight")
     if legend:
         ax.legend(ncols=2 if len(tasks) > 3 else 1)
+
+
+WORD_COLOURS = {REPRODUCED: GREEN, CONTRADICTED: RED, SMALLER: ORANGE, EQUAL: BLUE}
+REACH = 6.0  # in d: what lies further out is drawn at the edge, with an arrow
+
+
+def dashboard(findings: Sequence[Finding]) -> Figure:
+    """The verdicts at one glance: a line per claim, a mark per comparison at estimate / d with its 95 % interval, in
+    the colour of its word; checks of its own are squares at the left; words at the right. Pale: the gate failed."""
+    fig, axes = subplots(1, 1, height=0.205 * len(findings) + 0.85)
+    ax, left = axes[0, 0], -REACH - 3.4
+    ax.axvspan(-1, 1, color="0.93", lw=0, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.7, zorder=1)
+    ax.axvline(-REACH - 1.1, color="0.8", lw=0.7)
+    for place, one in enumerate(findings):
+        pale = one.word == ASSAY
+        own = [part for part in one.parts if part.value is None]
+        noisy = [part for part in one.parts if part.value is not None and part.d]
+        for k, part in enumerate(own):
+            colour = WORD_COLOURS.get(part.word, GREY)
+            ax.plot(left + 0.5 + 0.5 * k, place, "s", color=colour, ms=4.2, mew=0, alpha=0.35 if pale else 1)
+        lanes = np.linspace(-0.33, 0.33, len(noisy)) if len(noisy) > 1 else [0.0]
+        for lane, part in zip(lanes, noisy, strict=False):
+            _mark(ax, part, place + lane, pale, len(noisy))
+        text = one.word + (f" [{one.would}]" if one.would != one.word else "")
+        colour = WORD_COLOURS.get(one.word, "0.35")
+        ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=6, color=colour)
+    ax.set(xlim=(left, REACH + 0.4), ylim=(len(findings) - 0.4, -0.6), xticks=[-6, -4, -2, -1, 0, 1, 2, 4, 6])
+    ax.set_yticks(range(len(findings)), [one.claim for one in findings], fontsize=6.5)
+    ax.grid(axis="x", visible=False)
+    ax.tick_params(axis="y", length=0)
+    head: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "center", "fontsize": 7}
+    ax.annotate("own check", (left + 1.15, 1.005), **head)
+    ax.annotate("estimate / d (right of 0: for the sentence)", (0, 1.005), **head)
+    ax.annotate("verdict [of the numbers alone]", (1.015, 1.005), **head | {"xycoords": "axes fraction", "ha": "left"})
+    words = {**WORD_COLOURS, "open": GREY}
+    for x, (word, colour) in zip((0.03, 0.25, 0.47, 0.80, 1.10), words.items(), strict=True):
+        ax.annotate(word, (x, -0.055), xycoords="axes fraction", fontsize=6.5, color=colour, va="center")
+        ax.plot(x - 0.02, -0.055, "s", color=colour, ms=4, transform=ax.transAxes, clip_on=False)
+    return fig
+
+
+def _mark(ax: Axes, part: Part, y: float, pale: bool, crowd: int) -> None:
+    assert part.value is not None and part.d
+    value, many = part.value / part.d, crowd > 3
+    style: dict[str, Any] = {"color": WORD_COLOURS.get(part.word, GREY), "alpha": 0.4 if pale else 1.0, "zorder": 3}
+    if part.low is not None and part.high is not None:
+        ends = np.clip([part.low / part.d, part.high / part.d], -REACH, REACH)
+        ax.plot(ends, [y, y], lw=0.6 if many else 0.9, solid_capstyle="butt", **style)
+    marker = "o" if abs(value) <= REACH else ">" if value > 0 else "<"
+    ax.plot(np.clip(value, -REACH, REACH), y, marker, ms=2.2 if many else 3.4, mew=0, **style)
+
+
+def power_figure(rates: pd.DataFrame) -> Figure:
+    """Share of "reproduced" against n where the printed effect (2d over every rival) is true; from benchmarks.rule."""
+    fig, axes = subplots(1, 2, height=2.2, sharey=True)
+    for ax, rivals in zip(axes[0], (1, 12), strict=True):
+        part = rates[(rates["rivals"] == rivals) & (rates["true lead / d"] == 2)]
+        for (sd, own), colour, marker in zip(part.groupby("SD / d"), (BLUE, GREEN, ORANGE, RED), "osD^", strict=True):
+            ax.plot(own["n"], own["reproduced"], f"{marker}-", color=colour, ms=3.5, label=f"SD = {sd:g} d")
+        ax.axhline(0.8, color="0.4", lw=0.7, ls=":")
+        ax.set(xscale="log", xlim=(2.7, 22), ylim=(-0.03, 1.05), xlabel="seeds n")
+        ax.set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
+        ax.minorticks_off()
+        ax.set_title("one rival" if rivals == 1 else f"best of {rivals + 1}: ahead of every one of {rivals} rivals")
+    axes[0, 0].set_ylabel("P(reproduced), effect 2d true")
+    axes[0, 1].legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), title="spread of paired\ndifferences", title_fontsize=7
+    )
+    return fig

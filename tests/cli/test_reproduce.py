@@ -21,7 +21,7 @@ from mtl.cli.reproduce import reproduce as run
 from mtl.cli.reproduce import set_aside
 from mtl.cli.summary import Outcome, summary
 from mtl.errors import DataError, RunError
-from mtl.report.claims import claims, claims_table, verdicts
+from mtl.report.verdicts import claims, claims_table
 
 REPORT = """
 import json, os, pathlib
@@ -30,7 +30,7 @@ def_figures = root / "figures"
 for suffix in (".pdf", ".png", ".json"):
     (def_figures / f"{name}{suffix}").write_text(f"{name} {seeds} {scale}")
 entries = [{"kind": "figure", "name": name, "path": f"figures/{name}.pdf"}]
-verdict = {"claim": f"claim-{name}", "verdict": "conditional", "evidence": "3 of 5", "figure": name}
+verdict = {"claim": f"claim-{name}", "verdict": "contradicted", "evidence": "3 of 5", "figure": name}
 entries += [{"kind": "verdict", **verdict}]
 entries += [{"kind": "default", "name": "census", "used_by": name}]
 with open(os.environ["MTL_MANIFEST"], "a") as file:
@@ -230,7 +230,7 @@ def test_runs_then_only_what_is_missing(root: Path) -> None:
     again = reproduce({"seeds": [7]})
     assert [one.status for one in again] == ["unchanged", "unchanged"]
     assert not list(root.rglob("figures/**/.part-*"))
-    assert verdicts(stamps())["claim-next"]["verdict"] == "conditional"
+    assert "claim-next" in [line.get("claim") for stamp in stamps() for line in stamp["manifest"]]
     (root / "figures/next.png").write_text("another run's")
     third = reproduce({"seeds": [7]})
     assert [one.status for one in third] == ["unchanged", "done"]
@@ -343,7 +343,7 @@ def test_outputs_of_a_manifest(root: Path) -> None:
 def test_summary_says_what_counts(root: Path) -> None:
     lines = [
         {"kind": "figure", "name": "toy"},
-        {"kind": "verdict", "claim": "emtl-eq10", "verdict": "not reproduced", "evidence": "0 of 5"},
+        {"kind": "verdict", "claim": "emtl-eq10", "verdict": "contradicted", "evidence": "0 of 5"},
         {"kind": "default", "name": "census", "used_by": "t"},
     ]
     screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
@@ -352,7 +352,7 @@ def test_summary_says_what_counts(root: Path) -> None:
     text = screen.export_text()
     for said in (
         "00_a      done    1 min 15 s  1",
-        "emtl-eq10: not reproduced (0 of 5)",
+        "emtl-eq10: contradicted (0 of 5)",
         "census (in t)",
         "01_b FAILED in cell 2: ValueError: x (log: figures/logs/01_b.log)",
         "1 of 2 notebooks, 1 figures, 0 tables, 1 min 20 s",
@@ -360,15 +360,15 @@ def test_summary_says_what_counts(root: Path) -> None:
         assert said in text
 
 
-def test_claims_not_run_have_no_verdict(root: Path) -> None:
+def test_claims_without_rows_are_not_tested(root: Path) -> None:
     with pytest.raises(DataError, match=r"paper/claims.yml is not in"):
         claims()
     (root / "paper").mkdir()
     entry = "{id: a, paper: EMTL, section: '1', sentence: s, test: t, figure: f}"
     (root / "paper/claims.yml").write_text(f"- {entry}\n")
     screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    screen.print(claims_table(stamps()))
-    assert "not run" in screen.export_text()
+    screen.print(claims_table([]))
+    assert "not tested" in screen.export_text()
     (root / "paper/claims.yml").write_text("- {id: a}\n")
     with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test, found id"):
         claims()

@@ -50,11 +50,9 @@ def test_planted_effects_are_found_and_absent_ones_are_not() -> None:
     found = judged(planted("observational", 0.9, 0) + planted("causal", 0, -0.2))
     assert found.loc["H1 observational, RRV", "verdict"] == "supported"
     assert found.loc["H2 causal, RRV", "verdict"] == "supported"
-    assert gap_tests.conclusion(found) == "reproduced"
     absent = judged(planted("observational", 0.0, 0) + planted("causal", 0, 0.0))
     assert absent.loc["H1 observational, RRV", "verdict"] == "not supported"
     assert absent.loc["H2 causal, RRV", "verdict"] == "practically nil"
-    assert gap_tests.conclusion(absent) == "not reproduced"
     assert absent.loc["control, L2 .01", "verdict"] == "works"
 
 

@@ -14,6 +14,7 @@ from mtl.experiments.table2 import TABLE2, figures, results
 from mtl.ledger import Ledger, find_row, publish
 from mtl.methods import method
 from mtl.problems import problem
+from mtl.report.claims import same_check
 from mtl.runs.cells import grid, refit
 from mtl.runs.engines import run_grid
 from mtl.runs.tuning import choose, published, tried
@@ -59,30 +60,62 @@ def test_ranks_average_to_the_middle_and_leave_stl_out():
     assert ranks.mean() == pytest.approx(2) and "STL" not in ranks
 
 
+SETTINGS = ("LS", "SI", "RLW", "DWA", "UW", "BanditMTL", "MGDA", "PCGrad", "CAGrad", "GradDrop", "IMTL-G", "Nash-MTL")
+
+
+def found(blind: float | None = None, **factors: Any) -> dict[str, Any]:
+    """The findings on constructed rows, all rivals like STL but for those given; `blind`: its factor to STL."""
+    level = None if blind is None else dict(zip(METRICS, 50 * GOOD**blind, strict=True))
+    some = rows(**dict.fromkeys((*SETTINGS, "MoCo"), 1.0) | factors)
+    same = lambda metric, d: same_check({}, d)  # noqa: E731
+    return {one.claim: one for one in results.findings(some, results.lines(some), level, same)}
+
+
+FAIR = {"FairGrad (alpha=2)": 1.0, "Fair LS (alpha=0.5)": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("emtl", "verdict"), [(GOOD**2, "reproduced"), (GOOD**0.95, "not reproduced"), (GOOD**1.02, "conditional")]
+    ("emtl", "word"), [(GOOD**2, "reproduced"), (GOOD**0.001, "practically equal"), (GOOD**-2, "contradicted")]
 )
-def test_best_verdict_goes_all_ways(emtl, verdict):
-    found, said = results.best_verdict(results.lines(rows(LS=1.0, MGDA=GOOD, EMTL=emtl)))
-    assert found == verdict and "n = 3" in said
+def test_the_best_of_the_sentences_own_rivals(emtl: Any, word: str) -> None:
+    one = found(EMTL=emtl, **FAIR)["emtl-table2-best"]
+    assert one.would == word and one.n == 3
+    assert [part.name for part in one.parts] == list(SETTINGS), "FairGrad and MoCo are none of its rivals"
+    assert {part.name for part in one.beside} == {"MoCo", *FAIR}
+    assert {part.name: part.d for part in one.parts}["Nash-MTL"] == pytest.approx(0.68)
 
 
-def test_other_verdicts_go_both_ways():
-    fair, worse = "Fair LS (alpha=0.5)", 2 - GOOD
-    table = results.lines(rows(LS=1.0, MGDA=1.0, EMTL=GOOD, CAGrad=1.0, **{"FairGrad (alpha=2)": worse, fair: worse}))
-    assert results.stl_verdict(table)[0] == "reproduced"
-    assert results.stl_verdict(table, "FairGrad (alpha=2)")[0] == "not reproduced"
-    assert results.fairgrad_verdict(table)[0] == "not reproduced"
-    assert results.fairgrad_verdict(table, "EMTL")[0] == "reproduced"
-    assert results.fair_loss_verdict(table)[0] == "not reproduced"
-    assert results.metrics_verdict(table)[0] == "reproduced"
-    found, said = results.metrics_verdict(table, "LS")
-    assert found == "not reproduced" and said == "LS best at 0 of 10 metrics among 6 methods; EMTL 10"
-    some = rows(MGDA=1.0, EMTL=GOOD)
-    assert results.mgda_verdict(some, results.lines(some))[0] == "reproduced"
+def test_the_gate_comes_first() -> None:
+    one = found(EMTL=GOOD**2, **FAIR)["emtl-table2-best"]
+    assert one.word == "inconclusive (assay)", "no input-blind row, epochs not doubled"
+    gate = {check.name: check for check in found(blind=-2, EMTL=GOOD, LS=0.99, **FAIR)["emtl-table2-stl"].gate}
+    assert gate["above the input-blind predictor"].passed and gate["converged"].passed is None
+    worse = {check.name: check for check in found(blind=0.5, EMTL=GOOD, **FAIR)["emtl-table2-best"].gate}
+    assert worse["above the input-blind predictor"].passed is False
+    assert "LS" in worse["above the input-blind predictor"].said
+    assert "MGDA (3 of 3 runs collapsed)" in worse["above the input-blind predictor"].said
+    table = results.lines(rows(LS=np.where(np.array(results.TASKS) == "depth", 0.9, 1.0)))
+    checks = results.gate(table, [results.DELTA], [], None, 1.0, same_check({}, 1.0), {"EMTL": 0.2})
+    assert [check.passed for check in checks] == [None, True, True, None], "LS ahead in depth, converged"
+
+
+def test_other_sentences_go_both_ways() -> None:
+    good = found(EMTL=GOOD**2, **FAIR | {"FairGrad (alpha=2)": GOOD**2, "Fair LS (alpha=0.5)": GOOD})
+    bad = found(EMTL=GOOD**-2, **FAIR | {"FairGrad (alpha=2)": GOOD**-2, "Fair LS (alpha=0.5)": GOOD**-1})
+    for name in ("emtl-table2-best", "emtl-table2-stl", "fairgrad-best", "fairgrad-fair-losses"):
+        assert (good[name].would, bad[name].would) == ("reproduced", "contradicted"), name
+    assert bad["emtl-table2-metrics"].would == "contradicted" and len(good["emtl-table2-metrics"].parts) == 8
+    assert good["emtl-table2-mgda"].would == "reproduced"
+    some = rows(MGDA=1.0)
     for row in some:
         row["history"][0]["rates"] = [5.0, 1.0, 0.1]  # now segmentation has the smallest gradient norm
-    assert results.mgda_verdict(some, results.lines(some))[0] == "conditional"
+    assert results.favoured(some).word == "contradicted"
+
+
+def test_rivals_that_lack_rows_are_waited_for() -> None:
+    some = rows(LS=1.0, MGDA=1.0, EMTL=GOOD**2, **FAIR)
+    one = results.findings(some, results.lines(some), None, lambda metric, d: same_check({}, d))[0]
+    assert "waits for SI, RLW" in one.said
 
 
 def test_what_the_printed_table_says_of_its_own_text():

@@ -17,6 +17,7 @@ from mtl.experiments.figure1.plane import STARTS, star
 from mtl.experiments.figure1.runs import ToyRuns, run_toy
 from mtl.report import Table, captioned
 
+SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
 SCALES = [10.0, 1.0, 0.1, 0.01]  # of loss 1
 SHOWN = ["ls", "bandit", "mgda", "imtl-g", "nash", "fairgrad", "emtl", "emtl (combine=frozen_norm)"]
 READINGS: list[dict[str, Any]] = [
@@ -124,7 +125,7 @@ class ToyStudy:
 
     def verdicts(self) -> Table:
         return judged(
-            told.claims(self.table, short=self.short),
+            SENTENCES,
             caption="What the text says of Figure 1, and what the runs say; EMTL and BanditMTL with rho = 0.5, eta = "
             f"0.5{self.length}",
             wide=True,
@@ -145,7 +146,7 @@ class ToyStudy:
             said.append(f"{name}: every start reaches the best average at s = {best}, the front at s = {front}")
         by_rounding, n = self.table["by_rounding"].sum(), self.table["n"].sum()
         said.append(f"Ends that rounding decides: {by_rounding} of {n} runs; which, the table says (~).")
-        last = told.claims(self.table, short=self.short)[-1].verdict
+        last = told.claims(self.table, short=self.short)[-1].word
         said.append(f"Does EMTL reach the best average whatever the loss scale? As the text says it: {last}.")
         return "\n".join(said)
 

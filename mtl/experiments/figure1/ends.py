@@ -1,18 +1,18 @@
 """Where runs end, where they must end, and what becomes of the sentences written about Figure 1."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
-from mtl.experiments.base import Claim, graded
 from mtl.experiments.figure1.config import Config
 from mtl.experiments.figure1.plane import evaluate, losses, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.methods.emtl import EMTL
 from mtl.methods.learned import Bandit
+from mtl.report.claims import CONTRADICTED, REPRODUCED, UNTESTED, Finding, Kind, checked, decide
 from mtl.solvers import ball_edge
 
 TOLERANCE, CORNER = 0.2, 3.5  # in the plane; in x1
@@ -143,8 +143,8 @@ def reconstructions(table: pd.DataFrame, *, short: bool = False) -> pd.DataFrame
     rows["s"], rows["said"] = [f"s = {s:g}" for s in rows["scale"]], rows.apply(common, axis=1)
     wide = rows.pivot(index="method", columns="s", values="said").loc[rows["method"].unique(), rows["s"].unique()]
     hits = (wide == "star").mean(axis=1)
-    judged = np.select([hits == 1, hits > 0], ["reproduced", "conditional"], "not reproduced")
-    return wide.assign(verdict="not testable here" if short else judged)
+    judged = np.where(hits == 1, REPRODUCED, CONTRADICTED)  # "whatever the scale": one that fails is enough
+    return wide.assign(verdict=UNTESTED if short else judged)
 
 
 def settings(table: pd.DataFrame) -> pd.DataFrame:
@@ -156,37 +156,43 @@ def settings(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(settings=("n", "size"), all_front=("all_front", "sum"), all_star=("all_star", "sum"))
 
 
-def claims(table: pd.DataFrame, *, short: bool = False) -> list[Claim]:
+def claims(table: pd.DataFrame, *, short: bool = False) -> list[Finding]:
     """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
 
-    A sentence that holds at every scale is reproduced, at none not reproduced, at some conditional; the evidence gives
-    the counts. Runs too `short` to have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. A
-    corner is |x1| > `CORNER`.
+    A part for each scale; EMTL's sentence says "whatever the scale", so that one part decides it. Runs too `short` to
+    have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. A corner is |x1| > `CORNER`.
     """
     names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
     rows = {name: table[table["method"] == name] for name in names}
     if empty := [name for name in names if rows[name].empty]:
         raise ValueError(f"table: needs the rows {', '.join(names)} at default settings, found none for {empty[0]}")
 
-    def counts(name: str, column: str) -> str:
-        found = rows[name][["scale", column, "n"]].itertuples(index=False)
-        return ", ".join(f"{k}/{n} at s={s:g}" for s, k, n in found)
+    def per_scale(claim: str, kind: Kind, holds: Mapping[float, bool], said: Mapping[float, str]) -> Finding:
+        parts = [checked(f"s = {s:g}", None if short else bool(ok), said[s]) for s, ok in holds.items()]
+        return decide(f"emtl-fig1-{claim}", kind, parts, said="runs too short to judge" * short)
 
-    bandit, mgda, emtl = rows["bandit"], rows["mgda"], rows["emtl"]
-    far = [[abs(float(x1)) > CORNER for x1 in ends.split(", ")] for ends in mgda["x1_end"]]
-    cornered = [c and front == n for row, front, n in zip(far, mgda["n_front"], mgda["n"], strict=True) for c in row]
-    corners = ", ".join(f"{sum(row)}/{len(row)} at s={s:g}" for row, s in zip(far, mgda["scale"], strict=True))
-    missed = pd.concat([rows[name]["n_star"] < rows[name]["n"] for name in ("nash", "imtl-g")])
-    front, at = "runs on the front:", "runs at it:"
-    found: list[tuple[str, Iterable[bool], str]] = [
-        ("bandit", bandit["n_front"] < bandit["n"], f"{front} {counts('bandit', 'n_front')}"),
-        ("mgda", cornered, f"{front} {counts('mgda', 'n_front')}; runs in a corner (|x1| > {CORNER:g}): {corners}"),
-        ("nash-imtl", missed, f"{at} Nash-MTL {counts('nash', 'n_star')}; IMTL-G {counts('imtl-g', 'n_star')}"),
-        (
-            "emtl",
-            emtl["n_star"] == emtl["n"],
-            f"{at} {counts('emtl', 'n_star')}; on the front: {counts('emtl', 'n_front')}",
+    by: dict[str, Any] = {name: own.set_index("scale") for name, own in rows.items()}
+    at = {name: {s: f"{k} of {n}" for s, k, n in own[["n_star", "n"]].itertuples()} for name, own in by.items()}
+    on = {name: {s: f"{k} of {n}" for s, k, n in own[["n_front", "n"]].itertuples()} for name, own in by.items()}
+    bandit, mgda, nash, imtl, emtl = (by[name] for name in names)
+    far = {s: [abs(float(x1)) > CORNER for x1 in ends.split(", ")] for s, ends in mgda["x1_end"].items()}
+    front_said = ", ".join(f"{said} at s = {s:g}" for s, said in on["mgda"].items())
+    corners = ", ".join(f"{sum(row)} of {len(row)} at s = {s:g}" for s, row in far.items()) + f" (|x1| > {CORNER:g})"
+    missed = (nash["n_star"] < nash["n"]) & (imtl["n_star"] < imtl["n"])
+    both = {s: f"Nash-MTL {at['nash'][s]} at it, IMTL-G {at['imtl-g'][s]}; EMTL {at['emtl'][s]}" for s in at["nash"]}
+    reached = {s: f"{at['emtl'][s]} at it, {on['emtl'][s]} on the front" for s in at["emtl"]}
+    front = {s: f"{said} on the front" for s, said in on["bandit"].items()}
+    return [
+        per_scale("bandit", "parts", dict(bandit["n_front"] < bandit["n"]), front),
+        decide(
+            "emtl-fig1-mgda",
+            "parts",
+            [
+                checked("reaches the front", None if short else bool((mgda["n_front"] == mgda["n"]).all()), front_said),
+                checked("at its ends from every start", None if short else all(map(all, far.values())), corners),
+            ],
+            said="runs too short to judge" * short,
         ),
+        per_scale("nash-imtl", "parts", dict(missed), both),
+        per_scale("emtl", "best", dict(emtl["n_star"] == emtl["n"]), reached),
     ]
-    made = [Claim(f"emtl-fig1-{name}", graded(*holds), said) for name, holds, said in found]
-    return [Claim(c.name, "not testable here", f"runs too short to judge; {c[2]}") for c in made] if short else made

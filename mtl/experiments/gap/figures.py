@@ -156,6 +156,21 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
+def own_base(rows: Sequence[Row], levels: Sequence[float] = (0.5, 0.3)) -> dict[str, Array]:
+    """By rho and level q: log of the variance (RRV) of MGDA, EMTL's base, over EMTL's, a mean per (condition, seed)."""
+    found = [t for t in tables(rows, "observational") if t.level is not None]
+    changes: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for t in found:
+        for q in levels:
+            rrv = t.values("rrv", q)
+            for unit in (name for name in t.units if name.startswith("emtl")):
+                change = np.log(rrv[:, t.units.index("mgda")] / rrv[:, t.units.index(unit)])
+                for s in np.flatnonzero(np.isfinite(change)):
+                    own = changes.setdefault(f"rho {unit.split()[1]}, q = {q:g}", {})
+                    own.setdefault((t.condition, int(s)), []).append(float(change[s]))
+    return {name: np.array([np.mean(v) for v in own.values()]) for name, own in changes.items()}
+
+
 def variances(methods: pd.DataFrame) -> Figure:
     """`by_method`: the variance of relative rates against that of equal weights, and what the gap did; EMTL by rho."""
     fig, axes = style.subplots(1, 1, width="column", height=2.5)

@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mtl.experiments.base import graded
 from mtl.experiments.gap.runs import LEVELS
 from mtl.ledger import Row
 from mtl.report.stats import holm
@@ -258,8 +257,3 @@ def primary(results: Mapping[str, Result]) -> pd.DataFrame:
         line |= {"strata": r.strata - r.not_evaluable, "lost": r.dropped}
         lines.append(line | {c: v[0] for c, v in r.by_condition.items()})
     return pd.DataFrame(lines).set_index("hypothesis")
-
-
-def conclusion(table: pd.DataFrame) -> str:
-    """What the study says of "a smaller relative-rate variance gives a smaller gap", in a claims table's words."""
-    return graded(*[str(table.loc[h, "verdict"]) == "supported" for h in list(HYPOTHESES)[:2]])

@@ -6,18 +6,19 @@ Nothing is tuned: published settings, but for BanditMTL, whose rho = 1.2 is beyo
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import NO_ROWS, Claim, Experiment, Study, Trials, beside_paper, text
+from mtl.experiments.base import NO_ROWS, Experiment, Study, Trials, beside_paper, text
 from mtl.experiments.table2 import results
 from mtl.experiments.table2.figures import change_figure, panel_figure, training_figure
 from mtl.experiments.table2.results import DELTA, FAIRER, METRICS
 from mtl.problems import problem
 from mtl.report import captioned
+from mtl.report.claims import Finding
 from mtl.runs.cells import Point, refit
 from mtl.training.fit import Budget
 
@@ -31,6 +32,11 @@ WORDS = (
 
 class Table2(Study):
     """Nine metrics; the epoch is chosen on validation."""
+
+    sentences: ClassVar[tuple[str, ...]] = (
+        "emtl-table2-best", "emtl-table2-metrics", "emtl-table2-stl", "emtl-table2-mgda", "fairgrad-best",
+        "fairgrad-fair-losses",
+    )  # fmt: skip
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -99,17 +105,9 @@ class Table2(Study):
         said = "Two test images: truth and predictions (labels, depth, normals); void and missing pixels white"
         return captioned(fig, said)
 
-    def claims(self) -> list[Claim]:
+    def findings(self) -> list[Finding]:
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
-        table, figure = self.frame, "table2_study"
-        return [
-            Claim("emtl-table2-best", *results.best_verdict(table), figure),
-            Claim("emtl-table2-metrics", *results.metrics_verdict(table), figure),
-            Claim("emtl-table2-stl", *results.stl_verdict(table), figure),
-            Claim("emtl-table2-mgda", *results.mgda_verdict(self.rows, table), "table2_training"),
-            Claim("fairgrad-best", *results.fairgrad_verdict(table), figure),
-            Claim("fairgrad-fair-losses", *results.fair_loss_verdict(table), figure),
-        ]
+        return results.findings(self.rows, self.frame, self.blind, self.same, scale=self.scale)
 
 
 TABLE2 = Experiment(

@@ -1,25 +1,25 @@
 """Table 2: nine metrics, delta-m in both averages, what the printed table says and what became of its sentences."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from mtl.experiments.base import graded, paired, recount, reported, standing
+from mtl.experiments.base import recount, reported
 from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS
-from mtl.report import Verdict, captioned, frame, results_table
+from mtl.report import captioned, frame, results_table
+from mtl.report.claims import Check, Finding, Part, blind_check, checked, compare, converged_check, decide
 from mtl.report.stats import mean_rank
 
 METRICS = {f"{task}/{name}": up for task, columns in COLUMNS.items() for name, _, up in columns}
 TASKS = [name.partition("/")[0] for name in METRICS]
 DELTA, FAIRER = "delta-m", "delta-m by task"  # mean over the nine metrics; mean over tasks of their metrics' means
 HEADS = {"segmentation": "seg.", "depth": "depth", "normals": "normals"}
-# methods of Table 2 that look at gradients; FairGrad's claim is about these
-GRADIENT = ("MGDA", "PCGrad", "CAGrad", "GradDrop", "MoCo", "IMTL-G", "Nash-MTL", "EMTL", "FairGrad")
 
 
 def lines(rows: Sequence[Row], which: Literal["metrics", "last"] = "metrics") -> pd.DataFrame:
@@ -96,67 +96,122 @@ def paper_says() -> pd.DataFrame:
     ]), "Sentences of EMTL's section 5.3, recounted in its printed Table 2")  # fmt: skip
 
 
-def best_verdict(table: pd.DataFrame) -> tuple[Verdict, str]:
-    """EMTL first in delta-m, by more than a point?"""
-    said, first, clear = [], True, True
-    for metric in (DELTA, FAIRER):
-        means = table[table["label"] != "STL"].groupby("label")[metric].mean()
-        place, of, rival = standing(means, "EMTL", higher=False)
-        gap = paired(table, metric, "EMTL", rival)
-        first, clear = first and place == 1, clear and gap.value < -1 and gap.value + gap.half < 0
-        said.append(f"{metric} {means['EMTL']:.1f}, place {place} of {of}; {gap} against {rival}"
-                    f" (n = {gap.n}, p = {gap.p:.2f})")  # fmt: skip
-    return ("not reproduced" if not first else "reproduced" if clear else "conditional"), "; ".join(said)
+LOSSES, GRADIENTS = ("LS", "SI", "RLW", "DWA", "UW", "BanditMTL"), ("MGDA", "PCGrad", "CAGrad", "GradDrop", "IMTL-G")
+EMTL_RIVALS, FAIR_RIVALS = (*LOSSES, *GRADIENTS, "Nash-MTL"), (*GRADIENTS, "MoCo", "Nash-MTL")
+FAIRGRAD, FAIR_LS = "FairGrad (alpha=2)", "Fair LS (alpha=0.5)"
+LEAST, POINT = 0.5, 1.0  # ours, in per cent of STL, where a table prints nothing to halve
+UP = np.where([*METRICS.values(), False], 1.0, -1.0)  # of the nine and delta-m
 
 
-def fairgrad_verdict(table: pd.DataFrame, own: str = "FairGrad (alpha=2)") -> tuple[Verdict, str]:
-    """Among the best gradient-based methods: in the first three of them by delta-m and by mean rank?"""
-    kept = table[(table["label"] == own) | table["label"].map(lambda label: label.partition(" (")[0] in GRADIENT)]
-    order = kept.groupby("label")[DELTA].mean().sort_values()
-    rank = ranks(table).reindex(order.index).rank()
-    places = [list(order.index).index(own) + 1, int(rank[own])]
-    said = f"place {places[0]} of {len(order)} gradient-based methods by delta-m ({order[own]:.1f}, first "
-    said += f"{order.index[0]} {order.iloc[0]:.1f}), place {places[1]} by mean rank"
-    return graded(*[place <= 3 for place in places]), said
+def leads(table: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
+    """`own` ahead of `rival` over common seeds, a column per metric in per cent of STL and delta-m in points."""
+    names = [*METRICS, DELTA]
+    base = table.loc[table["label"] == "STL", names].astype(float).mean()
+    base[DELTA] = 100.0
+    one, other = (table[table["label"] == label].set_index("seed")[names].astype(float) for label in (own, rival))
+    return (100 * UP * (one - other) / base.abs()).dropna()
 
 
-def fair_loss_verdict(table: pd.DataFrame) -> tuple[Verdict, str]:
-    """Does the alpha-fair transform lower LS's delta-m?"""
-    gap = paired(table, DELTA, "Fair LS (alpha=0.5)", "LS")
-    said = f"delta-m of LS with L^(1/2) minus LS: {gap} (n = {gap.n}, p = {gap.p:.2f}); LS alone was tested"
-    return ("not reproduced" if gap.value >= 0 else "conditional"), said
+def printed_leads(own: str, rivals: Sequence[str], source: str = "emtl_table2") -> Any:
+    """What a paper's table prints of the same: a line per rival."""
+    table = reported(source).set_index("method")
+    cells = table[[*(name.partition("/")[2] for name in METRICS), "delta_m"]].astype(float)
+    cells.columns = pd.Index([*METRICS, DELTA])
+    base = cells.loc["STL"].abs()
+    base[DELTA] = 100.0
+    cells = cells.fillna(0.0)  # STL's own delta-m
+    return pd.DataFrame({r: 100 * UP * (cells.loc[own] - cells.loc[r]) / base for r in rivals}).T
 
 
-def metrics_verdict(table: pd.DataFrame, own: str = "EMTL") -> tuple[Verdict, str]:
-    """Best of all multi-task methods at 8 of 10 metrics (nine and delta-m), in the mean over seeds?"""
-    means = table[table["label"] != "STL"].groupby("label")[[*METRICS, DELTA]].mean().dropna()
-    signs = np.where([*METRICS.values(), False], 1.0, -1.0)
-    first = means.index[(means.to_numpy() * signs).argmax(0)]
-    counts = first.value_counts()
-    said = f"{own} best at {counts.get(own, 0)} of 10 metrics among {len(means)} methods; "
-    said += ", ".join(f"{label} {n}" for label, n in counts.items())
-    return ("reproduced" if counts.get(own, 0) >= 8 else "not reproduced"), said
+def gate(
+    table: pd.DataFrame, metrics: Sequence[str], named: Sequence[str], blind: Mapping[str, float] | None, d: float,
+    same: Check, moves: Mapping[str, float] | None = None,
+) -> list[Check]:  # fmt: skip
+    """Input-blind level, convergence, control, A/A rows; delta-m is in points, the other metrics as they are."""
+    level = None
+    if blind is not None:
+        base = table.loc[table["label"] == "STL", list(METRICS)].astype(float).mean()
+        level = {name: blind[name] for name in METRICS}
+        level[DELTA] = float(delta_m(np.array([blind[name] for name in METRICS]), base, list(METRICS.values())))
+    runs = {
+        str(label): {m: own[m].dropna().to_numpy(float) for m in [*METRICS, DELTA]}
+        for label, own in table.groupby("label")
+    }
+    check, marks = blind_check(runs, level, {**METRICS, DELTA: False}, named, metrics)
+    if marks:
+        check = replace(check, said=f"{check.said}; at or below it, kept in the means: {', '.join(marks)}")
+    depth = compare("depth", leads(table, "LS", "STL")["depth/abs"], POINT)
+    angle = compare("angle", leads(table, "STL", "LS")["normals/mean"], POINT)
+    holds = any(part.low is not None and part.low > 0 for part in (depth, angle))
+    said = f"LS ahead of STL in depth by {depth.value:+.1f} %, behind in mean angle by {angle.value:+.1f} %"
+    return [check, converged_check(moves, d), Check("control", holds, said), same]
 
 
-def stl_verdict(table: pd.DataFrame, own: str = "EMTL") -> tuple[Verdict, str]:
-    """Better than single-task learning at 8 of 9 metrics, in the mean over seeds?"""
-    means = table.groupby("label")[list(METRICS)].mean()
-    gain = dict(zip(METRICS, means.loc[own].to_numpy() - means.loc["STL"].to_numpy(), strict=True))
-    better = [name for name, up in METRICS.items() if (gain[name] > 0) == up]
-    said = f"{own} above STL at {len(better)} of {len(METRICS)} metrics ({', '.join(better) or 'none'}), "
-    return ("reproduced" if len(better) >= 8 else "not reproduced"), said + "means over seeds"
+def _conjunction(
+    claim: str, table: pd.DataFrame, own: str, rivals: Sequence[str], printed: Any, shared: Mapping[str, Any]
+) -> Finding:
+    there = set(table["label"])
+    kept = [rival for rival in rivals if rival in there]
+    others = [label for label in dict.fromkeys(table["label"]) if label not in (own, "STL", *rivals)]
+    parts = [
+        compare(rival, leads(table, own, rival)[DELTA], float(printed.loc[rival, DELTA]) / 2, rivals=len(rivals))
+        for rival in kept
+    ]
+    beside = tuple(compare(label, leads(table, own, label)[DELTA], POINT) for label in others)
+    lacking = [rival for rival in rivals if rival not in there]
+    return decide(claim, "best", parts, missing=lacking, beside=beside, **shared)
 
 
-def mgda_verdict(rows: Sequence[Row], table: pd.DataFrame) -> tuple[Verdict, str]:
-    """MGDA gives most weight to the task of the smallest gradient norm, normals; EMTL is at least as good there?"""
-    own = [row for row in rows if row["label"] == "MGDA" and row["status"] == "ok"]
-    history = [line for row in own for line in row["history"]]
+def findings(
+    rows: Sequence[Row], table: pd.DataFrame, blind: Mapping[str, float] | None, same: Callable[[str, float], Check],
+    **facts: Any,
+) -> list[Finding]:  # fmt: skip
+    """Sentences of EMTL's section 5.3 and FairGrad's on this benchmark, by paper/decision_rule.md."""
+
+    def shared(metrics: Sequence[str], named: Sequence[str], d: float) -> dict[str, Any]:
+        checks = gate(table, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d))
+        return {"gate": checks, "rows": tuple(row["key"] for row in rows), **facts}
+
+    emtl, fair = printed_leads("EMTL", EMTL_RIVALS), printed_leads("FairGrad", FAIR_RIVALS, "nyuv2")
+    nash = float(emtl.loc["Nash-MTL", DELTA]) / 2
+    best = _conjunction(
+        "emtl-table2-best", table, "EMTL", EMTL_RIVALS, emtl, shared([DELTA], ["EMTL", "Nash-MTL"], nash)
+    )
+    d = float(fair.loc["Nash-MTL", DELTA]) / 2
+    first = _conjunction("fairgrad-best", table, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
+    first = replace(first, said="one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw")
+    ahead = [name for name in emtl.columns if (emtl[name] > 0).all()]
+    parts = [_first(name, table, emtl[name]) for name in ahead]
+    metrics = decide("emtl-table2-metrics", "count", parts, needed=8, **shared(ahead, ["EMTL"], nash))
+    own, gain = printed_leads("EMTL", ["STL"]).iloc[0][list(METRICS)], leads(table, "EMTL", "STL")
+    parts = [compare(name, gain[name], max(float(own[name]) / 2, LEAST)) for name in METRICS]
+    stl = decide("emtl-table2-stl", "count", parts, needed=8, **shared(list(METRICS), ["EMTL"], LEAST))
+    angle, small = "normals/mean", float(emtl.loc["MGDA", "normals/mean"]) / 2
+    parts = [favoured(rows), compare("mean angle against MGDA", leads(table, "EMTL", "MGDA")[angle], small)]
+    mgda = decide("emtl-table2-mgda", "parts", parts, **shared([angle], ["EMTL", "MGDA"], small))
+    part = compare("LS", leads(table, FAIR_LS, "LS")[DELTA], POINT)
+    losses = decide(
+        "fairgrad-fair-losses", "count", [part], needed=1, said="one base, one alpha", **shared([DELTA], [], 1)
+    )
+    return [best, metrics, stl, mgda, first, losses]
+
+
+def _first(metric: str, table: pd.DataFrame, printed: "pd.Series[float]") -> Part:
+    """Is EMTL the best of its table's methods at one metric? The part of a count, with its closest rival's numbers."""
+    rivals = [name for name in EMTL_RIVALS if name in set(table["label"])]
+    each = [compare(r, leads(table, "EMTL", r)[metric], float(printed[r]) / 2, rivals=len(rivals)) for r in rivals]
+    closest = min(each, key=lambda part: float(part.value or 0.0) / float(part.d or 1.0))
+    word = decide("one", "best", each).word
+    return replace(closest, name=f"{metric} ({closest.name})", word=word)
+
+
+def favoured(rows: Sequence[Row]) -> Part:
+    """Does MGDA give most weight to the task of the smallest gradient norm, and is it the normals?"""
+    history = [line for row in rows if row["label"] == "MGDA" and row["status"] == "ok" for line in row["history"]]
     weights = np.mean([line["weights"] for line in history], axis=0)
     norms = np.mean([np.divide(line["losses"], line["rates"]) for line in history], axis=0)
     names = list(COLUMNS)
     least, most = names[int(norms.argmin())], names[int(weights.argmax())]
-    gap = paired(table, "normals/mean", "EMTL", "MGDA")
     share = ", ".join(f"{name} {w:.2f}" for name, w in zip(names, weights / weights.sum(), strict=True))
-    said = f"MGDA's smallest gradient norm (mean loss over mean rate): {least}; its weights: {share}; mean angle of "
-    said += f"EMTL minus MGDA {gap.value:+.2f} ± {gap.half:.2f} degrees (n = {gap.n}, p = {gap.p:.2f})"
-    return graded(least == most == "normals", gap.value <= 0), said
+    said = f"smallest gradient norm (mean loss over mean rate): {least}; weights: {share}"
+    return checked("MGDA's weight", least == most == "normals", said)

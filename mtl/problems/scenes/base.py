@@ -1,5 +1,6 @@
 """Dense scene understanding: what NYUv2, the procedural rooms and Cityscapes have in common."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
@@ -239,12 +240,14 @@ class Scenes(Problem):
         return numbers
 
     def constants(self) -> list[Tensor]:
-        """Per pixel: shares of the classes, mean known depth, mean direction (where none is known: of all pixels)."""
+        """Per pixel: shares of the classes, median known depth (the least absolute error), mean direction.
+
+        Where none is known: those of all pixels.
+        """
         _, label, depth, *normal = self.data("train")
         shares = torch.stack([(label == c).float().mean(0) for c in range(len(self.classes))])
-        known = depth > 0
-        metres, seen = (depth.float() * known).sum(0), known.sum(0)
-        distance = torch.where(seen > 0, metres / seen.clamp(min=1), metres.sum() / seen.sum().clamp(min=1))
+        metres = torch.where(depth > 0, depth.float(), math.nan)
+        distance = torch.where((depth > 0).any(0), metres.nanmedian(0).values, metres.nanmedian())
         sums = [n.float().sum(0) for n in normal]
         nowhere = [F.normalize(s.sum((1, 2), keepdim=True), dim=0) for s in sums]
         facing = [torch.where(s.norm(dim=0) > 0, F.normalize(s, dim=0), n) for s, n in zip(sums, nowhere, strict=True)]

@@ -1,0 +1,77 @@
+"""Every claim through the decision rule, from published rows; own checks are rows of data/ledger/checks.jsonl."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, cast
+
+from mtl.errors import DataError
+from mtl.experiments.base import Experiment
+from mtl.experiments.hyperparameters import HYPERPARAMETERS
+from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
+from mtl.experiments.table1 import TABLE1
+from mtl.experiments.table1 import findings as table1_findings
+from mtl.experiments.table2 import TABLE2
+from mtl.ledger import Row, key, ledger, provenance
+from mtl.report import plots, save_figure
+from mtl.report.claims import UNTESTED, Finding
+from mtl.report.verdicts import claims
+
+CHECKS = ("figure1", "theorem", "gap", "fairness")  # studies whose sentences are judged by a check of their own
+
+
+def findings() -> list[Finding]:
+    """One for each entry of paper/claims.yml, in its order, from the rows that the repository brings along."""
+    grid = _committed(HYPERPARAMETERS).published("quick")
+    scaled = _committed(LOSS_SCALE)
+    first, *others = [scaled.published("quick", **variant) for variant in scaled.chosen("quick")]
+    both = first.also(*others)
+    assert isinstance(both, LossScale)
+    tasks: list[Any] = [TABLE1.published(tasks=tasks, at="study") for tasks in (2, 3)]
+    found = [*table1_findings(tasks), *TABLE2.published().findings()]
+    found += [*grid.findings(), *both.findings()]
+    for row in ledger("checks").rows():
+        made = row["metrics"]["findings"]
+        found += [replace(Finding.of(one), scale=row["config"]["scale"], rows=(row["key"],)) for one in made]
+    known = {one.claim: one for one in found}
+    names = [claim["id"] for claim in claims()]
+    if unknown := set(known) - set(names):
+        raise DataError(f"paper/claims.yml has no entry for {', '.join(sorted(unknown))}")
+    return [known.get(name, Finding(name, UNTESTED, UNTESTED, (), said="no rows")) for name in names]
+
+
+def _committed(made: Experiment) -> Experiment:
+    """The same with the rows behind the committed figures."""
+    return replace(made, book=f"figures/{made.book}")
+
+
+def check(name: str, scale: str = "quick") -> Row:
+    """Make the checks of one of `CHECKS` anew and append their row to data/ledger/local/checks: minutes at quick."""
+    if name not in CHECKS:
+        raise ValueError(f"check: must be one of {', '.join(CHECKS)}, found {name!r}")
+    start = time.monotonic()
+    study: Any = import_module(f"mtl.experiments.{name}").study(scale)
+    config = {"study": name, "scale": scale, "settings": study.facts["config"]}
+    made = {"findings": [one.plain() for one in study.findings()]}
+    row: Any = {"key": key(config, "own check"), "config": config, "fingerprint": "own check", "status": "ok"}
+    row |= {"metrics": made, "source": study.facts.get("data", "checks without data"), "embedded_default": False}
+    row |= {"synthetic": bool(study.facts.get("synthetic")), "wall_s": round(time.monotonic() - start, 3)}
+    row |= {"provenance": provenance("cpu", [study.__class__.__module__])}
+    ledger("checks").append(row)
+    return cast(Row, row)
+
+
+def picture(found: Sequence[Finding]) -> None:
+    """figures/verdicts.*: the verdicts at one glance."""
+    said = (
+        "Verdicts by the decision rule, a line per sentence. Dots: comparisons with 95 % intervals in units of d, the "
+        "smallest effect of interest, right of 0 for the sentence; grey band: smaller than d; arrows: further out. "
+        "Squares (left): checks of a sentence's own. Pale: the gate failed; in brackets the word of the numbers alone"
+    )
+    keys = sorted({row for one in found for row in one.rows})
+    save_figure(
+        plots.dashboard(found), "verdicts", caption=said, data="all committed rows", scale="study",
+        n=f"{len(found)} sentences, {len(keys)} rows; seeds of each claim: `mtl claims --why ID`",
+        command="mtl claims --record", config={"rule": "paper/decision_rule.md"},
+    )  # fmt: skip

@@ -1,0 +1,55 @@
+"""paper/verdicts.json: it is what the committed rows say, and README, paper and notebooks print its words."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mtl.experiments.verdicts import findings
+from mtl.report import verdicts
+from mtl.report.claims import known
+
+ROOT = Path(__file__).parents[2]
+OLD = re.compile("not reproduced|not testable here|conditional (?:and|by|at scale)")
+
+
+def test_the_file_is_what_the_committed_rows_say() -> None:
+    here, made = verdicts.recorded(), {one.claim: one for one in findings()}
+    assert {name: one.word for name, one in made.items()} == {name: one.word for name, one in here.items()}
+    assert json.loads(json.dumps([one.plain() for one in made.values()])) == json.loads(
+        json.dumps([here[name].plain() for name in made])
+    )
+    assert verdicts.recorded(current=True) == here, "`mtl claims --record` after a change of rows, rule or experiments"
+
+
+def test_every_claim_has_a_word_of_the_rule_and_a_reason() -> None:
+    here = verdicts.recorded()
+    assert list(here) == [claim["id"] for claim in verdicts.claims()]
+    for name, one in here.items():
+        assert known(one.word) and known(one.would), name
+        assert f"verdict: {one.word}" in verdicts.why(one) and (one.parts or one.word == "not tested")
+    assert "29 sentences" in verdicts.footing(list(here.values()))
+
+
+def test_readme_and_paper_have_these_words() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert verdicts.claims_markdown(verdicts.recorded().values()) in readme, "`mtl claims --markdown`"
+    assert not OLD.search(readme)
+    table = (ROOT / "paper/generated/claims.tex").read_text(encoding="utf-8")
+    assert all(f"{name} &" in table for name in verdicts.recorded())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_have_no_words_of_their_own(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not OLD.search(text) and "verdict(" not in text
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md"], ids=lambda p: p.stem
+)
+def test_a_word_beside_a_claim_is_that_of_the_file(path: Path) -> None:
+    here, text = verdicts.recorded(), path.read_text(encoding="utf-8").replace("\\n", " ")
+    for name, said in re.findall(r"`((?:emtl|fairgrad|gap)-[a-z0-9-]+)`: ([a-z ]+(?:\((?:assay|power)\))?)", text):
+        assert here[name].word == said, name
