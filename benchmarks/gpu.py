@@ -134,6 +134,7 @@ class Session:
             row = json.loads(path.read_text())
             if row["provenance"]["git"] is None:
                 row["provenance"] |= {"git": self.git, "dirty": False}
+                row.pop("sha256", None)  # merging gives it a new one
             yield {"ledger": path.parent.name, "row": row}
 
     def gather(self) -> None:

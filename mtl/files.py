@@ -3,9 +3,12 @@
 import hashlib
 import math
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,14 @@ def unseal(path: Path) -> bytes:
     return content[:-32]
 
 
+def sweep(folder: Path, age: float = 3600.0) -> None:
+    """Remove what writers that were killed left in a folder: parts that nobody has touched for `age` seconds."""
+    for part in folder.glob(".part-*"):
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - part.stat().st_mtime > age:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 def root() -> Path:
     """Folder that holds data/, figures/ and paper/: $MTL_ROOT, else the checkout, else the working directory."""
     if named := os.environ.get("MTL_ROOT"):
@@ -91,6 +102,16 @@ def canonical(value: Any, name: str = "config") -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     raise TypeError(f"{name}: a key is made of numbers, strings, lists and dicts, found {type(value).__name__}")
+
+
+def markdown(text: Any) -> str:
+    r"""Text for a line of Markdown: no tag, link, entity, end of a cell or of the line; bold stays.
+
+    >>> print(markdown("**a** | [x](y) <b> & &lt; 1 < 2"))
+    **a** \| [x]\(y) &lt;b> & &amp;lt; 1 < 2
+    """
+    line = re.sub(r"&(?=[\w#]+;)", "&amp;", " ".join(str(text).split()))
+    return re.sub(r"(?<=\])\(|\|", r"\\\g<0>", re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", line))
 
 
 def plain(value: Any) -> Any:

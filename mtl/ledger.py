@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
@@ -19,7 +22,7 @@ import torch
 
 from mtl import sources
 from mtl.errors import DataError
-from mtl.files import atomic, canonical, plain, root
+from mtl.files import atomic, canonical, plain, root, sweep
 
 __all__ = [
     "Ledger", "Row", "canonical", "find_row", "key", "ledger", "merge", "plain", "provenance", "publish", "stale",
@@ -51,6 +54,7 @@ class Row(TypedDict, total=False):
     history: list[dict[str, Any]]
     trace: list[list[float]]
     together: list[int]  # seeds that were trained side by side
+    sha256: str  # in a file only: sixteen digits over all else in the row, looked at and left out when it is read
     label: str  # in an answer of `run_grid`: the cell's
     keys: list[str]  # of STL: the rows that were made one
 
@@ -61,6 +65,8 @@ def key(config: Mapping[str, Any], fingerprint: str) -> str:
     >>> key({"method": "ls", "lr": 1.0}, "data") == key({"lr": 1, "method": "ls"}, "data")
     True
     """
+    if not isinstance(fingerprint, str):
+        raise TypeError(f"fingerprint: must be text, found {fingerprint!r}")
     text = json.dumps({"config": canonical(config), "fingerprint": fingerprint}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -81,7 +87,7 @@ def stale(row: Mapping[str, Any]) -> bool:
     >>> stale({"provenance": provenance("cpu", ["mtl.solvers.kl"])}), stale({"provenance": {"sources": "older"}})
     (False, True)
     """
-    made = row.get("provenance", {})
+    made = row.get("provenance") or {}
     now = _digest(tuple(made.get("modules", ())))
     return not made.get("modules") or now is None or made.get("sources") != now
 
@@ -160,33 +166,35 @@ class Ledger:
         Raises ValueError for a row without a key, OSError where other bytes came back than were written.
         """
         name = row.get("key")
-        if not name or not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name or not name:
             raise ValueError(f"row: a ledger row needs a key, found {name!r}")
-        data = json.dumps(plain(row), sort_keys=True, allow_nan=False).encode() + b"\n"
+        data = _sealed(row)
         with atomic(self.path / f"{name}.json") as part:
             part.write_bytes(data)
             if (found := part.read_bytes()) != data:
                 raise OSError(f"{name}.json: {len(data)} bytes were written and {len(found)} came back; is there room?")
+
+    def ready(self) -> None:
+        """Raise OSError where no row can be written: better before a run than after it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        sweep(self.path)
+        with tempfile.TemporaryFile(dir=self.path):
+            pass
 
     def rows(self) -> list[Row]:
         """All rows, published ones first; see `published` and `local`."""
         return self.published() + self.local()
 
     def published(self) -> list[Row]:
-        """Rows of the read-only files. Raises DataError for a line that is not a row."""
-        return [row for path in self.also if path.exists() for row in _lines(path)]
+        """Rows of the read-only files; damaged lines are left out with one warning that names file and line.
+
+        It also says where a file is not the one that was published, by the sum in the file `.jsonl.sha256` beside it.
+        """
+        return _whole((read for path in self.also for _, read in _lines(path)), filter(None, map(_changed, self.also)))
 
     def local(self) -> list[Row]:
         """Rows of runs made here, by key; damaged files are left out with one warning that names them."""
-        rows, damage = [], []
-        for path in sorted(self.path.glob("[!.]*.json")):
-            try:
-                rows.append(_row(path))
-            except DataError as error:
-                damage.append(str(error))
-        if damage:
-            warnings.warn(f"{len(damage)} rows are left out: {'; '.join(damage)}", stacklevel=3)
-        return rows
+        return _whole(partial(_row, path) for path in sorted(self.path.glob("[!.]*.json")))
 
     def latest(self, older: bool = True) -> dict[str, Row]:
         """The row of each key, one made here before a published one; `older=False` leaves out stale local rows."""
@@ -194,48 +202,136 @@ class Ledger:
         return {row["key"]: row for row in [*self.published(), *kept]}
 
     def find(self, key: str, older: bool = True) -> Row | None:
-        """The row with this key as `latest` has it, or None. Raises DataError if its own file is damaged."""
+        """The row with this key as `latest` has it, or None. Raises DataError if its own file or line is damaged."""
         path = self.path / f"{key}.json"
         if path.exists() and (older or not stale(_row(path))):
             return _row(path)
-        return next((row for row in reversed(self.published()) if row["key"] == key), None)
+        return next((row for also in reversed(self.also) if (row := _line_of(key, also))), None)
+
+
+def _sealed(row: Mapping[str, Any]) -> bytes:
+    """One line of JSON with the `sha256` of all else in it."""
+    values = plain({name: value for name, value in row.items() if name != "sha256"})
+    try:
+        line = json.dumps(values | {"sha256": _seal(values)}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as odd:
+        raise TypeError(f"row: {row.get('key')} must hold what JSON can, {odd}") from odd
+    return line.encode() + b"\n"
+
+
+def _seal(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def _row(path: Path) -> Row:
-    row = _parsed(path.read_bytes())
-    if row is None or row.get("key") != path.stem:
-        raise DataError(f"{path.parent.name}/{path.name} is not the ledger row of its name; restore or remove it")
-    return row
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        return _parsed(path.read_bytes(), where, path.stem)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read ({error.strerror})") from error
 
 
-def _lines(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if (row := _parsed(line)) is None:
-            raise DataError(f"{path.name}: line {number} is not a ledger row; restore the file or remove that line")
-        rows.append(row)
+def _lines(path: Path) -> list[tuple[bytes, Callable[[], Row]]]:
+    """Each line of a file of published rows, none where there is no file, and what parses it."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [(line, partial(_parsed, line, f"{path.name}: line {i}")) for i, line in enumerate(lines, 1) if line]
+
+
+def _line_of(key: str, path: Path) -> Row | None:
+    """The last row with this key of a file of published rows; only lines that hold the key are parsed."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    word = json.dumps(key).encode()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = len(data)
+        while (at := data.rfind(word, 0, at)) >= 0:
+            start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
+            line = data[:start].count(b"\n") + 1
+            row = _parsed(data[start : end if end >= 0 else None], f"{path.name}: line {line}")
+            if row["key"] == key:
+                return row
+            at = start
+    return None
+
+
+def _whole(reads: Iterable[Callable[[], Row]], changes: Iterable[str] = ()) -> list[Row]:
+    for change in changes:
+        warnings.warn(change, stacklevel=3)
+    rows, damage = [], []
+    for read in reads:
+        try:
+            rows.append(read())
+        except DataError as error:
+            damage.append(str(error))
+    if damage:
+        more = f" and {len(damage) - 3} more" if len(damage) > 3 else ""
+        warnings.warn(f"{len(damage)} rows are left out: {'; '.join(damage[:3])}{more}", stacklevel=3)
     return rows
 
 
-def _parsed(text: bytes) -> Row | None:
+def _changed(path: Path) -> str:
+    note = path.with_name(f"{path.name}.sha256")
+    if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path)):
+        return ""
+    return f"{path.name} is not as it was published (see {note.name}): restore it, or publish again"
+
+
+def _sum_of(path: Path) -> bytes:
+    """As `sha256sum` writes it."""
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(word: str) -> float:
+    return number if math.isfinite(number := float(word)) else _refuse(word)
+
+
+def _parsed(text: bytes, where: str, name: str | None = None) -> Row:
+    """The row that a text holds, of the key `name` where it is given; DataError says where what is wrong."""
     try:
-        found: Any = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None  # type: ignore[return-value]
+        row: Any = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        key = row["key"]
+        why = "" if isinstance(key, str) and key and name in (None, key) else f"its key is {key!r}"
+        if seal := row.pop("sha256", None):
+            why = why or ("" if seal == _seal(row) else "its content is not that of its sha256")
+        for field, kind in _KINDS.items():
+            if field in row and not isinstance(row[field], kind):
+                why = why or f"its {field} is {type(row[field]).__name__}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as broken:
+        why = f"{type(broken).__name__}: {broken}"
+    if why:
+        what = "a ledger row" if name is None else "the ledger row of its name"
+        raise DataError(f"{where} is not {what} ({why[:120]}); restore or remove it")
+    return cast(Row, row)
+
+
+_KINDS = {"config": dict, "provenance": dict, "metrics": dict, "validation": dict, "fingerprint": str, "status": str}
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the first bad row of a ledger's file, "" where nothing is; for `mtl doctor`."""
+    try:
+        for _, read in _lines(path) if path.suffix == ".jsonl" else [(b"", partial(_row, path))]:
+            read()
+    except DataError as error:
+        return str(error)
+    return _changed(path)
 
 
 def find_row(name: str) -> tuple[str, Row]:
     """The file, below data/ledger, and the row with this key: published, local or behind a committed figure.
 
-    Raises DataError where no ledger has it.
+    Raises DataError where no ledger has it, or where it is damaged.
     """
     folder = root() / "data" / "ledger"
-    paths = [*folder.rglob("*.jsonl"), *folder.rglob(f"{name}.json")]
+    paths = [path for path in folder.rglob("[!.]*") if path.suffix == ".jsonl" or path.name == f"{name}.json"]
     for path in sorted(paths, key=lambda path: (path.parent != folder, path)):
-        for row in reversed(_lines(path) if path.suffix == ".jsonl" else [_row(path)]):
-            if row["key"] == name:
-                return path.relative_to(folder).as_posix(), row
+        if row := _line_of(name, path) if path.suffix == ".jsonl" else _row(path):
+            return path.relative_to(folder).as_posix(), row
     raise DataError(
         f"key: no ledger below data/ledger has {name!r}; keys stand in the JSON beside each table and figure"
     )
@@ -258,15 +354,17 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
     made = [_row(path) for path in sorted(book.path.glob("[!.]*.json"))]
     if old := [row["key"] for row in made if stale(row)]:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
-    fresh = {row["key"]: {k: v for k, v in row.items() if k not in without} for row in made}
-    rows = {row["key"]: row for row in book.published()} | fresh
-    _write(book.also[0], rows.values())
-    return book.also[0]
+    lines = {read()["key"]: line + b"\n" for line, read in _lines(book.also[0])}
+    lines |= {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
+    return _write(book.also[0], lines.values())
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def _write(path: Path, lines: Iterable[bytes]) -> Path:
     with atomic(path) as part:
-        part.write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+        part.write_bytes(b"".join(lines))
+    with atomic(f"{path}.sha256") as part:
+        part.write_bytes(_sum_of(path))
+    return path
 
 
 def merge(file: Path) -> dict[str, int]:
@@ -279,29 +377,28 @@ def merge(file: Path) -> dict[str, int]:
     found: dict[str, dict[str, Row]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         where = f"{file.name}: line {number}"
-        held: Any = _parsed(line) or {}
-        row, name = held.get("row"), held.get("ledger")
-        if not isinstance(row, dict) or not isinstance(name, str) or Path(name).name != name or not row.get("config"):
-            raise DataError(
-                f'{where} must be {{"ledger": name, "row": row}}, found {line[:60].decode(errors="replace")!r}'
-            )
-        if row.get("key") != (right := key(row["config"], row.get("fingerprint", ""))):
-            raise DataError(
-                f"{where}: the key must be that of configuration and data, {right}, found {row.get('key')!r}"
-            )
+        try:
+            held = json.loads(line)
+            name, row = held["ledger"], _parsed(json.dumps(held["row"]).encode(), where)
+            right = key(row["config"], row["fingerprint"])
+            if not name or Path(name).name != name:
+                raise ValueError(f"the ledger is {name!r}")
+        except (ValueError, TypeError, KeyError) as broken:
+            raise DataError(f'{where} must be {{"ledger": name, "row": row}}, found {broken}') from broken
+        if row["key"] != right:
+            raise DataError(f"{where}: the key must be that of configuration and data, {right}, found {row['key']!r}")
         if not row.get("provenance", {}).get("git") or stale(row):
-            raise DataError(
-                f"{where}: {right} must name its commit and be made by the present sources; check that commit out"
-            )
-        found.setdefault(name, {})[right] = cast(Row, row)
-    added = {}
+            why = "must name its commit and be made by the present sources; check that commit out"
+            raise DataError(f"{where}: {right} {why}")
+        found.setdefault(name, {})[right] = row
+    added: dict[str, list[Row]] = {}
     for name, rows in found.items():
         path = root() / "data" / "ledger" / f"{name}.jsonl"
         known = {row["key"]: row for row in Ledger(path).published()}
         if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
             raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
-        added[name] = {k: row for k, row in rows.items() if k not in known}
-    for name, rows in added.items():
-        book = Ledger(root() / "data" / "ledger" / f"{name}.jsonl")
-        _write(book.also[0], [*book.published(), *rows.values()])
-    return {name: len(rows) for name, rows in added.items()}
+        added[name] = [row for k, row in rows.items() if k not in known]
+    for name, new in added.items():
+        path = root() / "data" / "ledger" / f"{name}.jsonl"
+        _write(path, [*(line + b"\n" for line, _ in _lines(path)), *map(_sealed, new)])
+    return {name: len(new) for name, new in added.items()}

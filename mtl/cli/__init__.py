@@ -1,6 +1,8 @@
 """The command line: `mtl reproduce | run | data | claims | row | ledger | doctor`."""
 
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,18 +33,32 @@ def console(stderr: bool = False) -> Console:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Errors that a user can do something about end in one sentence on stderr; MTL_DEBUG=1 shows the traceback."""
+    """Every error ends in one sentence on stderr; MTL_DEBUG=1 shows the traceback. SIGTERM and SIGHUP are Ctrl-C."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    main = threading.current_thread() is threading.main_thread()
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP) if main}
     try:
         yield
     except KeyboardInterrupt:
         console(stderr=True).print("mtl: interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (DataError, RunError, ArithmeticError, ValueError, OSError, SyntaxError) as wrong:
+    except typer.Exit:
+        raise
+    except Exception as wrong:
         if os.environ.get("MTL_DEBUG", "") not in ("", "0"):
             raise
-        said = " ".join(str(wrong).split())
+        foreseen = (DataError, RunError, ArithmeticError, ValueError, TypeError, OSError, SyntaxError, LookupError)
+        known = isinstance(wrong, foreseen) and not isinstance(wrong, KeyError | IndexError)
+        said = " ".join(str(wrong).split()) or type(wrong).__name__
+        said += "" if known else f" ({type(wrong).__name__}, not foreseen: MTL_DEBUG=1 shows where)"
         console(stderr=True).print(f"mtl: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 @app.command()

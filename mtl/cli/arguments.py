@@ -64,9 +64,11 @@ def seeds(text: str) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in names(text):
         first, dash, last = part.partition("-")
-        ok = first.isdecimal() and (last.isdecimal() if dash else True)
+        ok = all(word.isdecimal() and len(word) < 10 for word in ([first, last] if dash else [first]))
         if not ok or (dash and int(last) < int(first)):
             raise ValueError(f"seeds: like 0-4 or 0,2,5, each range upwards, found {text!r}")
+        if int(last or first) - int(first) >= 10_000:
+            raise ValueError(f"seeds: at most 10,000 in a range, found {part!r}")
         numbers += range(int(first), int(last or first) + 1)
     if text and not numbers:
         raise ValueError(f"seeds: like 0-4 or 0,2,5, found {text!r}")
@@ -82,7 +84,7 @@ def deadline(seconds: float | None) -> float | None:
 
 def device(name: str) -> str:
     """The name itself where torch could have such a device; whether it is here, a run finds out."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
         raise ValueError(f"device: cpu, cuda or cuda:N, found {name!r}")
     return name
 

@@ -1,6 +1,5 @@
 """`mtl doctor`: what a bug report needs."""
 
-import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -17,15 +16,17 @@ def examine() -> Iterator[tuple[str, str, str]]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
     free = shutil.disk_usage(root()).free / 1e9
     yield "free disk", f"{free:.1f} GB in {root()}", "" if free > 3 else "note"
-    folder = root() / "data" / "ledger"
-    for path in sorted(path for path in folder.rglob("[!.]*") if path.suffix in (".jsonl", ".json")):
-        bad = [n for n, line in enumerate(path.read_bytes().splitlines(), start=1) if not _is_row(line)]
-        if bad or path.suffix == ".jsonl":
-            said = f"line {bad[0]} is not a ledger row" if bad else "readable"
-            yield f"ledger {path.relative_to(folder)}", said, "WRONG" if bad else ""
     import torch
 
+    from mtl.ledger import damage
     from mtl.problems.data.download import status
+
+    folder = root() / "data" / "ledger"
+    for path in sorted(path for path in folder.rglob("[!.]*") if path.suffix in (".jsonl", ".json")):
+        if bad := damage(path):
+            yield f"ledger {path.relative_to(folder)}", bad, "WRONG"
+        elif path.suffix == ".jsonl":
+            yield f"ledger {path.relative_to(folder)}", "readable", ""
 
     cuda = torch.version.cuda
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -34,10 +35,3 @@ def examine() -> Iterator[tuple[str, str, str]]:
     yield "cores", f"{cores()} usable, {torch.get_num_threads()} torch threads", ""
     for row in status():
         yield f"data {row['name']}", row["where"] if row["found"] else row["route"], "" if row["found"] else "not found"
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        return bool(json.loads(line)["key"])
-    except (ValueError, KeyError, TypeError):
-        return False

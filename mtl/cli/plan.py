@@ -20,6 +20,16 @@ from mtl.scales import NOTEBOOKS
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 SUFFIXES = {"figure": (".pdf", ".png", ".json"), "table": (".tex", ".md", ".json")}
 Stamp = dict[str, Any]
+STAMP: dict[str, type] = {
+    "notebook": str,
+    "scale": str,
+    "inputs": str,
+    "finished": str,
+    "outputs": dict,
+    "manifest": list,
+}
+STAMP |= {"seconds": float}
+LINES = {"verdict": ("claim", "verdict", "evidence"), "default": ("name", "used_by")}  # texts in its manifest
 Cell = tuple[str, str, list[str]]  # its type, text and tags
 
 
@@ -98,7 +108,9 @@ def plan(scale: str, notebooks: Sequence[str] = (), parameters: Mapping[str, Any
         job = jobs[path.stem] = Job(path, scale, {"scale": scale, **parameters}, cells)
         check_parameters(path.name, job.parameters, "\n".join(text for _, text, tags in cells if "parameters" in tags))
         named = about.get("mtl", {}).get("after", ())
-        after = {stems.get(n, n) for n in named} if "*" not in named else {*stems.values()} - {job.name}
+        if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+            raise ValueError(f"{path.name}: metadata mtl.after must be a list of names, found {named!r}")
+        after = {stems.get(n) or n for n in named} if "*" not in named else {*stems.values()} - {job.name}
         if unknown := after - {*stems.values()}:
             raise ValueError(f"{path.name}: metadata mtl.after names {', '.join(sorted(unknown))}, found none such")
         job.after = tuple(sorted(after & {other.stem for other in chosen}))
@@ -123,7 +135,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         cells = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in notebook["cells"]]
         return notebook["metadata"], cells
-    except (ValueError, KeyError, TypeError) as broken:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as broken:
         raise ValueError(f"{path.name}: expected a notebook of format 4 (JSON), found {broken!r}") from broken
 
 
@@ -185,9 +197,16 @@ def read_stamp(path: Path) -> Stamp | None:
     """A stamp, or None where there is none that can be read: the notebook then runs again."""
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return stamp if isinstance(stamp, dict) and {"inputs", "outputs", "manifest"} <= stamp.keys() else None
+    whole = isinstance(stamp, dict) and all(isinstance(stamp.get(name), kind) for name, kind in STAMP.items())
+    if not whole or stamp["scale"] not in NOTEBOOKS:
+        return None
+    for line in stamp["manifest"]:
+        needed = LINES.get(str(line.get("kind")), ("kind",)) if isinstance(line, dict) else ("kind",)
+        if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in needed):
+            return None
+    return stamp
 
 
 def stamps() -> list[Stamp]:

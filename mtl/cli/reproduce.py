@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,13 +64,7 @@ def set_aside(todo: Sequence[Job]) -> Path | None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One run per folder, without what a killed one had begun to write; SIGTERM and SIGHUP end it as Ctrl-C does."""
-
-    def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    main = threading.current_thread() is threading.main_thread()
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP) if main}
+    """One run per folder, without what a killed one had begun to write."""
     try:
         with FileLock(executed(".lock"), timeout=2):
             for part in (p for place in ("figures", "paper/generated") for p in (root() / place).rglob(".part-*")):
@@ -79,9 +72,6 @@ def _alone() -> Iterator[None]:
             yield
     except Timeout as held:
         raise RunError(f"another `mtl reproduce` is at work in {root()}; wait for it, or end it") from held
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _run(todo: Sequence[Job], at_once: int, console: Console) -> list[Outcome]:
@@ -159,15 +149,20 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 def _finish(job: Job, code: int, seconds: float) -> Outcome:
     """Give a finished notebook its name and its stamp, a failed one another name."""
     copy, answer, told = job.file("ipynb"), job.file("answer"), job.file("manifest")
-    reported = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
-    lines = [json.loads(line) for line in dict.fromkeys(reported)]
+    reported = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []
+    lines, torn = [], ""
+    for line in dict.fromkeys(reported):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # it was killed, or the disk was full, while it wrote
+            torn = "its report is damaged"
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     error = answer.read_text(encoding="utf-8") if answer.is_file() else f"its process {ended} and left no result"
     if copy.is_file():
         cell = progress(copy)[1]
         error = f"cell {cell}: {error}" if error and cell else error
         copy.replace(job.copy.with_suffix(".failed.ipynb") if error else job.copy)
-    if not error:
+    if not (error := error or torn):
         error = write_stamp(job, lines, seconds)
     for path in (answer, told):
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from mtl.gradients.parallel import Group, Ranks
 from mtl.gradients.paths import Vjp
 from mtl.gradients.step import Pending, Step
 from mtl.gradients.update import Update, adding, unmixed
-from mtl.methods.base import Method, made
+from mtl.methods.base import Method, flag, made
 
 __all__ = ["Accumulator", "Step", "backward"]
 
@@ -75,6 +75,7 @@ def backward(
         raise ValueError(f'vjp: must be "auto", "loop" or "batched", found {vjp!r}')
     if scale is not None and check == "defer":
         raise ValueError('check: must be "raise" with a loss scale, since an overflow decides the step; found "defer"')
+    flag("retain_graph", retain_graph), flag("diagnostics", diagnostics)
     Pending.read(method)
     given = check_inputs(losses, shared, heads, features, method)
     if method not in USED:

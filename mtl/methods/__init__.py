@@ -159,7 +159,7 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
     Raises:
         ValueError: shapes, dtypes, devices, names or hyperparameters that do not fit; losses <= 0 where a method takes
             their logarithm.
-        NonFiniteError: a loss or gradient is NaN or infinite; names the task.
+        NonFiniteError: a loss or gradient is NaN or infinite, with the task's name; or what comes out is.
 
     >>> aggregate("mgda", grads=torch.tensor([[1.0, 0.0], [0.0, 3.0]]), losses=torch.ones(2)).weights.tolist()
     [0.8999999761581421, 0.10000000149011612]
@@ -182,4 +182,7 @@ def aggregate(name: str, grads: Tensor, losses: Tensor, official: bool = False, 
             direction = w @ G
         factor = m.official_factor(direction) if official else 1.0
         w = None if w is None else (factor * w).to(losses.dtype)
-        return Aggregate((factor * direction).to(grads.dtype), w, m.certificate)
+        direction = (factor * direction).to(grads.dtype)
+        if not bool(direction.isfinite().all()) or not (w is None or bool(w.isfinite().all())):
+            raise NonFiniteError(f"direction: {name} must give finite numbers in {grads.dtype}, found others here")
+        return Aggregate(direction, w, m.certificate)

@@ -266,6 +266,9 @@ def per_task(values: Tensor, like: Tensor, lead: int | None = None) -> Tensor:
     return values.to(like).reshape(*values.shape, *[1] * (like.dim() - before - 1))
 
 
+LARGEST = 1e100  # of a hyperparameter: its square is finite
+
+
 def _real(value: Any) -> float:
     """A number as Python has it, those of NumPy and single entries of arrays among them; else, and for True, NaN."""
     if getattr(value, "ndim", None) == 0:
@@ -275,15 +278,17 @@ def _real(value: Any) -> float:
 
 def number(name: str, value: Any) -> float:
     """The number itself if it is finite, else ValueError."""
-    if not math.isfinite(found := _real(value)):
-        raise ValueError(f"{name}: must be a finite number, found {value!r}")
+    if not abs(found := _real(value)) <= LARGEST:
+        raise ValueError(f"{name}: must be a finite number of at most {LARGEST:g}, found {value!r}")
     return float(found)
 
 
 def positive(name: str, value: Any, *, zero: bool = False) -> float:
-    """The number itself if it is finite and positive (or zero, if allowed), else ValueError."""
+    """The number itself if it is finite and positive (or zero, if allowed), else ValueError; 1e100 has a square."""
     if not ((zero and _real(value) == 0) or 0 < _real(value) < math.inf):
         raise ValueError(f"{name}: must be finite and {'>= 0' if zero else '> 0'}, found {value!r}")
+    if _real(value) > LARGEST:
+        raise ValueError(f"{name}: must be at most {LARGEST:g}, found {value!r}")
     return float(_real(value))
 
 
@@ -307,9 +312,10 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def flag(name: str, value: Any) -> bool:
     """True or False itself, else ValueError."""
-    if single(value) or value not in (True, False):
+    found = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(found, bool):
         raise ValueError(f"{name}: must be True or False, found {value!r}")
-    return bool(value)
+    return found
 
 
 def single(value: Any) -> bool:
@@ -338,6 +344,6 @@ def made(method: Any) -> Method:
 
 def chosen(name: str, value: str, valid: Sequence[str]) -> str:
     """The string itself if it is one of `valid`, else ValueError."""
-    if value not in valid:
+    if not isinstance(value, str) or value not in valid:
         raise ValueError(f"{name}: must be one of {', '.join(valid)}, found {value!r}")
     return value

@@ -34,6 +34,8 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
     [1.0, 1.0]
     >>> _ = mtl.METHODS.pop(name)
     """
+    if not isinstance(name, str) or not isinstance(getattr(weights, "__code__", None), CodeType):
+        raise TypeError(f"rule: takes a name and a function of Python, found {name!r} and {weights!r}")
     if name in METHODS or "@" in name:
         raise ValueError(f"name: must be new and without '@', found {name!r}")
     if needs not in ("losses", "gram"):

@@ -15,6 +15,8 @@ from mtl.solvers import Certificate, kl_ball_step
 def _inner(base: str | Method, n_tasks: int, hyper: dict[str, Any] | None) -> Method:
     from mtl.methods import method  # the registry holds these classes too
 
+    if hyper is not None and not isinstance(hyper, dict):
+        raise TypeError(f"base_hyper: must be a dict of hyperparameters or None, found {hyper!r}")
     return base if isinstance(base, Method) else method(base, n_tasks=n_tasks, **(hyper or {}))
 
 

@@ -25,7 +25,9 @@ class Learned(Method):
 
     def __init__(self, n_tasks: int, init: float = 0.0) -> None:
         super().__init__(n_tasks)
-        self.s = torch.full((n_tasks,), number("init", init), dtype=torch.float64, requires_grad=True)
+        if abs(number("init", init)) > 80:
+            raise ValueError(f"init: must be of a size whose exponential is a number, at most 80, found {init!r}")
+        self.s = torch.full((n_tasks,), float(init), dtype=torch.float64, requires_grad=True)
 
     def parameters(self) -> list[Tensor]:
         return [self.s]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from mtl.files import canonical
 from mtl.problems.aliexpress import AliExpress
 from mtl.problems.aliexpress_like import AliExpressLike
 from mtl.problems.base import SPLITS, Batch, BinaryProblem, Metric, Problem
@@ -55,8 +56,8 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     >>> problem("digits", tasks=3).tasks
     ('odd', 'five-or-more', 'prime')
     """
-    if name not in PROBLEMS:
-        near = get_close_matches(name, PROBLEMS, 1)
+    if not isinstance(name, str) or name not in PROBLEMS:
+        near = get_close_matches(str(name), PROBLEMS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
     stand_in: Any = STAND_INS.get(name, Digits)
@@ -66,6 +67,7 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     valid = kind.option_names()
     if unknown := sorted(set(options) - valid):
         raise ValueError(f"options of {name} are {', '.join(sorted(valid)) or 'none'}, found {', '.join(unknown)}")
+    options = canonical(options, "options")
     try:
         built: Problem = kind(scale, **options)
     except MissingDataError:

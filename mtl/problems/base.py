@@ -253,7 +253,8 @@ def cuts(
 
 def check_scale(scale: str, known: Iterable[str] = SCALES) -> str:
     """`scale` itself if it is among those that a problem knows."""
-    if scale not in (names := list(known)):
+    names = list(known)
+    if not isinstance(scale, str) or scale not in names:
         raise ValueError(f"scale must be one of {', '.join(names)}, found {scale!r}")
     return scale
 

@@ -47,7 +47,7 @@ class Digits(BinaryProblem):
         from sklearn.datasets import load_digits  # a second to import, which only this problem should pay
 
         check_scale(scale, ROWS)
-        if not 2 <= tasks <= len(QUESTIONS):
+        if tasks not in range(2, len(QUESTIONS) + 1):
             raise ValueError(f"tasks must be 2 to {len(QUESTIONS)}, found {tasks!r}")
         names = tuple(QUESTIONS)[:tasks]
         bunch = load_digits()

@@ -51,7 +51,7 @@ def manifest(entry: Mapping[str, Any]) -> None:
     """Append one JSON line to the file named by $MTL_MANIFEST, from which `mtl reproduce` makes its summary."""
     if named := os.environ.get("MTL_MANIFEST"):
         line = json.dumps(plain(entry), sort_keys=True, ensure_ascii=False) + "\n"
-        with Path(named).open("ab", buffering=0) as file:
+        with Path(named).open("ab") as file:  # buffered: writes all or raises
             file.write(line.encode())
 
 

@@ -9,8 +9,10 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
-from mtl.files import atomic, root
+from mtl.files import atomic, markdown, root
 from mtl.ledger import Row, plain, provenance
 from mtl.report import captions
 from mtl.report.captions import BOLD, Table, counts, embedded, manifest, show, tex
@@ -107,9 +109,9 @@ def save_table(
     labels = [label if isinstance(label, tuple) else (label,) for label in cells.columns]
     heads = [" ".join(str(part) for part in label if part != "") for label in labels]
     rules = ["---:" if side == "r" else ":---" for side in align]
-    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (heads, rules, *cells.to_numpy().tolist())]
-    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{made['caption']}\n"
-    _write(path, {path: latex.encode(), path.with_suffix(".md"): markdown.encode()}, made, facts.get("rows", ()))
+    lines = [map(markdown, line) for line in (heads, rules, *cells.to_numpy().tolist())]
+    plain_text = "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{markdown(made['caption'])}\n"
+    _write(path, {path: latex.encode(), path.with_suffix(".md"): plain_text.encode()}, made, facts.get("rows", ()))
     return path
 
 
@@ -173,6 +175,12 @@ def _only(name: str, found: Sequence[Any]) -> str:
 
 
 def _drawn(fig: Figure, **how: Any) -> bytes:
+    math = MathTextParser("path")
+    for text in fig.findobj(Text):
+        try:
+            math.parse(text.get_text() if text.get_parse_math() else "")
+        except ValueError:  # a label such as "$\\frac{$" is shown as it is
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     fig.savefig(buffer, **how)
     return buffer.getvalue()
@@ -182,7 +190,10 @@ def _write(path: Path, files: Mapping[Path, bytes], made: Card, rows: Sequence[R
     """Write all files of a figure or table, or none where nothing changed but when and where it was made."""
     side = path.with_suffix(".json")
     made = plain(made)
-    old = json.loads(side.read_bytes()) if side.is_file() else {}
+    try:
+        old = dict(json.loads(side.read_bytes()))
+    except (OSError, ValueError, TypeError):  # none yet, or a damaged one: made anew
+        old = {}
     same = _substance(old) == _substance(json.loads(json.dumps(made)))
     if not (same and all(path.is_file() and path.read_bytes() == content for path, content in files.items())):
         whole = json.dumps(made | {"provenance": plain(provenance())}, indent=2, ensure_ascii=False, allow_nan=False)

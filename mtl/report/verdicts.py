@@ -9,7 +9,7 @@ import yaml
 from rich.table import Table as Screen
 
 from mtl.errors import DataError
-from mtl.files import atomic, root
+from mtl.files import atomic, markdown, root
 from mtl.report.claims import UNTESTED, Check, Finding, Part
 
 if TYPE_CHECKING:
@@ -27,13 +27,16 @@ def claims() -> list[dict[str, Any]]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
         raise DataError(f"paper/claims.yml is not in {root()}; run this from a checkout or set MTL_ROOT") from missing
-    except yaml.YAMLError as broken:
+    except (yaml.YAMLError, UnicodeError, RecursionError) as broken:
         raise DataError(f"paper/claims.yml is not YAML: {' '.join(str(broken).split())}") from broken
+    if not isinstance(found, list):
+        raise DataError(f"paper/claims.yml: must be a list of claims, found {type(found).__name__}")
     for number, claim in enumerate(found, start=1):
-        if set(claim) - {"tests", "recalled"} != FIELDS:
-            raise DataError(
-                f"paper/claims.yml: entry {number} needs {', '.join(sorted(FIELDS))}, found {', '.join(sorted(claim))}"
-            )
+        named = claim if isinstance(claim, dict) else {}
+        words = all(isinstance(named.get(field), str) for field in FIELDS)
+        if not words or set(named) - {"tests", "recalled"} != FIELDS or not isinstance(named.get("tests", []), list):
+            needs = f"needs {', '.join(sorted(FIELDS))} as text and may have a list of tests"
+            raise DataError(f"paper/claims.yml: entry {number} {needs}, found {str(claim)[:100]}")
     return list(found)
 
 
@@ -99,7 +102,7 @@ def claims_table(findings: Iterable[Finding]) -> Screen:
 
 def claims_markdown(findings: Iterable[Finding]) -> str:
     """The claims as the README shows them."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *claim_rows(findings)]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(map(markdown, row) for row in claim_rows(findings))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,5 +1,6 @@
 """A grid of runs: which there are, and how one of them becomes a row."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mtl.errors import RunError
 from mtl.files import root
@@ -61,21 +62,24 @@ class Cell:
     @classmethod
     def of(cls, row: Row) -> "Cell":
         """The cell of a row. Raises ValueError for a row of a study of its own, which no cell gives."""
-        config = row["config"]
-        if missing := {"problem", "method", "budget"} - set(config):
+        config = row.get("config", {})
+        if missing := [name for name in (*OWN, "budget") if name not in config]:
             raise ValueError(f"row: {row['key']} must be of one run of a method, found no {min(missing)} in it")
         own = {name: config[name] for name in OWN}
         wanted = config.get("stands_in_for")
-        return cls(
-            config["method"],
-            **own,
-            budget=Budget(**config["budget"]),
-            fingerprint=row["fingerprint"],
-            wanted=wanted or registered(config["problem"], config["options"]),
-            fallback=config["problem"] if wanted else None,
-            stands_in=wanted is not None,
-            init_seed=config.get("init_seed"),
-        )
+        try:
+            return cls(
+                config["method"],
+                **own,
+                budget=Budget(**config["budget"]),
+                fingerprint=row["fingerprint"],
+                wanted=wanted or registered(config["problem"], config["options"]),
+                fallback=config["problem"] if wanted else None,
+                stands_in=wanted is not None,
+                init_seed=config.get("init_seed"),
+            )
+        except (TypeError, KeyError, AttributeError) as wrong:
+            raise ValueError(f"row: {row['key']} must be of one run of a method, found {wrong!r} in it") from wrong
 
     @property
     def config(self) -> dict[str, Any]:
@@ -212,24 +216,33 @@ def row_of(cell: Cell, run: Run, device: str = "cpu") -> Row:
     return row
 
 
-def locked(name: str) -> tuple[Path, FileLock]:
-    """The checkpoint of a run, and the lock under which one process runs it and the others wait for its row."""
+@contextmanager
+def locked(name: str) -> Iterator[Path]:
+    """The checkpoint of a run, under the lock in which one process runs it; the others say that they wait for its row.
+
+    Once the row is written, whoever waits finds it and runs nothing: the lock goes with the run.
+    """
     path = root() / "data" / "checkpoints" / f"{name}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path, FileLock(path.with_suffix(".lock"))
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        held = lock.acquire(timeout=1)
+    except Timeout:
+        logging.getLogger(__name__).warning("run %s is at work in another process; waiting for its row", name)
+        held = lock.acquire()
+    with held:
+        yield path
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
     """Run one cell and append its row, unless another process has done so meanwhile."""
     name = cell.key(torch.device(device).type)
-    path, lock = locked(name)
-    with lock:
+    with locked(name) as path:
         if (row := book.find(name, older)) is None:
             row = _made(cell, device, path if checkpoints else None)
             book.append(row)  # which has read it back
             path.unlink(missing_ok=True)
-        # the row is written: whoever waits for this lock finds it and runs nothing
-        path.with_suffix(".lock").unlink(missing_ok=True)
     return row
 
 

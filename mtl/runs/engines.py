@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Required, TypedDict, cast
@@ -37,7 +38,8 @@ class Event(TypedDict, total=False):
 
 
 def _start_worker() -> None:
-    """One thread per worker, and no worker outlives its parent, not even one that was killed."""
+    """One thread per worker; Ctrl-C is the parent's affair, and no worker outlives it, not even one that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -104,6 +106,8 @@ def run_grid(
             tell("found", name, row=hit)
     if missing and kind == "cuda" and not torch.cuda.is_available():
         raise RunError(f"device: {len(missing)} of {len(names)} runs need {device!r}, found no CUDA device here")
+    if missing:
+        ledger.ready()
 
     def late() -> bool:
         return until is not None and time.monotonic() >= until
@@ -156,17 +160,30 @@ def _run_pool(
         try:
             while flying or (queue and not late()):
                 while queue and len(flying) < jobs and not late():
-                    future = pool.submit(run_cell, names[queue[0]], *arguments)
+                    with _deaf():
+                        future = pool.submit(run_cell, names[queue[0]], *arguments)
                     flying[future] = queue.pop(0)
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     finish(flying[future], future.result)
                     del flying[future]
         except BrokenProcessPool:
             return queue, list(flying.values())
-        except BaseException:
+        except BaseException:  # Ctrl-C, SIGTERM: what is at work resumes from its checkpoint
+            for worker in multiprocessing.active_children():
+                worker.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return queue, []
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Children that are born here hear no Ctrl-C before they know what to do with it."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -218,11 +235,8 @@ def _run_together(cells: Sequence[Cell], book: Ledger, device: str, older: bool,
     """
     names = {cell.key(torch.device(device).type): cell for cell in cells}
     with ExitStack() as locks:
-        paths = []
         for name in sorted(names):  # in one order everywhere, so that nobody waits in a circle
-            path, lock = locked(name)
-            locks.enter_context(lock)
-            paths.append(path)
+            locks.enter_context(locked(name))
         rows |= {name: row for name in names if (row := book.find(name, older)) is not None}
         left = {cell.seed: name for name, cell in names.items() if name not in rows}
         seeds = list(left)
@@ -247,8 +261,6 @@ def _run_together(cells: Sequence[Cell], book: Ledger, device: str, older: bool,
                     select=cell.select,
                     done=done,
                 )
-        for path in paths:
-            path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def plain_progress(event: Event) -> None:

@@ -106,6 +106,8 @@ def fit(
     >>> run.status, round(run.metrics["score"], 1), run.weights.shape
     ('ok', 1.0, (120, 2))
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem: must be one made by mtl.problem(name), found {problem!r}")
     if made(method) in USED and method.state_dict() | dict(enumerate(method.parameters())):
         raise ValueError(f"method: must be fresh, found a {type(method).__name__} that has made steps; make another")
     device, seed = torch.device(device), whole("seed", seed, 0)

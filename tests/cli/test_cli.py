@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -154,13 +157,13 @@ def test_doctor_s_exit_code_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1 and said(result) == "torch not installed WRONG"
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"status": "ok"}'])
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"status": "ok"}', '{"key": "a", "metrics": {"auc": NaN}}'])
 def test_doctor_marks_a_bad_line(root: Path, fetched: list[str], line: str) -> None:
     (root / "data/ledger").mkdir(parents=True)
     (root / "data/ledger/census.jsonl").write_text(f'{{"key": "a"}}\n{line}\n{{"key": "b"}}\n')
     (root / "data/ledger/scenes.jsonl").write_text('{"key": "a"}\n')
     result = call("doctor")
-    assert result.exit_code == 1 and "census.jsonl line 2 is not a ledger row WRONG" in said(result)
+    assert result.exit_code == 1 and "census.jsonl: line 2 is not a ledger row (" in said(result)
     assert "scenes.jsonl readable" in said(result)
 
 
@@ -241,6 +244,9 @@ def test_run_s_exit_code_tells(experiments: dict[str, Fake], name: str, code: in
         (["census", "--seeds", "3-1"], "seeds: like 0-4 or 0,2,5, each range upwards, found '3-1'"),
         (["census", "--seeds", "x"], "seeds: like 0-4 or 0,2,5, each range upwards, found 'x'"),
         (["census", "--seeds", ","], "seeds: like 0-4 or 0,2,5, found ','"),
+        (["census", "--seeds", "0-99999999"], "seeds: at most 10,000 in a range, found '0-99999999'"),
+        (["census", "--seeds", "9" * 10], f"seeds: like 0-4 or 0,2,5, each range upwards, found '{'9' * 10}'"),
+        (["census", "--device", "cuda:999"], "device: cpu, cuda or cuda:N, found 'cuda:999'"),
         (["census", "--deadline", "nan"], "deadline: seconds, at least 0 and finite, found nan"),
         (["census", "--deadline", "-1"], "deadline: seconds, at least 0 and finite, found -1.0"),
         (["census", "--device", "gpu9"], "device: cpu, cuda or cuda:N, found 'gpu9'"),
@@ -252,6 +258,71 @@ def test_run_says_what_is_wrong(experiments: dict[str, Fake], words: list[str], 
     result = call("run", *words)
     assert result.exit_code == 1 and said(result) == f"mtl: {sentence}"
     assert experiments["census"].asked is None
+
+
+def test_what_nobody_foresaw_is_a_sentence_too(experiments: dict[str, Fake], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fake, "run", lambda *_, **__: {}["x"])
+    result = call("run", "census")
+    assert result.exit_code == 1 and said(result) == "mtl: 'x' (KeyError, not foreseen: MTL_DEBUG=1 shows where)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_says_how_to_go_on_and_leaves_no_child(root: Path, number: signal.Signals) -> None:
+    words = ["run", "census", "--scale", "smoke", "--jobs", "2", "-p", "fallback=digits"]
+    how: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-m", "mtl.cli", *words], **how)
+    children: list[psutil.Process] = []
+    while not children and process.poll() is None:  # they still start up
+        time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130 and told == "mtl: interrupted; the same command goes on from here\n"
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+STAMP = {"notebook": "00", "scale": "quick", "inputs": "i", "outputs": {}, "seconds": 1.0, "finished": "2026"}
+CLAIM = {"kind": "verdict", "claim": "a", "verdict": "reproduced", "evidence": "e", "figure": None}
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [[1], {}, STAMP, STAMP | {"manifest": 3}, STAMP | {"manifest": [3]}, STAMP | {"manifest": [{"kind": "verdict"}]},
+     STAMP | {"manifest": [CLAIM], "scale": "huge"}, STAMP | {"manifest": [CLAIM | {"claim": []}]}],
+)  # fmt: skip
+def test_an_odd_stamp_is_none(root: Path, stamp: Any) -> None:
+    (root / "paper").mkdir()
+    (root / "paper/claims.yml").write_text("[]")
+    (root / "figures/executed").mkdir(parents=True)
+    for name, content in (("odd", stamp), ("whole", STAMP | {"manifest": [CLAIM]})):
+        (root / f"figures/executed/{name}.json").write_text(json.dumps(content))
+    result = call("claims")
+    assert result.exit_code == 0 and said(result).count("reproduced") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "wording"),
+    [
+        ("3", "must be a list of claims, found int"),
+        ("", "must be a list of claims, found NoneType"),
+        ("- 3", "entry 1 needs figure, id, paper"),
+        ("- {id: [1], paper: p, section: '1', sentence: s, test: t, figure: f}", "entry 1 needs figure, id, paper"),
+        ("[" * 5000, "is not YAML"),
+        ("\udcff", "is not YAML"),
+    ],
+)
+def test_odd_claims_are_named(root: Path, text: str, wording: str) -> None:
+    (root / "paper").mkdir()
+    (root / "paper/claims.yml").write_bytes(text.encode(errors="surrogateescape"))
+    result = call("claims")
+    assert result.exit_code == 1 and said(result).startswith("mtl: paper/claims.yml") and wording in said(result)
+
+
+@pytest.mark.parametrize("key", ["*", "", "/etc/passwd", "../x", "\0", "[", "x" * 300])
+def test_an_odd_key_is_one_sentence(root: Path, key: str) -> None:
+    result = call("row", key)
+    assert result.exit_code == 1 and said(result).startswith("mtl: key: no ledger below data/ledger has")
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,29 @@ def test_aggregate_checks_what_it_is_given() -> None:
         aggregate("mgda", grads=bad, losses=L)
     with pytest.raises(NonFiniteError, match="losses: must be finite, found NaN or infinity for task 2"):
         aggregate("mgda", grads=G, losses=torch.tensor([1.0, 1.0, math.inf], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "wording"),
+    [
+        ("imtl-l", {"init": 1e30}, "init: must be of a size whose exponential is a number, at most 80, found 1e"),
+        ("cagrad", {"c": 1e308}, "c: must be at most 1e.100, found 1e.308"),
+        ("dualproj", {"reg": 1e308}, "reg: must be at most 1e.100, found 1e.308"),
+        ("fair-loss", {"base_hyper": torch.ones(2)}, "base_hyper: must be a dict of hyperparameters or None, found"),
+        ("emtl", {"rate": torch.ones(2)}, "rate: must be one of .*, found tensor"),
+    ],
+)
+def test_hyperparameters_that_no_number_comes_out_of_are_refused(name: str, hyper: Any, wording: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=wording):
+        method(name, 2, **hyper)
+
+
+def test_a_direction_that_overflows_is_no_answer() -> None:
+    with pytest.raises(NonFiniteError, match=r"direction: excessmtl must give finite numbers in torch.float32"):
+        aggregate("excessmtl", grads=torch.full((2, 3), 1e30), losses=torch.ones(2))
+
+
+@pytest.mark.parametrize("given", [(3, lambda x, k: x), ("r", len), ("r", None)])
+def test_a_rule_is_a_name_and_a_function(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"rule: takes a name and a function of Python, found"):
+        mtl.rule(*given)

@@ -10,6 +10,7 @@ import torch
 from mtl.errors import DataError
 from mtl.problems import MissingDataError, problem
 from mtl.problems.census import COLLEGE, COLUMNS, EDUCATION, INCOME, MARITAL, NUMBERS, split_rows
+from mtl.problems.data import raw
 from tests.problems.damage import DAMAGES, kept, spoil
 
 TRAIN, TEST = "census-income.data.gz", "census-income.test.gz"
@@ -244,3 +245,25 @@ def test_mmoe_learns_the_real_data_a_little_even_at_smoke(real):
             optimizer.step()
     values = real.evaluate(model, "test")
     assert values["never-married/auc"] > 0.95 and values["income/auc"] > 0.8 and values["college/auc"] > 0.75
+
+
+@pytest.mark.parametrize("kind", ["no UTF-8", "one long line", "too many rows"])
+def test_what_is_no_table_is_named_in_bounded_memory(folder, kind, monkeypatch):
+    monkeypatch.setattr(raw.CsvFile, "most", 1000)
+    line = ", ".join(rows(1, 0)[0]).encode() + b"\n"
+    content, said = {
+        "no UTF-8": (line + line.replace(b"Not in", b"\xff\xfe in"), "TRAIN line 2: class_of_worker must be text"),
+        "one long line": (bytes(2**26), "must be a table of 42 columns"),
+        "too many rows": (line * 2000, "must hold at most 1,000 rows, found more"),
+    }[kind]
+    (folder / TRAIN).write_bytes(gzip.compress(content))
+    refused(folder, said.replace("TRAIN", TRAIN))
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff", b"0"])
+def test_a_damaged_note_beside_a_cache_heals(folder, note):
+    first = problem("census").fingerprint
+    (path,) = (folder.parent.parent / "cache").glob("*.sha256")
+    whole = path.read_bytes()
+    path.write_bytes(note)
+    assert problem("census").fingerprint == first and path.read_bytes() == whole

@@ -1,10 +1,13 @@
 """Fetching data: the real route is one pip command; everything that can go wrong is simulated here."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import tomllib
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -292,3 +295,31 @@ def test_the_manifest_names_whole_checksums_and_plain_paths():
 def test_an_unknown_data_set_is_named():
     with pytest.raises(ValueError, match=r"data set must be one of census, mnist, found 'cencus'"):
         download.get("cencus")
+
+
+def test_what_a_killed_download_left_is_swept(place):
+    archive = tar_bytes(CONTENT)
+    raw = place(item(archive), Registry(archive))
+    for name, age in ((".part-old", 7200), (".part-young", 60)):
+        (raw / name).mkdir(parents=True)
+        (raw / name / "half").write_bytes(b"x")
+        os.utime(raw / name, (time.time() - age,) * 2)
+    download.get("toy")
+    assert sorted(path.name for path in raw.iterdir()) == [".part-young", "toy_folder"]
+
+
+def test_a_copy_without_a_checkout_knows_its_data_sets(tmp_path):
+    package = Path(download.__file__).parents[2]
+    patterns = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = [path for pattern in ("**/*.py", *patterns["mtl"]) for path in package.glob(pattern)]
+    for path in files:
+        copy = tmp_path / "site" / path.relative_to(package.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    code = "import mtl, mtl.cli; print(mtl.problem('census', fallback='digits').name); mtl.cli.app(['doctor'])"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MTL_")} | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digits\n") and "mtl data get census" in done.stdout

@@ -1,6 +1,10 @@
 """NYUv2: three layouts, one cache, official split, augmentation, losses; and all that can be wrong on disk."""
 
+import shutil
+import struct
 import sys
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -167,6 +171,13 @@ def spoiler(kind, index, change):
     return lambda k, i, array: change(array) if (k, i) == (kind, index) else array
 
 
+def bomb(side):
+    """A PNG whose head promises side x side pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0), b"IDAT" + zlib.compress(bytes(99))]
+    sizes = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sizes)
+
+
 def set_to(value):
     def change(array):
         array = array.copy()
@@ -181,9 +192,12 @@ def set_to(value):
     [
         ("rgb_jpeg", lambda _: b"\xff\xd8 no picture", "image 7: rgb_jpeg cannot be decoded"),
         ("label_png", set_to(13), "image 7: labels must be 0..12 or 255 .void., found 13"),
-        ("label_png", lambda a: a[:-1], r"image 7: label must be of the image's size \(96, 128\), found \(95, 128\)"),
-        ("depth_png", lambda a: a[:, :5], r"image 7: depth must be of the image's size"),
-        ("depth_png", lambda a: np.stack([a] * 3, -1), "image 7: must be colour with grey depth and label"),
+        ("label_png", lambda a: a[:-1], r"image 7: label_png .*must be L of \(128, 96\), found L of \(128, 95\)"),
+        ("depth_png", lambda a: a[:, :5], r"image 7: depth_png .*must be L of \(128, 96\), found L of \(5, 96\)"),
+        ("depth_png", lambda a: np.stack([a] * 3, -1), r"image 7: depth_png .*must be L .*, found RGB of"),
+        ("label_png", lambda a: np.stack([a] * 4, -1), r"image 7: label_png .*must be L .*, found RGBA of"),
+        ("label_png", lambda _: bomb(60_000), r"image 7: label_png .*decompression bomb"),
+        ("label_png", lambda _: bomb(9_000), r"image 7: label_png .*must be L .*, found L of \(9000, 9000\)"),
     ],
 )
 def test_a_bad_image_is_named_and_nothing_is_cached(data, kind, change, words):
@@ -191,6 +205,36 @@ def test_a_bad_image_is_named_and_nothing_is_cached(data, kind, change, words):
     with pytest.raises(DataError, match=words):
         small()
     assert cached() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda parts: parts | {"depth_png_offsets": parts["depth_png_offsets"][:-1]}, "depth_png_offsets must rise"),
+        (lambda parts: parts | {"train": parts["train"].astype(float)}, "train must be of kind iu and 1 dim.*float64"),
+        (lambda parts: parts | {"label_png_offsets": parts["label_png_offsets"][:0]}, "label_png_offsets must rise"),
+        (lambda parts: parts | {"rgb_jpeg": np.array([{}])}, "must be a whole .npz archive, found a damaged one"),
+        (lambda parts: parts | {"bomb": np.zeros(2**28, np.uint8)}, r"found one of \d+ bytes that unpacks to \d+"),
+    ],
+)
+def test_odd_parts_of_an_archive_are_named(data, whole, change, words):
+    data.mkdir(parents=True)
+    with np.load(whole) as archive:
+        np.savez_compressed(data / whole.name, **change(dict(archive)))
+    with pytest.raises(DataError, match=f"nyuv2_96x128.npz: .*{words}"):
+        small()
+
+
+def test_a_member_that_is_there_twice_and_an_odd_name_are_refused(data, whole):
+    data.mkdir(parents=True)
+    shutil.copy(whole, data)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(data / whole.name, "a") as archive:
+        archive.writestr("train.npy", archive.read("test.npy"))
+    with pytest.raises(DataError, match=r"nyuv2_96x128.npz: must be a whole .npz archive, found train twice"):
+        small()
+    (data / whole.name).rename(data / "nyuv2_axb.npz")
+    with pytest.raises(DataError, match=r"nyuv2_axb.npz: must be named nyuv2_HEIGHTxWIDTH.npz"):
+        small()
 
 
 def test_a_truncated_archive_is_named(data, whole):

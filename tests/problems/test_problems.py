@@ -271,3 +271,13 @@ def test_every_problem_is_registered_under_its_name():
 def test_a_one_task_model_keeps_its_batch_dimension():
     model = Branched(nn.Linear(3, 4), [nn.Linear(4, 1)])
     assert model(torch.zeros(1, 3))[0].shape == (1,)
+
+
+@pytest.mark.parametrize("given", [3, None, torch.ones(2), object])
+def test_what_is_no_name_or_option_is_refused(given):
+    with pytest.raises(ValueError, match=r"problem must be one of .*, found"):
+        problem(given)
+    with pytest.raises((ValueError, TypeError), match=r"tasks must be 2 to 5, found|options.tasks: a key is made of"):
+        problem("digits", tasks=object if given is None or isinstance(given, int) else given)
+    with pytest.raises(ValueError, match=r"scale must be one of .*, found"):
+        problem("digits", given)

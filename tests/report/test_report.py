@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from mtl import report
+from mtl.report import captions
 from mtl.report.stats import mean_ci, paired_permutation
 
 FACTS: dict[str, Any] = {"scale": "quick", "data": "Census", "n": 3, "config": {"lr": 1e-3}, "notebook": "02_census"}
@@ -193,6 +195,7 @@ def test_embedded_default_and_verdict_reach_the_summary(folder: Path) -> None:
 MAKE = """
 import matplotlib.pyplot as plt, pandas as pd, time
 from mtl import report
+from mtl.report import captions
 from mtl.report import plots, style
 facts = dict(caption="A", scale="quick", data="d", n=1, config={})
 fig, axes = style.subplots(1, 2)
@@ -294,3 +297,41 @@ def test_no_file_hides_a_function_of_the_same_name() -> None:
     for name in report.__all__:
         with pytest.raises(ImportError):
             importlib.import_module(f"mtl.report.{name}")
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"kind": ', b"\xff"])
+def test_a_damaged_side_car_is_made_anew(folder: Path, damage: bytes) -> None:
+    facts = {"data": "d", "scale": "quick", "n": 1, "synthetic": True, "command": "c", "caption": "A."}
+    path = report.save_table(pd.DataFrame({"a": [1.0]}), "t", **facts).with_suffix(".json")
+    whole = json.loads(path.read_bytes())
+    path.write_bytes(damage)
+    report.save_table(pd.DataFrame({"a": [1.0]}), "t", **facts)
+    assert {**json.loads(path.read_bytes()), "provenance": 0} == {**whole, "provenance": 0}
+
+
+def test_a_label_cannot_leave_its_cell_or_stop_a_figure(folder: Path) -> None:
+    facts = {"data": "d", "scale": "quick", "n": 1, "synthetic": True, "command": "c", "caption": "A\n<b>caption</b>."}
+    label = "a\n| <script>x</script> [l](http://x) &lt; $\\frac{$ 1 < 2 & 3"
+    path = report.save_table(pd.DataFrame({label: [label]}), "t", **facts).with_suffix(".md")
+    cell = r"a \| &lt;script>x&lt;/script> [l]\(http://x) &amp;lt; $\frac{$ 1 < 2 & 3"
+    assert path.read_text().startswith(f"| {cell} |\n| :--- |\n| {cell} |\n\nA &lt;b>caption&lt;/b>. Data")
+    fig = plt.figure()
+    axes = fig.subplots()
+    axes.plot([1], label=label)
+    axes.set_title(r"$x^2$ stays")
+    axes.legend()
+    axes.set_xticks([0], [r"$\frac{$"])
+    assert report.save_figure(fig, "f", **facts).stat().st_size > 1000
+    assert axes.title.get_parse_math() and not axes.get_legend().get_texts()[0].get_parse_math()
+    plt.close(fig)
+
+
+def test_a_line_of_the_manifest_is_whole_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_MANIFEST", str(tmp_path / "m"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            captions.manifest({"kind": "x" * 300})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -453,3 +454,38 @@ def test_deadline_starts_no_group(book: Ledger) -> None:
     heard: list[dict[str, Any]] = []
     assert run_grid(cells(), ledger=book, together=True, deadline=0, progress=heard.append) == []
     assert [event["event"] for event in heard] == ["left"] * 4
+
+
+def test_a_run_at_work_elsewhere_is_said_and_its_row_taken(book: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    (cell,) = cells((0,), TWO[:1])
+    made = runs._made(cell, "cpu")
+
+    def other() -> None:
+        with runs.locked(cell.key()):
+            started.set()
+            time.sleep(2)
+            book.append(made)
+
+    started = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    started.wait()
+    assert bare([runs.run_cell(cell, book)]) == bare([made])
+    thread.join()
+    assert caplog.messages == [f"run {cell.key()} is at work in another process; waiting for its row"]
+
+
+@pytest.mark.parametrize("change", [{"budget": {}}, {"budget": 3}, {"options": None}, {"hyper": 1j}])
+def test_an_odd_row_is_no_cell(change: dict[str, Any]) -> None:
+    (cell,) = cells((0,), TWO[:1])
+    row = {"key": "k", "fingerprint": cell.fingerprint, "config": cell.config}
+    assert Cell.of(row) == replace(cell, label="ls")
+    with pytest.raises((ValueError, TypeError), match=r"row: k must be of one run of a method, found"):
+        Cell.of(row | {"config": cell.config | change})
+
+
+def test_a_ledger_that_takes_no_row_is_told_before_any_run(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    book.path.write_text("a file")
+    monkeypatch.setattr(pool, "run_cell", lambda *_: pytest.fail("it was run"))
+    with pytest.raises(OSError, match=r"File exists"):
+        run_grid(cells((0,)), ledger=book)

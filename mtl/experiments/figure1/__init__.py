@@ -30,6 +30,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 COMBINES = ["literal", "frozen_norm", "product"]
 RADII = [0.1, 0.3, 0.5, 0.65, 0.8, 1.2]
+STEPS = {"smoke": (2_500, 0.02), "quick": (5_000, 0.01), "study": (50_000, 0.001), "paper": (50_000, 0.001)}
 TRIED = {"paper": ([0.1, 0.5, 2.0], [0.0, 0.25, 0.5, 0.75])}  # eta, alpha
 LENGTH = "{steps:,} steps of Adam, learning rate {lr:g}"
 PATHS = (
@@ -156,8 +157,8 @@ def _listed(scales: Iterable[float]) -> str:
 
 
 def study(scale: str) -> ToyStudy:
-    """Run all; smoke: 2,500 steps of 0.02; quick: 50,000 steps of 0.001; paper: all settings of EMTL too."""
-    steps, rate = (2_500, 0.02) if scale == "smoke" else (50_000, 0.001)
+    """Run all: paths of one length in steps of `STEPS`; paper: all settings of EMTL too."""
+    steps, rate = STEPS[scale]
     configs = grid([*shown(), *bounded(), *VARIANTS], SCALES)
     etas, alphas = TRIED.get(scale, ([0.5], [0.5]))
     values = [(r, e, a, c) for r in RADII for e in etas for a in alphas for c in COMBINES]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from mtl.errors import DataError
 from mtl.problems.census import Census
 from mtl.problems.data import raw
 from mtl.problems.digits import QUESTIONS
@@ -150,8 +151,11 @@ def _census() -> Condition:
 
 def _qm9() -> Condition:
     place = raw.find("qm9", *FILES["qm9"])
-    with np.load(place.path / "qm9_compact.npz", allow_pickle=False) as file:
-        n_atoms, z, pos, targets = file["n_atoms"].astype(np.int64), file["Z"], file["pos"], file["y"]
+    wanted = {"n_atoms": ("iu", 1), "Z": ("iu", 1), "pos": ("f", 2), "y": ("f", 2)}
+    file = raw.arrays(place.path / "qm9_compact.npz", "qm9_compact.npz", wanted)
+    n_atoms, z, pos, targets = file["n_atoms"].astype(np.int64), file["Z"], file["pos"], file["y"]
+    if not n_atoms.sum() == len(z) == len(pos) or len(n_atoms) != len(targets):
+        raise DataError(f"qm9_compact.npz: n_atoms must count its atoms, found {n_atoms.sum()} for {len(z)}")
     chosen = raw.permutation(len(n_atoms), 11)[:POOL]
     start = np.cumsum(n_atoms) - n_atoms
     slots = np.arange(ATOMS)

@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mtl.errors import DataError
-from mtl.files import root
+from mtl.files import root, sweep
 from mtl.problems.data import raw
 
-MANIFEST = "manifest.toml"
+MANIFEST = Path(__file__).with_name("manifest.toml")
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,12 @@ class Entry:
 
 @cache
 def manifest() -> dict[str, Entry]:
-    """The data sets that can be fetched, from data/manifest.toml beside the sources.
+    """The data sets that can be fetched, from manifest.toml beside this file.
 
     >>> sorted(manifest())
     ['census', 'mnist']
     """
-    checkout = Path(__file__).resolve().parents[3]
-    path = next((p for p in (checkout / "data" / MANIFEST, root() / "data" / MANIFEST) if p.is_file()), None)
-    if path is None:
-        raise DataError(f"data/{MANIFEST}: must lie beside the sources, found nothing; work from a checkout")
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
     files = {name: tuple(Member(**file) for file in table.pop("files")) for name, table in tables.items()}
     return {name: Entry(name=name, files=files[name], **table) for name, table in tables.items()}
 
@@ -125,6 +121,7 @@ def get(name: str, *, force: bool = False) -> Path:
         files = " and ".join(file.name for file in item.files)
         raise DataError(f"{target.where}: must hold {files}, found {_listing(target.path)}; move it away and run again")
     target.path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.path.parent)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=target.path.parent) as name_of_part:
         part = Path(name_of_part)
         unpacked = item.verify(raw.Found(_unpack(_fetch(item, part), item, part), item.archive))

@@ -3,10 +3,11 @@
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from mtl.errors import DataError
-from mtl.files import atomic, root
+from mtl.files import atomic, root, sweep
 
 
 class MissingDataError(DataError):
@@ -72,8 +73,9 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     A file that is not what was written (one flipped bit is enough) is made again; one that fails leaves nothing.
     """
     path, note = cache_folder() / name, cache_folder() / f"{name}.sha256"
-    if path.is_file() and note.is_file() and note.read_text() == sha256(path):
+    if path.is_file() and note.is_file() and note.read_bytes() == sha256(path).encode():
         return path
+    sweep(path.parent)
     with atomic(path) as part:
         make(part)
         digest = sha256(part)
@@ -87,6 +89,37 @@ def cached_arrays(name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> 
     path = cached(f"{name}.npz", lambda part: np.savez(part, allow_pickle=False, **make()))
     with np.load(path, allow_pickle=False) as stored:
         return {key: stored[key] for key in stored.files}
+
+
+def arrays(path: Path, where: str, wanted: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
+    """The `wanted` arrays of an .npz archive, by name: kinds of numbers in NumPy's letters, number of dimensions.
+
+    Whatever is wrong raises DataError naming the file `where`: a member that is missing, there twice or of another
+    kind, a damaged archive, one that would unpack to more than 20 times its size.
+    """
+    rule = f"{where}: must be a whole .npz archive, found"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{rule} {twice[0]} twice")
+        if unpacked > 20 * path.stat().st_size + 2**20:
+            raise DataError(f"{rule} one of {path.stat().st_size} bytes that unpacks to {unpacked}")
+        if absent := [name for name in wanted if name not in names]:
+            raise DataError(f"{where}: must hold {', '.join(wanted)}, found no {', '.join(absent)}")
+        with np.load(path, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in wanted}
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for a damaged file
+        raise DataError(f"{rule} a damaged one ({error})") from error
+    for name, (kinds, ndim) in wanted.items():
+        array = found[name]  # bytes where a member is no array
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.ndim != ndim:
+            said = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
+            raise DataError(f"{where}: {name} must be of kind {kinds} and {ndim} dimensions, found {said}")
+    return found
 
 
 def fingerprint(arrays: Iterable[NDArray[Any]], *words: str) -> str:
@@ -129,30 +162,24 @@ class CsvFile:
     rules: Mapping[str, str]
     advice: str
     header: bool = False
+    most: ClassVar[int] = 1_000_000  # rows that `read` takes into memory: a small archive may unpack to any size
 
     def batches(self, block: int = 1 << 24) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Line of the first row, and rows: about `block` bytes of the (unpacked) file at a time."""
         names, line = list(self.kinds), 1 + self.header
-        lines: list[pacsv.InvalidRow] = []
-
-        def refuse(row: pacsv.InvalidRow) -> str:
-            lines.append(row)
-            return "error"
-
         try:
             reader = pacsv.open_csv(
                 self.path,
                 pacsv.ReadOptions(column_names=names, skip_rows=int(self.header), use_threads=False, block_size=block),
-                pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse),
+                pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False),
                 pacsv.ConvertOptions(column_types=self.kinds, null_values=[], strings_can_be_null=False),
             )
             for batch in reader:
                 yield line, batch
                 line += batch.num_rows
         except pa.ArrowInvalid as error:
-            if lines:
-                columns = f"must have {lines[0].expected_columns} columns, found {lines[0].actual_columns}"
-                raise self.fault(lines[0].number, columns) from error
+            if row := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error)):
+                raise self.fault(int(row[1]), f"must have {row[2]} columns, found {row[3]}") from error
             if cell := re.fullmatch(r"In CSV column #(\d+): Row #(\d+): (.*?)(?:invalid value ' *(.*)')?", str(error)):
                 column = names[int(cell[1])]
                 rule = f"{column} must be {self.rules[column]}, found {cell[3] if cell[4] is None else repr(cell[4])}"
@@ -167,7 +194,12 @@ class CsvFile:
 
     def read(self) -> pa.Table:
         """All rows."""
-        return pa.Table.from_batches([batch for _, batch in self.batches()])
+        kept = []
+        for line, batch in self.batches():
+            if line + batch.num_rows > self.most + 2:
+                raise self.fault(None, f"must hold at most {self.most:,} rows, found more")
+            kept.append(batch)
+        return pa.Table.from_batches(kept)
 
     def require(self, good: Any, cells: Any, column: str, line: int | None = None) -> None:
         """Raise DataError for the first cell of a column, whose first is at `line`, that is not `good` (N,)."""

@@ -60,8 +60,9 @@ class Source:
         """The sample itself if its parts agree in size and hold valid values; else DataError naming the file."""
         size = sample.image.shape[:2]
         for kind, part in (("label", sample.label), ("depth", sample.depth), ("normal", sample.normal)):
-            if part is not None and part.shape[:2] != size:
-                raise DataError(f"{name}: {kind} must be of the image's size {size}, found {part.shape[:2]}")
+            whole = (*size, 3) if kind == "normal" else size
+            if part is not None and part.shape != whole:
+                raise DataError(f"{name}: {kind} must be of the image's size {whole}, found {part.shape}")
         bad = sample.label[(sample.label >= self.classes) & (sample.label != VOID)]
         if bad.size:
             raise DataError(f"{name}: labels must be 0..{self.classes - 1} or 255 (void), found {int(bad[0])}")
@@ -112,7 +113,7 @@ class Folders(Source):
         found = Sample(
             np.rint(image * 255).astype(np.uint8),
             marked.astype(np.uint8),
-            depth.reshape(depth.shape[:2]).astype(np.float32),
+            (depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth).astype(np.float32),
             normal[0].astype(np.float32) if normal else None,
         )
         return self.check(found, f"{place}/{self.kinds[2]}/{i}.npy and its companions")
@@ -120,9 +121,12 @@ class Folders(Source):
     def _load(self, place: str, kind: str, i: int) -> NDArray[Any]:
         path = self.folder / place / kind / f"{i}.npy"
         try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{place}/{kind}/{i}.npy: must be a whole .npy file ({error})") from error
+            found = np.asarray(np.load(path, allow_pickle=False))
+            if found.dtype.kind not in "biuf":
+                raise TypeError(f"it holds {found.dtype}")
+            return found
+        except Exception as error:  # numpy raises many kinds for a damaged file
+            raise DataError(f"{place}/{kind}/{i}.npy: must be a whole .npy file of numbers ({error})") from error
 
 
 def split_rows(n_train: int, n_test: int, wanted: Sequence[int] | None) -> dict[str, NDArray[np.int64]]:

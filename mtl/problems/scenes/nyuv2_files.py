@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import zipfile
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,34 +29,25 @@ class Packed(Source):
     noise = 0.02  # half a step of depth
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.size = path, packed_size(path)
         kinds = ("rgb_jpeg", "depth_png", "label_png")
-        wanted = ("train", "test", *kinds, *(f"{kind}_offsets" for kind in kinds))
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                absent = [key for key in wanted if key not in archive.files]
-                if absent:
-                    raise DataError(f"{path.name}: must hold {', '.join(wanted)}, found no {', '.join(absent)}")
-                self.parts = {key: archive[key] for key in wanted}
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            raise DataError(f"{path.name}: must be a whole .npz archive, found a damaged one ({error})") from error
+        wanted = {"train": ("iu", 1), "test": ("iu", 1)} | dict.fromkeys(kinds, ("u", 1))
+        self.parts = raw.arrays(path, path.name, wanted | {f"{kind}_offsets": ("iu", 1) for kind in kinds})
+        self.digest = raw.fingerprint(list(self.parts.values()))
+        self.order = np.concatenate([self.parts["train"], self.parts["test"]]).astype(np.int64)
         for kind in kinds:
-            ends = self.parts[f"{kind}_offsets"]
-            if (np.diff(ends) <= 0).any() or ends[0] != 0 or ends[-1] != len(self.parts[kind]):
-                raise DataError(f"{path.name}: {kind}_offsets must rise from 0 to {len(self.parts[kind])}")
-        self.order = np.concatenate([self.parts["train"], self.parts["test"]])
-        stored = len(self.parts["rgb_jpeg_offsets"]) - 1
-        if sorted(self.order) != list(range(stored)):
-            raise DataError(f"{path.name}: train and test must name each of {stored} images once")
+            ends = self.parts[f"{kind}_offsets"] = self.parts[f"{kind}_offsets"].astype(np.int64)
+            n, size = len(self.order), len(self.parts[kind])
+            if len(ends) != n + 1 or (np.diff(ends) <= 0).any() or (ends[0], ends[-1]) != (0, size):
+                raise DataError(f"{path.name}: {kind}_offsets must rise from 0 to {size} in {n} steps")
+        if not np.array_equal(np.sort(self.order), np.arange(len(self.order))):
+            raise DataError(f"{path.name}: train and test must name each of {len(self.order)} images once")
         self.counts = {"train": len(self.parts["train"]), "test": len(self.parts["test"])}
         self.words = f"NYUv2 packed as {path.name}"
-        self.digest = raw.fingerprint([self.parts[key] for key in wanted])
 
     def sample(self, index: int) -> Sample:
         i = int(self.order[index])
         image, depth, label = (self._decode(kind, i) for kind in ("rgb_jpeg", "depth_png", "label_png"))
-        if image.ndim != 3 or depth.ndim != 2 or label.ndim != 2:
-            raise DataError(f"{self.path.name}, image {i}: must be colour with grey depth and label")
         found = Sample(image, label, depth.astype(np.float32) / np.float32(25.5))
         return self.check(found, f"{self.path.name}, image {i}")
 
@@ -64,8 +55,11 @@ class Packed(Source):
         start, stop = self.parts[f"{kind}_offsets"][i : i + 2]
         try:
             with Image.open(io.BytesIO(self.parts[kind][start:stop].tobytes())) as picture:
+                mode = "RGB" if kind == "rgb_jpeg" else "L"
+                if (picture.mode, picture.size) != (mode, self.size[::-1]):  # before anything is unpacked
+                    raise ValueError(f"must be {mode} of {self.size[::-1]}, found {picture.mode} of {picture.size}")
                 return np.asarray(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # Pillow raises many kinds for a damaged image
             raise DataError(f"{self.path.name}, image {i}: {kind} cannot be decoded ({error})") from error
 
 
@@ -82,17 +76,18 @@ class Official(Source):
             raise DataError(f"{MAT[0]}: reading it needs h5py, which is not installed; `pip install h5py`") from error
         from scipy.io import loadmat
 
-        splits = loadmat(folder / MAT[1])
-        self.order = np.concatenate([splits[f"{s}Ndxs"].ravel().astype(int) - 1 for s in ("train", "test")])
-        self.counts = {s: int(splits[f"{s}Ndxs"].size) for s in ("train", "test")}
-        to40 = np.insert(loadmat(folder / MAT[2])["mapClass"][0].astype(int), 0, 0)
-        to13 = np.insert(np.ravel(loadmat(folder / MAT[3])["classMapping13"][0][0][0]).astype(int), 0, 0)
-        self.table = np.where(to13[to40] > 0, to13[to40] - 1, VOID)
         try:
+            splits = loadmat(folder / MAT[1])
+            self.order = np.concatenate([splits[f"{s}Ndxs"].ravel().astype(int) - 1 for s in ("train", "test")])
+            self.counts = {s: int(splits[f"{s}Ndxs"].size) for s in ("train", "test")}
+            to40 = np.insert(loadmat(folder / MAT[2])["mapClass"][0].astype(int), 0, 0)
+            to13 = np.insert(np.ravel(loadmat(folder / MAT[3])["classMapping13"][0][0][0]).astype(int), 0, 0)
+            self.table = np.where(to13[to40] > 0, to13[to40] - 1, VOID)
             self.file = h5py.File(folder / MAT[0], "r")
             stored = self.file["images"].shape[0]
-        except (OSError, KeyError) as error:
-            raise DataError(f"{MAT[0]}: must be the whole labelled data set ({error}); download it again") from error
+        except Exception as error:  # scipy and h5py raise many kinds for a damaged file
+            words = f"{', '.join(MAT)}: must be the whole labelled data set ({error}); download it again"
+            raise DataError(words) from error
         if self.order.max() >= stored:
             raise DataError(f"{MAT[1]}: names image {self.order.max() + 1}, found {stored} in {MAT[0]}")
         self.words = "NYU Depth V2 labelled data set (.mat)"
@@ -112,13 +107,20 @@ class Official(Source):
         return self.check(found, f"{MAT[0]}, image {i}")
 
 
+def packed_size(path: Path) -> tuple[int, int]:
+    """Height and width that the name of a packed archive tells."""
+    if not (told := re.fullmatch(r"nyuv2_(\d{1,5})x(\d{1,5})", path.stem)):
+        raise DataError(f"{path.name}: must be named nyuv2_HEIGHTxWIDTH.npz; rename it or move it away")
+    return int(told[1]), int(told[2])
+
+
 def find_source(resolution: Sequence[int]) -> Source:
     """The first form found, place by place: packed archive (the smallest that is large enough), folders, .mat."""
     seen = []
     for path, where in raw.places("nyuv2"):
         packed = []
-        for file in path.glob("nyuv2_*x*.npz"):
-            height, width = (int(n) for n in file.stem.removeprefix("nyuv2_").split("x"))
+        for file in path.glob("nyuv2_*.npz"):
+            height, width = packed_size(file)
             packed.append((height < resolution[0] or width < resolution[1], height, file))
         fitting = sorted(p for p in packed if not p[0]) or sorted(packed, reverse=True)
         if fitting:
