@@ -87,7 +87,7 @@ def ball_edge(rho: float) -> float:
     """Log odds of the outermost p of two tasks in the ball of radius rho; infinite where that is the whole simplex.
 
     >>> round(ball_edge(0.1), 4), ball_edge(0.7)
-    (0.9396, inf)
+    (0.9434, inf)
     """
     if rho >= math.log(2):
         return math.inf
