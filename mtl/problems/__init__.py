@@ -10,6 +10,7 @@ from mtl.problems.base import SPLITS, Batch, BinaryProblem, Metric, Problem
 from mtl.problems.census import Census
 from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
+from mtl.problems.kuairand import KuaiRand, KuaiRandClick
 from mtl.problems.multimnist import MultiMNIST
 from mtl.problems.scaled import ScaledCensus, ScaledDigits
 from mtl.problems.scenes.cityscapes import Cityscapes
@@ -21,6 +22,8 @@ PROBLEMS: dict[str, type[Problem]] = {
     "census_scaled": ScaledCensus,
     "aliexpress": AliExpress,
     "aliexpress_like": AliExpressLike,
+    "kuairand": KuaiRand,
+    "kuairand_click": KuaiRandClick,
     "multimnist": MultiMNIST,
     "digits": Digits,
     "nyuv2": NYUv2,
