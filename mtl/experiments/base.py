@@ -16,7 +16,7 @@ from mtl.report.claims import claims as written
 from mtl.report.stats import mean_ci, paired_permutation
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
-from mtl.runs.tuning import Tuning, choose, combine_stl, published, tune
+from mtl.runs.tuning import Tuning, choose, combine_stl, published, trials, tune
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
@@ -144,13 +144,14 @@ class Experiment:
     variants: Mapping[str, tuple[Options, ...]]
     fallback: str | None = None  # what a notebook takes where the data are not found
     book: str = ""  # its ledger, where that is not its name
+    tuned_on: tuple[int, ...] = ()  # seeds that choose the points and are not reported; by default the first reported
     notebook: str | None = None
     source: str = "{}"  # published rows say their source; what a caption adds to it
     shows: type[Study] = Study
     switches: ClassVar[tuple[str, ...]] = ()  # options of `grids` that are none of the problem's
 
     def grids(self, scale: str, **options: Any) -> Mapping[str, Sequence[Point]]:
-        """The points that validation chooses from, as many for each method without a point of its own."""
+        """The points that validation chooses from, by label, as many for each without a point of its own."""
         return {}
 
     def entries(
@@ -163,8 +164,8 @@ class Experiment:
         labels = [label for label, _, _ in every]
         if unknown := [label for label in methods or () if label not in labels]:
             raise ValueError(f"methods: must be among {', '.join(labels)}, found {unknown[0]!r}")
-        first = {name: points[0] for name, points in self.grids(scale, **options).items()} | dict(best or {})
-        kept = [(label, name, first.get(name) if point is None else point) for label, name, point in every]
+        first = {label: points[0] for label, points in self.grids(scale, **options).items()} | dict(best or {})
+        kept = [(label, name, first.get(label) if point is None else point) for label, name, point in every]
         return [(label, name, p) for label, name, p in kept if p is not None and label in (methods or labels)]
 
     def chosen(self, scale: str, **options: Any) -> list[dict[str, Any]]:
@@ -184,15 +185,15 @@ class Experiment:
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
         fallback: str | None = None, *, options: Options, **how: Any,
     ) -> Tuning | None:  # fmt: skip
-        """Each method's point by validation on the first model and seed; None where there is nothing to choose."""
-        names = {name for _, name, _ in self.entries(scale, methods, **options)}
-        grids = {name: points for name, points in self.grids(scale, **options).items() if name in names}
+        """Each label's point by validation on the first model and `tuned_on`; None where there is nothing to choose."""
+        names = {label: name for label, name, _ in self.entries(scale, methods, **options)}
+        grids = {label: points for label, points in self.grids(scale, **options).items() if label in names}
         if all(len(points) == 1 for points in grids.values()):
             return None
-        first = [*(self.seeds[scale] if seeds is None else seeds)][:1]
+        first = self.tuned_on or [*(self.seeds[scale] if seeds is None else seeds)][:1]
         return tune(
-            self.problem, grids, model=_at(self.models, scale)[0], seeds=first, scale=scale, budget=self.budget[scale],
-            options=self._data(options), fallback=fallback, **how,
+            self.problem, grids, names, model=_at(self.models, scale)[0], seeds=first, scale=scale,
+            budget=self.budget[scale], options=self._data(options), fallback=fallback, **how,
         )  # fmt: skip
 
     def cells(
@@ -252,16 +253,16 @@ class Experiment:
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""
         entries = self.entries(scale, methods, **variant)
-        names = {name for _, name, _ in entries}
-        grids = {name: points for name, points in self.grids(scale, **variant).items() if name in names}
+        names = {label: name for label, name, _ in entries}
+        grids = {label: points for label, points in self.grids(scale, **variant).items() if label in names}
         if any(len(points) > 1 for points in grids.values()):
-            tried = [(f"{name} #{i}", name, point) for name, own in grids.items() for i, point in enumerate(own)]
-            first = (self.seeds[scale][0], models[0])
-            found = published(entries=tried, **find)
-            trials = [row for row in found if (row["config"]["seed"], row["config"]["model"]) == first]
-            if not trials:
+            tried = trials(grids, names)
+            seeds = self.tuned_on or self.seeds[scale][:1]
+            rows = [row for row in published(entries=tried, **find) if row["config"]["seed"] in seeds]
+            rows = combine_stl(row for row in rows if row["config"]["model"] not in models[1:])
+            if not rows:
                 raise LookupError(where.format("rows"))
-            tuning = choose(tried, trials, 1)
+            tuning = choose(grids, rows, len(seeds))
             entries = self.entries(scale, methods, tuning.best, **variant)
         rows = published(entries=entries, **find)
         tasks = tuple(name.removesuffix("/score") for name in (rows[0]["metrics"] if rows else ()) if "/score" in name)

@@ -100,7 +100,7 @@ class World:
         played = clicked * np.minimum(scale * draw.exponential(size=video.shape), limit)
         bored = (played < 10) & (played < limit / 2)
         leaves = draw.random(video.shape) < np.where(bored, 0.35, 0.05)
-        there = np.cumsum(leaves, 1) - leaves == 0
+        there: Array = np.cumsum(leaves, 1) - leaves == 0
         rows = np.broadcast_to(user[:, None], video.shape)[there]
         expected = np.stack([click[there], completion[there], watch[there]], 1)
         places = np.broadcast_to(place, video.shape)[there]
@@ -143,7 +143,8 @@ class World:
 class ShortVideo(WatchLog):
     """Synthetic: the tasks of KuaiRand on logs of a simulated world, with the scores that its truth reaches (`best`).
 
-    Split by day: nine days of training, one of validation, four of test. `stands_in_for` makes this the embedded
+    Split by day: nine days of training, one of validation, four of test; `users` in the world (by default the scale's
+    own number), of whose rows a fixed sample is taken. `stands_in_for` makes this the embedded
     default for the data set that was asked for and not found.
     """
 
@@ -152,11 +153,14 @@ class ShortVideo(WatchLog):
     stands_in = "simulated rows stand in for it"
 
     def __init__(
-        self, scale: str = "smoke", *, targets: str = "natural", world: int = 0, stands_in_for: str | None = None
-    ) -> None:
-        if not isinstance(world, int) or world < 0:
-            raise ValueError(f"world must be a whole number, at least 0, found {world!r}")
-        made = World(world, PEOPLE[check_scale(scale, ROWS)])
+        self, scale: str = "smoke", *, targets: str = "natural", world: int = 0, users: int | None = None,
+        stands_in_for: str | None = None,
+    ) -> None:  # fmt: skip
+        check_scale(scale, ROWS)
+        for name, value, least in (("world", world, 0), ("users", PEOPLE[scale] if users is None else users, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number, at least {least}, found {value!r}")
+        self.world = made = World(world, PEOPLE[scale] if users is None else users)
         splits, expected = {}, {}
         for split, count in zip(SPLITS, ROWS[scale], strict=True):
             blocks = [
@@ -174,7 +178,7 @@ class ShortVideo(WatchLog):
             ),
             stands_in_for=stands_in_for,
         )  # fmt: skip
-        self.options["world"] = world
+        self.options |= {"world": world} | ({"users": users} if users is not None else {})
         click, *numbers_ = expected["test"].unbind(1)
         pairs = zip(numbers_, self.mean, self.spread, strict=True)
         truth: list[Tensor] = [torch.logit(click, eps=1e-9), *((value - m) / s for value, m, s in pairs)]

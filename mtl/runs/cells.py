@@ -113,9 +113,9 @@ def grid(
 ) -> list[Cell]:
     """Runs of (label, method, hyperparameters) x models x seeds, seeds outermost: a stopped grid is a smaller one.
 
-    A hyperparameter point may hold `lr` and `weight_decay`, which go to the budget. "stl" becomes one run per
-    task of the single-task model, each stopped by its own task's score; see `combine_stl`. A stand-in that
-    lacks a model takes its own first one, which its rows then say. Raises ValueError for an unknown model.
+    A hyperparameter point may hold `lr` and `weight_decay`, which go to the budget, and the one `model` that it is for.
+    "stl" becomes one run per task of the single-task model, each stopped by its own task's score; see `combine_stl`. A
+    stand-in that lacks a model takes its own first one, as its rows then say. Raises ValueError for an unknown model.
 
     >>> [str(c) for c in grid("digits", [("LS", "ls", {})], ["mlp"], [0, 1], "smoke", Budget(1, 64))]
     ['LS · mlp · seed 0', 'LS · mlp · seed 1']
@@ -123,13 +123,15 @@ def grid(
     data = _build(wanted, scale, fallback, tuple(sorted(options.items())))
     if data.embedded_default:
         models = list(dict.fromkeys(m if m in data.models else data.models[0] for m in models))
-    if unknown := [m for m in models if m not in data.models]:
+    methods = list(methods)
+    named = [*models, *(point["model"] for _, _, point in methods if "model" in point)]
+    if unknown := [m for m in named if m not in data.models]:
         raise ValueError(f"models: {data.name} has {', '.join(data.models)}, found {unknown[0]!r}")
     cells = []
     for seed in seeds:
         for label, name, point in methods:
             own, hyper = split(point, budget)
-            runs = [(model, hyper, "score") for model in models]
+            runs = [(model, hyper, "score") for model in ([point["model"]] if "model" in point else models)]
             if name == "stl":
                 runs = [(STL_MODEL, {**hyper, "task": k}, f"{task}/score") for k, task in enumerate(data.tasks)]
             cells += [
@@ -149,7 +151,7 @@ def split(point: Point, budget: Budget) -> tuple[Budget, dict[str, Any]]:
     (0.1, {'alpha': 2.0})
     """
     own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
-    return own, {k: v for k, v in point.items() if k not in BUDGET_KEYS}
+    return own, {k: v for k, v in point.items() if k not in (*BUDGET_KEYS, "model")}
 
 
 @contextmanager

@@ -71,9 +71,15 @@ class Tuning:
     trials: pd.DataFrame
 
 
+def trials(grids: Mapping[str, Sequence[Point]], names: Mapping[str, str]) -> list[tuple[str, str, Point]]:
+    """Each point of a grid as an entry: "label #i", the label's method, the point."""
+    return [(f"{label} #{i}", names[label], point) for label, points in grids.items() for i, point in enumerate(points)]
+
+
 def tune(
     wanted: str,
     grids: Mapping[str, Sequence[Point]],
+    names: Mapping[str, str],
     *,
     model: str,
     seeds: Sequence[int],
@@ -85,36 +91,35 @@ def tune(
 ) -> Tuning:
     """Choose each method's hyperparameters by the mean validation score over `seeds`; the test set has no say.
 
-    `grids` maps a method to its points, as many for each: the same budget for all. `how` goes to `run_grid`.
+    `grids` maps a label to its points, as many for each: the same budget for all; `names` says which method each is.
+    `how` goes to `run_grid`.
     A point with a run that ended without a result is never chosen. Ties go to the first point.
     """
     sizes = {name: len(points) for name, points in grids.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise ValueError(f"grids: every method gets the same number of points, found {sizes}")
-    entries = [(f"{name} #{i}", name, point) for name, points in grids.items() for i, point in enumerate(points)]
-    cells = grid(wanted, entries, [model], seeds, scale, budget, fallback=fallback, **(options or {}))
-    return choose(entries, combine_stl(run_grid(cells, **how)), len(seeds))
+    cells = grid(wanted, trials(grids, names), [model], seeds, scale, budget, fallback=fallback, **(options or {}))
+    return choose(grids, combine_stl(run_grid(cells, **how)), len(seeds))
 
 
-def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: int) -> Tuning:
-    """Each method's point of the highest mean validation score over n seeds, from rows labelled as the entries are."""
+def choose(grids: Mapping[str, Sequence[Point]], rows: Sequence[Row], n: int) -> Tuning:
+    """Each label's point of the highest mean validation score over n seeds, from rows labelled as `trials` does."""
     lines = []
-    for label, name, point in entries:
-        own = [row for row in rows if row["label"] == label]
-        scores = [float(row["validation"]["score"]) for row in own if row["status"] == "ok"]
-        mean = sum(scores) / n if len(scores) == n else float("-inf")
-        shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
-        lines.append({"method": name, "point": shown, "validation score": mean, "n": len(scores)})
-    trials = pd.DataFrame(lines)
     best: dict[str, Point] = {}
-    for name in dict.fromkeys(name for _, name, _ in entries):
-        points = [point for _, own, point in entries if own == name]
-        scores = trials.loc[trials["method"] == name, "validation score"].tolist()
-        if max(scores) == float("-inf"):
-            raise RunError(f"tune: no point of {name} ended with a result on all of {n} seeds")
-        best[name] = points[scores.index(max(scores))]
-    trials["chosen"] = [best[name] is point for _, name, point in entries]
-    return Tuning(best, trials)
+    for label, points in grids.items():
+        means = []
+        for i, point in enumerate(points):
+            own = [row for row in rows if row["label"] == f"{label} #{i}" and row["status"] == "ok"]
+            means.append(sum(float(row["validation"]["score"]) for row in own) / n if len(own) == n else float("-inf"))
+            shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
+            lines.append({"method": label, "point": shown, "validation score": means[-1], "n": len(own)})
+        if max(means) == float("-inf"):
+            raise RunError(f"tune: no point of {label} ended with a result on all of {n} seeds")
+        first = means.index(max(means))
+        best[label] = points[first]
+        for i, line in enumerate(lines[-len(points) :]):
+            line["chosen"] = i == first
+    return Tuning(best, pd.DataFrame(lines))
 
 
 def published(
