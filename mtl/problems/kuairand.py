@@ -100,6 +100,10 @@ class WatchLog(Problem):
         values["watch/clipped-mse"] = (guess.clamp(max=self.cap) - label.clamp(max=self.cap)).square().mean()
         return values
 
+    def watch(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Predicted watch times in seconds (B,)."""
+        return outputs[2].double() * self.spread[1] + self.mean[1]
+
     def constants(self) -> list[Tensor]:
         rate = self.data("train")[-1][:, 0].mean()
         return [torch.logit(rate, eps=1e-6), torch.zeros(()), torch.zeros(())]

@@ -87,4 +87,8 @@ def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
     gate = both.references()
     assert gate.loc["no input (gate)", "click/auc"] == "0.5000" and float(gate.loc["the truth", "click/auc"]) > 0.6
     assert [len(ax.containers) for ax in both.figure().axes] == [3, 3]
+    by_user = table3.clustered(both, own="LS, std", rivals=["LS"]).iloc[0]
+    means = both.frame.set_index("line")["watch/mse"]
+    assert by_user["difference, s²"] == pytest.approx(means["LS, std"] - means["LS"], rel=1e-4)
+    assert 0 < by_user["standard error"] < 50 and 50 < by_user["test users"] <= 250
     assert set(PAPER) <= set(natural.rows[0]["metrics"]) and "fallback=shortvideo" in natural.command
