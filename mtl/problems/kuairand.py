@@ -27,7 +27,7 @@ USER_FIELDS = (
 )
 VIDEO_FIELDS = ("author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type", "tag")
 ALL = (None, None, None)
-ROWS = {"smoke": (2_000, 500, 1_000), "quick": (60_000, 10_000, 30_000), "study": ALL, "paper": ALL}
+ROWS = {"smoke": (2_000, 500, 1_000), "quick": (40_000, 10_000, 20_000), "study": ALL, "paper": ALL}
 SIZES = {
     "smoke": {"embedding": 4, "width": 16, "hidden": 16, "experts": 4},
     **{scale: {"embedding": 8, "width": 32, "hidden": 32, "experts": 4} for scale in ("quick", "study", "paper")},
