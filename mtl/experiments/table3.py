@@ -256,7 +256,8 @@ def _entries(labels: Iterable[str]) -> tuple[tuple[str, str, Point | None], ...]
 
 BUDGET = {
     "smoke": Budget(epochs=1, batch_size=256, lr=2e-3, weight_decay=1e-6),
-    **{scale: Budget(epochs=2, batch_size=1024, lr=2e-3, weight_decay=1e-6) for scale in ("quick", "study", "paper")},
+    "quick": Budget(epochs=2, batch_size=1024, lr=2e-3, weight_decay=1e-6),
+    **{scale: Budget(epochs=4, batch_size=1024, lr=2e-3, weight_decay=1e-6) for scale in ("study", "paper")},
 }
 SEEDS = {"smoke": (10, 11), "quick": (10, 11, 12), "study": tuple(range(10, 30)), "paper": tuple(range(10, 30))}
 TABLE3 = Tuned(
