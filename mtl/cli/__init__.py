@@ -175,10 +175,12 @@ def data_get(names: Annotated[list[str], typer.Argument(help="one or more names 
             raise ValueError(f"data get: one of {', '.join(known)}, found {unknown[0]!r}")
         for name in names:
             here, route = known[name]["found"], known[name]["route"]
-            if not here:
-                typer.echo(f"{name}: fetching ({route})")
             try:
-                path = get(name) if route != "no download" else None  # what is there is verified too
+                if not here and route.startswith("by hand"):
+                    raise DataError(f"{name}: no package registry has it; {route}")
+                if not here:
+                    typer.echo(f"{name}: fetching ({route})")
+                path = None if route.startswith(("no download", "by hand")) else get(name)  # what is there: verified
                 typer.echo(f"{name}: found, {known[name]['where']}" if here else f"{name}: now in {path}")
             except DataError as wrong:  # the others may still be had
                 failed = True

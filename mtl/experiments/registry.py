@@ -5,16 +5,19 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.start import START
-from mtl.experiments.table1 import CLICK, TABLE1
+from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
 from mtl.experiments.table2 import TABLE2, UNET
+from mtl.experiments.table3 import TABLE3
 
 EXPERIMENTS: dict[str, Experiment] = {
     "start": START,
     "census": CENSUS,
     "table1": TABLE1,
     "table1_click": CLICK,
+    "table1_kuairand": KUAIRAND,
     "table2": TABLE2,
     "table2_unet": UNET,
+    "table3": TABLE3,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
 }

@@ -1,7 +1,7 @@
 """Models: shared parameters, one head per task, and the representation between them."""
 
 from mtl.models.base import Branched, MultiTaskModel, SingleTask, seeded
-from mtl.models.recsys import PLE, MMoE, dcn, shared_bottom, single_task
+from mtl.models.recsys import PLE, MMoE, dcn, dcn_click, shared_bottom, single_task
 from mtl.models.small import lenet, lenet_single_task, mlp, mlp_single_task
 from mtl.models.tabular import TabularInput
 
@@ -13,6 +13,7 @@ __all__ = [
     "SingleTask",
     "TabularInput",
     "dcn",
+    "dcn_click",
     "lenet",
     "lenet_single_task",
     "mlp",

@@ -241,3 +241,26 @@ def dcn(
     with seeded(seed):
         trunk = CrossAndDeep(vocabulary, numericals, embedding, cross, (experts * width, hidden))
         return Branched(trunk, [nn.Linear(trunk.input.width + hidden, 1) for _ in range(tasks)])
+
+
+class FirstTask(MultiTaskModel):
+    """A net for the first of T tasks; the outputs of the others are 0, whatever the input."""
+
+    def __init__(self, net: MultiTaskModel, tasks: int) -> None:
+        super().__init__()
+        self.net, self.tasks = net, tasks
+
+    def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.net.features(*inputs)
+
+    def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        nothing = 0 * features[0].flatten(1).sum(1)  # in the graph, where every loss must hang
+        return [*self.net.outputs(features), *[nothing] * (self.tasks - 1)]
+
+    def head_parameters(self) -> list[list[nn.Parameter]]:
+        return [*self.net.head_parameters(), *([] for _ in range(self.tasks - 1))]
+
+
+def dcn_click(vocabulary: Sequence[int], numericals: int, tasks: int, *, seed: int, **sizes: int) -> FirstTask:
+    """DCN for the first task alone, the click model that EMTL's Table 3 compares with."""
+    return FirstTask(dcn(vocabulary, numericals, 1, seed=seed, **sizes), tasks)

@@ -136,9 +136,9 @@ def grid(
 ) -> list[Cell]:
     """Runs of (label, method, hyperparameters) x models x seeds, seeds outermost: a stopped grid is a smaller one.
 
-    A hyperparameter point may hold `lr` and `weight_decay`, which go to the budget. "stl" becomes one run per
-    task of the single-task model, each stopped by its own task's score; see `combine_stl`. A stand-in that
-    lacks a model takes its own first one, which its rows then say. Raises ValueError for an unknown model.
+    A hyperparameter point may hold `lr` and `weight_decay`, which go to the budget, and the one `model` that it is for.
+    "stl" becomes one run per task of the single-task model, each stopped by its own task's score; see `combine_stl`. A
+    stand-in that lacks a model takes its own first one, as its rows then say. Raises ValueError for an unknown model.
 
     >>> [str(c) for c in grid("digits", [("LS", "ls", {})], ["mlp"], [0, 1], "smoke", Budget(1, 64))]
     ['LS · mlp · seed 0', 'LS · mlp · seed 1']
@@ -146,12 +146,15 @@ def grid(
     data = _build(wanted, scale, fallback, tuple(sorted(options.items())))
     if data.embedded_default:
         models = list(dict.fromkeys(m if m in data.models else data.models[0] for m in models))
-    if unknown := [m for m in models if m not in data.models]:
+    methods = list(methods)
+    named = [*models, *(point["model"] for _, _, point in methods if "model" in point)]
+    if unknown := [m for m in named if m not in data.models]:
         raise ValueError(f"models: {data.name} has {', '.join(data.models)}, found {unknown[0]!r}")
     cells = []
     for seed in seeds:
         for label, name, point in methods:
-            runs = [(model, point, "score") for model in models]
+            nets = [point["model"]] if "model" in point else models
+            runs = [(model, point, "score") for model in nets]
             if name == "stl":
                 own_net = f"{STL_MODEL}-{models[0]}"
                 net = own_net if own_net in data.models else STL_MODEL
@@ -172,16 +175,17 @@ def split(point: Point, budget: Budget) -> tuple[Budget, dict[str, Any]]:
     (0.1, {'alpha': 2.0})
     """
     own = replace(budget, **{k: v for k, v in point.items() if k in BUDGET_KEYS})
-    return own, {k: v for k, v in point.items() if k not in BUDGET_KEYS}
+    return own, {k: v for k, v in point.items() if k not in (*BUDGET_KEYS, "model")}
 
 
 def alone(point: Point, task: int) -> dict[str, Any]:
-    """STL's point for one task: of a list its own value.
+    """STL's point for one task: of a list its own value, where it has one.
 
     >>> alone({"lr": [0.1, 0.2]}, 1)
     {'lr': 0.2, 'task': 1}
     """
-    return {k: v[task] if isinstance(v, list) else v for k, v in point.items()} | {"task": task}
+    own = {k: v[task] if isinstance(v, list) else v for k, v in point.items()}
+    return {k: v for k, v in own.items() if v is not None} | {"task": task}
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def choose(entries: Sequence[tuple[str, str, Point]], rows: Sequence[Row], n: in
         picks = [mark.index(max(mark)) for mark in marks]
         points = [own[i][2] for i in picks]
         same = all(point == points[0] for point in points)
-        best[label] = points[0] if same else {k: [point[k] for point in points] for k in points[0]}
+        named = dict.fromkeys(name for point in points for name in point)
+        best[label] = points[0] if same else {k: [point.get(k) for point in points] for k in named}
         for i, (name, _, point) in enumerate(own):
             shown = ", ".join(f"{k}={v}" for k, v in point.items()) or "defaults"
             count = sum(row["label"] == name and row["status"] == "ok" for row in rows)
@@ -170,14 +171,15 @@ def published(
     for place, (label, method, point) in enumerate(entries):
         for task in range(MOST_TASKS) if method == "stl" else [None]:
             own, hyper = split(point if task is None else alone(point, task), budget)
-            wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label)
+            nets = [point["model"]] if "model" in point else models
+            wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label, nets)
     found = []
     for row in ledger(name).published():
         config = row["config"]
         hit = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""))
-        own_net = config["method"] == "stl" or config["model"] in models  # single-task nets belong to no model
+        own_net = hit and (config["method"] == "stl" or config["model"] in hit[2])  # single-task nets belong to none
         if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
-            place, label = hit
+            place, label, _ = hit
             if config.get("init_seed") is not None:
                 if label not in twins:
                     continue

@@ -71,6 +71,13 @@ def test_data_get_goes_on_after_a_failure_and_says_it(fetched: list[str]) -> Non
     assert "mtl: gone: the package registry must be reachable, found no connection; check the network" in result.output
 
 
+def test_data_get_of_what_comes_by_hand_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"name": "far", "found": False, "where": "not found", "size": 0, "licence": "", "route": "by hand: unpack"}]
+    monkeypatch.setattr("mtl.problems.data.download.status", lambda: rows)
+    result = call("data", "get", "far")
+    assert result.exit_code == 1 and "mtl: far: no package registry has it; by hand: unpack" in said(result)
+
+
 def test_data_get_of_an_unknown_name(fetched: list[str]) -> None:
     result = call("data", "get", "nowhere")
     assert result.exit_code == 1 and fetched == []

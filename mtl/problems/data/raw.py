@@ -152,8 +152,8 @@ def permutation(n: int, seed: int) -> NDArray[np.int64]:
 class CsvFile:
     """A CSV file with a kind and, for messages, a rule in words per column (in the file's order); read strictly.
 
-    Every line has all columns, quotes mean nothing, no cell is missing. Whatever is wrong raises DataError naming file,
-    line, rule and what was found.
+    Every line has all columns, quotes mean nothing unless `quotes`, no cell is missing. Whatever is wrong raises
+    DataError naming file, line, rule and what was found.
     """
 
     path: Path
@@ -162,7 +162,17 @@ class CsvFile:
     rules: Mapping[str, str]
     advice: str
     header: bool = False
+    quotes: bool = False
     most: ClassVar[int] = 1_000_000  # rows that `read` takes into memory: a small archive may unpack to any size
+
+    def names(self) -> list[str]:
+        """What the first line says."""
+        try:
+            with pa.input_stream(str(self.path), compression="detect") as stream:
+                line = stream.read(1 << 16).partition(b"\n")[0]
+        except OSError as error:
+            raise self.fault(None, f"must be a whole file, found one that is damaged ({error})") from error
+        return line.decode("utf-8-sig", "replace").rstrip("\r").split(",")
 
     def batches(self, block: int = 1 << 24) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Line of the first row, and rows: about `block` bytes of the (unpacked) file at a time."""
@@ -171,7 +181,7 @@ class CsvFile:
             reader = pacsv.open_csv(
                 self.path,
                 pacsv.ReadOptions(column_names=names, skip_rows=int(self.header), use_threads=False, block_size=block),
-                pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False),
+                pacsv.ParseOptions(quote_char='"' if self.quotes else False, ignore_empty_lines=False),
                 pacsv.ConvertOptions(column_types=self.kinds, null_values=[], strings_can_be_null=False),
             )
             for batch in reader:

@@ -1,0 +1,104 @@
+"""Table 3: equal terms, what the paper prints, parts of its sentence on constructed rows, the stand-in said so."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtl.experiments import table3
+from mtl.experiments.table3 import EFFECTS, LABELS, PAPER, TABLE3, Table3
+from mtl.ledger import Ledger
+from mtl.methods import method
+from mtl.runs.cells import split
+
+
+@pytest.mark.parametrize("targets", ["natural", "standardised"])
+def test_every_row_tries_as_many_points_at_the_same_learning_rates(targets):
+    for label in LABELS:
+        own = table3.points(label, "study", targets)
+        assert len(own) == 6 == len({str(point) for point in own})
+        rates = sorted(split(point, TABLE3.budget["study"])[0].lr for point in own)
+        assert rates == [1e-3, 1e-3, 2e-3, 2e-3, 4e-3, 4e-3]
+        name = table3.ROWS.get(label, ("scalarization",))[0]
+        for point in own:
+            method(name, n_tasks=3, **split(point, TABLE3.budget["study"])[1])
+        assert "lr" not in table3.points(label, "quick", targets)[0]
+    chosen_on = {seed for trials in TABLE3.trials.values() for seed in trials.seeds}
+    assert not chosen_on & {seed for seeds in TABLE3.seeds.values() for seed in seeds}
+    assert min(seed for seeds in TABLE3.seeds.values() for seed in seeds) == 10
+
+
+def test_the_papers_rows_and_the_slips_of_its_text():
+    rows, said = table3.paper_says()
+    assert rows.loc["MMoE + EMTL"].tolist() == ["0.7501", "0.3792", "12.3436"] and rows.loc["DCN"].tolist()[1:] == [
+        "–",
+        "–",
+    ]
+    assert said["the printed table says"].tolist() == ["by 0.0012", "-0.0003", "by 0.0104", "by 1.2035"]
+    printed = table3.reported("emtl_table3").set_index("method")
+    errors = printed[["completion_mse", "watch_mse"]]
+    half = (errors.loc["mmoe"] - errors.loc["emtl"]) / errors.loc["mmoe"] / 2
+    assert half.tolist() == pytest.approx([EFFECTS["completion/mse"], EFFECTS["watch/mse"]], abs=5e-4)
+
+
+def study(gains, n=20, noise=1e-4):
+    """Rows of LS and EMTL whose metrics differ by so much, in the units of the metrics."""
+    draw = np.random.default_rng(0)
+    base = {"click/auc": 0.7, "completion/mse": 0.1, "watch/mse": 1700.0}
+    lines = []
+    for seed in range(n):
+        for label, add in (("LS", {}), ("EMTL", gains)):
+            values = {k: v + add.get(k, 0.0) + noise * v * draw.normal() for k, v in base.items()}
+            lines.append({
+                "key": f"{label}{seed}", "fingerprint": "", "label": label, "status": "ok",
+                "metrics": values | {"score": 0.5},
+                "config": {"method": "ls", "seed": seed, "options": {"targets": "natural"}},
+            })  # fmt: skip
+    return Table3(TABLE3, "study", lines, "constructed", ("click", "completion", "watch"))
+
+
+def words(gains, **how):
+    (found,) = study(gains, **how).findings()
+    return found.would, [part.word for part in found.parts]
+
+
+def test_parts_of_the_sentence_follow_the_rows():
+    good = study({"click/auc": 0.002, "completion/mse": -0.004, "watch/mse": -150.0})
+    gains = {part.name: part for part in good.parts()}
+    assert gains["click/auc"].value == pytest.approx(0.002, abs=2e-4) and gains["click/auc"].n == 20
+    assert gains["completion/mse"].value == pytest.approx(0.04, abs=1e-3)
+    assert gains["watch/mse"].value == pytest.approx(150 / 1700, abs=1e-3)
+    (found,) = good.findings()
+    assert found.would == "reproduced" and found.word == "inconclusive (assay)", (
+        "no input-blind row, epochs not doubled"
+    )
+    assert words({"click/auc": 0.002})[1] == ["reproduced", "practically equal", "practically equal"]
+    assert words({"click/auc": -0.002, "completion/mse": 0.01, "watch/mse": 150.0})[0] == "contradicted"
+    less = {"click/auc": 0.0004, "completion/mse": -0.0005, "watch/mse": -20.0}
+    assert words(less, noise=1e-6)[0] == "practically equal", "less than half of what the paper prints"
+    (early,) = study({"click/auc": 0.002}, n=19).findings()
+    assert "19 of 20, no verdict" in early.said
+    assert good.gains()["gain"].iloc[0].startswith("+0.00") and set(good.gains()["rival"]) == {"LS"}
+
+
+def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.setenv("MTL_ROOT", str(root))
+    monkeypatch.delenv("MTL_DATA", raising=False)
+    book = Ledger(tmp_path / "table3.jsonl")
+    few = {"methods": ["DCN", "STL", "LS"], "seeds": [10], "ledger": book, "progress": None}
+    natural, std = (TABLE3.study("smoke", targets=t, **few) for t in ("natural", "standardised"))
+    both = natural.also(std)
+    assert natural.data.startswith("EMBEDDED DEFAULT: kuairand was not found") and both.synthetic
+    assert list(both.frame["line"]) == ["DCN", "STL", "LS", "LS, std"]
+    dcn = both.frame.set_index("line").loc["DCN"]
+    assert dcn["click/auc"] > 0 and pd.isna(dcn["watch/mse"]) and pd.isna(dcn["score"]) and dcn["model"] == "dcn"
+    assert both.table.loc["DCN"].tolist()[1:3] == ["–", "–"] and list(both.further.columns) == list(table3.MORE)
+    gate = both.references()
+    assert gate.loc["no input (gate)", "click/auc"] == "0.5000" and float(gate.loc["the truth", "click/auc"]) > 0.6
+    assert [len(ax.containers) for ax in both.figure().axes] == [3, 3]
+    by_user = table3.clustered(both, own="LS, std", rivals=["LS"]).iloc[0]
+    means = both.frame.set_index("line")["watch/mse"]
+    assert by_user["difference, s²"] == pytest.approx(means["LS, std"] - means["LS"], rel=1e-4)
+    assert 0 < by_user["standard error"] < 50 and 50 < by_user["test users"] <= 250
+    assert set(PAPER) <= set(natural.rows[0]["metrics"]) and "fallback=shortvideo" in natural.command
