@@ -202,7 +202,7 @@ def test_the_workflow_runs_the_same_command_on_each_python() -> None:
 
 
 def test_the_package_says_that_it_is_typed() -> None:
-    assert (ROOT / "mtl/py.typed").is_file() and SETTINGS["tool"]["setuptools"]["package-data"] == {"mtl": ["py.typed"]}
+    assert (ROOT / "mtl/py.typed").is_file() and "py.typed" in SETTINGS["tool"]["setuptools"]["package-data"]["mtl"]
 
 
 def test_make_says_what_is_wrong_with_a_python(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_rows_of_another_machine_are_merged_once(tmp_path, monkeypatch) -> None:
         ({"fingerprint": "beef"}, "the key must be that of configuration and data"),
         ({"provenance": {"git": "abc", "modules": ["mtl.solvers.kl"], "sources": "x"}}, "made by the present sources"),
         ({"provenance": provenance("cpu", ["mtl.solvers.kl"]) | {"git": None}}, "must name its commit"),
-        ({"config": None}, "line 1 must be"),
+        ({"config": None}, "line 1 is not a ledger row"),
     ],
 )
 def test_what_cannot_be_trusted_is_not_merged(changes, found, tmp_path, monkeypatch) -> None:

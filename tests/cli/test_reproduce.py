@@ -370,5 +370,5 @@ def test_claims_without_rows_are_not_tested(root: Path) -> None:
     screen.print(claims_table([]))
     assert "not tested" in screen.export_text()
     (root / "paper/claims.yml").write_text("- {id: a}\n")
-    with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test, found id"):
+    with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test as text"):
         claims()

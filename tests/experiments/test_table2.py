@@ -183,6 +183,9 @@ def test_a_row_can_be_looked_up_and_run_anew(made):
     path = find_row.__globals__["root"]() / "data" / "ledger" / file
     text = path.read_text()
     path.write_text(text.replace(repr(row["metrics"]["score"]), "0.125"))
+    assert "its content is not that of its sha256" in CliRunner().invoke(app, ["row", name]).output
+    other = {**row, "metrics": {**row["metrics"], "score": 0.125}}  # whole, but from elsewhere
+    path.write_text(json.dumps(other) + "\n")
     changed = CliRunner().invoke(app, ["row", name, "--again"])
     assert changed.exit_code == 1 and "the metrics differ" in changed.output
     assert "no ledger below data/ledger has 'nothing'" in CliRunner().invoke(app, ["row", "nothing"]).output

@@ -61,13 +61,11 @@ def test_caption_says_what_a_reader_would_otherwise_not_know() -> None:
     assert "1 of 1 rows were made by other sources" in old
 
 
-def test_unknown_scale_name_and_verdict_are_named() -> None:
+def test_unknown_scale_and_name_are_named() -> None:
     with pytest.raises(ValueError, match=r"scale: one of smoke, quick, study, gpu, paper, found 'large'"):
         report.caption("A.", data="d", scale="large", n=1)
     with pytest.raises(ValueError, match=r"name: lower-case letters.*found '../x'"):
         report.save_table(pd.DataFrame({"a": [1]}), "../x", caption="A", **FACTS)
-    with pytest.raises(ValueError, match=r"verdict: one of reproduced, .*found 'yes'"):
-        report.verdict("c", "yes", "e")  # type: ignore[arg-type]
 
 
 def test_results_table_agrees_with_the_statistics() -> None:
