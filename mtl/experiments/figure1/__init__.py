@@ -1,7 +1,9 @@
 """The two-loss landscape of Figure 1 (notebook 01): every method, start and loss scale, run at once, and twice."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,10 +13,12 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import judged
 from mtl.experiments.figure1 import ends as told
-from mtl.experiments.figure1.config import absent, bounded, defaults, grid, shown
+from mtl.experiments.figure1.config import Config, absent, bounded, defaults, grid, shown
 from mtl.experiments.figure1.figures import methods_figure, toy_figure
 from mtl.experiments.figure1.plane import STARTS, star
 from mtl.experiments.figure1.runs import ToyRuns, run_toy
+from mtl.files import atomic, plain, root
+from mtl.problems.data import raw
 from mtl.report import Table, captioned
 
 SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
@@ -30,7 +34,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 COMBINES = ["literal", "frozen_norm", "product"]
 RADII = [0.1, 0.3, 0.5, 0.65, 0.8, 1.2]
-STEPS = {"smoke": (2_500, 0.02), "quick": (5_000, 0.01), "study": (50_000, 0.001), "paper": (50_000, 0.001)}
+STEPS = {"smoke": (2_500, 0.02), "study": (50_000, 0.001), "paper": (50_000, 0.001)}
+KEPT = "figure1.npz"  # in data/ledger: the study's runs
+PARTS = {"runs": 5, "nudged": 500, "tried": 500}  # of the ToyStudy, and every how many records are kept
 TRIED = {"paper": ([0.1, 0.5, 2.0], [0.0, 0.25, 0.5, 0.75])}  # eta, alpha
 LENGTH = "{steps:,} steps of Adam, learning rate {lr:g}"
 PATHS = (
@@ -157,7 +163,9 @@ def _listed(scales: Iterable[float]) -> str:
 
 
 def study(scale: str) -> ToyStudy:
-    """Run all: paths of one length in steps of `STEPS`; paper: all settings of EMTL too."""
+    """Paths of one length: smoke in 2,500 steps; quick: the kept study of 50,000; paper: all settings of EMTL too."""
+    if scale == "quick":
+        return kept()
     steps, rate = STEPS[scale]
     configs = grid([*shown(), *bounded(), *VARIANTS], SCALES)
     etas, alphas = TRIED.get(scale, ([0.5], [0.5]))
@@ -174,3 +182,32 @@ def study(scale: str) -> ToyStudy:
     facts = {"scale": scale, "data": "two-loss landscape of CAGrad and Nash-MTL", "synthetic": True}
     facts |= {"notebook": "01_figure1_toy", "n": f"{len(STARTS)} starts", "config": config, "wall_s": runs.wall_s}
     return ToyStudy(facts, runs, nudged, tried)
+
+
+def keep(made: ToyStudy) -> Path:
+    """Write a study to data/ledger/figure1.npz: its paths thinned, of what was nudged or tried the ends."""
+    arrays: dict[str, Any] = {}
+    for name, every in PARTS.items():
+        told = asdict(getattr(made, name).thinned(every))
+        arrays |= {f"{name}/{k}": np.float32(told[k]) for k in ("x", "f", "p", "share")}
+        arrays[f"{name}/steps"] = told["steps"]
+        made_of = {"configs": told["configs"], "wall_s": told["wall_s"]}
+        arrays[f"{name}/told"] = np.frombuffer(json.dumps(made_of).encode(), np.uint8)
+    arrays["facts"] = np.frombuffer(json.dumps(plain(made.facts)).encode(), np.uint8)
+    path = root() / "data" / "ledger" / KEPT
+    with atomic(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path
+
+
+def kept() -> ToyStudy:
+    """The study of data/ledger/figure1.npz. Raises DataError where it is damaged or not there."""
+    wanted = {f"{name}/{k}": ("f", d) for name in PARTS for k, d in (("x", 4), ("f", 4), ("p", 3), ("share", 3))}
+    wanted |= {f"{name}/steps": ("i", 1) for name in PARTS} | {f"{name}/told": ("u", 1) for name in PARTS}
+    found = raw.arrays(root() / "data" / "ledger" / KEPT, f"data/ledger/{KEPT}", wanted | {"facts": ("u", 1)})
+    parts = []
+    for name in PARTS:
+        told = json.loads(found[f"{name}/told"].tobytes())
+        own = {k: found[f"{name}/{k}"] for k in ("steps", "x", "f", "p", "share")}
+        parts.append(ToyRuns(tuple(Config(*one) for one in told["configs"]), **own, wall_s=told["wall_s"]))
+    return ToyStudy(json.loads(found["facts"].tobytes()), *parts)

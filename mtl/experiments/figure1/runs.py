@@ -44,6 +44,12 @@ class ToyRuns:
         told = {name: getattr(self, name)[which] for name in ("x", "f", "p", "share")}
         return replace(self, configs=self.configs[configs], **told)
 
+    def thinned(self, every: int) -> "ToyRuns":
+        """Every so many of the records, and the last."""
+        which = sorted({*range(0, len(self.steps), every), len(self.steps) - 1})
+        told = {name: getattr(self, name)[which] for name in ("steps", "x", "f", "p", "share")}
+        return replace(self, **told)
+
 
 class Group:
     """The runs of one method, side by side, which differ in numbers at most; and its part of what all runs share."""
