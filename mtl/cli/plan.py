@@ -153,7 +153,7 @@ def _inputs(job: Job, data: Sequence[str]) -> list[Any]:
     def named(name: str) -> bool:
         return any(f"{quote}{name}{quote}".encode() in said for quote in "'\"")
 
-    places = ("data/ledger/*.jsonl", "paper/reported/*", "paper/claims.yml")
+    places = ("data/ledger/*.jsonl", "data/ledger/*.npz", "paper/reported/*", "paper/claims.yml", "paper/verdicts.json")
     papers = [path for place in places for path in root().glob(place)]
     return [
         [job.cells, job.parameters],

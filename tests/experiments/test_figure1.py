@@ -1,5 +1,6 @@
 """The two-loss landscape: gradients against autograd, runs against `mtl.methods` alone, ends against theory."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from scipy.optimize import brentq
 
 import mtl.methods as methods
+from mtl.errors import DataError
 from mtl.experiments import figure1 as toy
 from mtl.experiments.figure1 import config as known
 from mtl.experiments.figure1 import ends as shown_ends
 from mtl.experiments.figure1 import plane
+from mtl.files import plain
 
 
 @pytest.fixture
@@ -162,11 +165,38 @@ def test_one_run_is_the_same_alone_and_among_others() -> None:
 
 
 @pytest.fixture(scope="module")
-def table() -> object:
-    methods = ["ls", "bandit", ("bandit", {"rho": 0.1}), "mgda", "nash", "imtl-g", "emtl"]
-    methods += [("emtl", {"combine": "frozen_norm"}), ("emtl", {"combine": "frozen_norm", "rate": "raw"})]
-    runs = toy.run_toy(toy.grid(methods, [1.0, 0.1]), steps=50_000, record_every=1000)
-    return shown_ends.summarise(runs)
+def study() -> toy.ToyStudy:
+    """The kept runs of 50,000 steps, which take nine minutes."""
+    return toy.kept()
+
+
+@pytest.fixture(scope="module")
+def table(study: toy.ToyStudy) -> pd.DataFrame:
+    return study.table
+
+
+def test_the_kept_runs_begin_as_they_do_here(study: toy.ToyStudy) -> None:
+    """All but those from (0, 0), where Adam blows up the rounding of a gradient that symmetry makes zero."""
+    some = slice(0, None, 7)
+    fresh = toy.run_toy(study.runs.configs[some], steps=int(study.runs.steps[1]), record_every=500)
+    here = [0, 2, 3, 4]
+    np.testing.assert_allclose(fresh.x[-1][:, here], study.runs.x[1, some][:, here], rtol=1e-4, atol=1e-4)
+
+
+def test_a_study_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    monkeypatch.setitem(toy.STEPS, "study", (20, 0.02))
+    monkeypatch.setattr(toy, "shown", lambda: ["bandit", "mgda", "nash", "imtl-g", "emtl"])
+    with pytest.raises(DataError, match=r"figure1\.npz: must be a whole \.npz archive"):
+        toy.study("quick")
+    made = toy.study("study")
+    toy.keep(made)
+    again = toy.study("quick")
+    for name in toy.PARTS:
+        one, other = getattr(made, name), getattr(again, name)
+        assert one.configs == other.configs and other.steps[-1] == 20
+        np.testing.assert_array_equal(np.float32(one.x[-1]), other.x[-1])
+    assert again.facts == plain(made.facts)
 
 
 COUNTS = [("ls", 1, 3, 3), ("bandit (rho=0.1)", 1, 3, 3), ("bandit", 1, 5, 5), ("mgda", 1, 5, 1), ("emtl", 1, 5, 5)]
@@ -174,14 +204,12 @@ COUNTS += [("ls", 0.1, 4, 4), ("bandit", 0.1, 4, 0), ("mgda", 0.1, 5, 0), ("nash
 COUNTS += [("emtl (combine=frozen_norm)", 0.1, 5, 0), ("emtl (combine=frozen_norm)", 1, 5, 5)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "scale", "front", "star"), COUNTS)
 def test_runs_end_where_they_were_measured_to_end(table, method, scale, front, star) -> None:  # type: ignore[no-untyped-def]
     row = table[(table["method"] == method) & (table["scale"] == scale)].iloc[0]
     assert (row["n_front"], row["n_star"]) == (front, star)
 
 
-@pytest.mark.slow
 def test_ends_that_rounding_decides_are_counted() -> None:
     """PCGrad is twice UPGrad for two tasks; their paths part where the landscape amplifies the last digit."""
     configs = toy.grid(["pcgrad", "upgrad", "mgda"], [10.0])
@@ -189,8 +217,9 @@ def test_ends_that_rounding_decides_are_counted() -> None:
     assert np.abs(runs.x[2, 0] - runs.x[2, 1]).max() < 1e-6  # after 2,000 steps
     assert np.abs(runs.x[-1, 0] - runs.x[-1, 1]).max() > 0.2
     table = shown_ends.summarise(runs, nudged).set_index("method")
-    assert table["by_rounding"].tolist() == [1, 0, 0]  # one nudge finds some
-    assert shown_ends.ends(table.reset_index())["s = 10"].str.contains("~ 1").tolist() == [True, False, False]
+    found = table["by_rounding"]  # one nudge finds some
+    assert found.max() == 1 and found["mgda"] == 0
+    assert (shown_ends.ends(table.reset_index())["s = 10"].str.contains("~ 1") == (found == 1)).all()
     assert shown_ends.summarise(runs)["by_rounding"].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="nudged"):
         shown_ends.summarise(runs, toy.run_toy(configs[:2], 1))
@@ -203,10 +232,9 @@ def test_ends_on_the_front_are_where_theory_puts_them(table) -> None:  # type: i
             ends = sorted(abs(float(x) - row["predicted_x1"]) for x in row["x1_end"].split(", "))
             assert max(ends[: row["n_front"]]) < 0.12, row["method"]
             seen += 1
-    assert seen == 12
+    assert seen >= 12
 
 
-@pytest.mark.slow
 def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # type: ignore[no-untyped-def]
     words = [c.word for c in shown_ends.claims(table)]
     assert words[1:] == ["1 reproduced, 1 contradicted", "reproduced", "contradicted"] and "reproduced" in words[0]
@@ -215,15 +243,16 @@ def test_the_sentences_of_the_paper_are_judged_by_the_table(table) -> None:  # t
     assert {c.word for c in shown_ends.claims(table, short=True)} == {"not tested"}
 
 
-@pytest.mark.slow
-def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale() -> None:
-    readings = [{"combine": "frozen_norm"}, {"combine": "frozen_norm", "rate": "raw"}]
-    runs = toy.run_toy(toy.grid([("emtl", r) for r in readings], [10.0, 1.0, 0.1, 0.01]), record_every=10_000)
-    table = shown_ends.summarise(runs)
-    assert (table["n_front"] == 5).all()
-    ends = runs.x[-1, :, :, 0].reshape(4, 2, 5)
-    assert np.abs(ends[:, 1]).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
-    assert np.ptp(ends[:, 0].mean(1)) > 5, "with it the end moves with the scale"
+def test_frozen_norm_converges_and_raw_rates_are_scale_free_at_every_scale(study: toy.ToyStudy) -> None:
+    table = study.table[study.table["method"].str.contains("frozen_norm")]
+    assert len(table) == 8 and (table["n_front"] == 5).all()
+    ends = {
+        name: np.array([[float(x) for x in own.split(", ")] for own in rows["x1_end"]])
+        for name, rows in table.groupby("method")
+    }
+    frozen, raw = ends["emtl (combine=frozen_norm)"], ends["emtl (rate=raw, combine=frozen_norm)"]
+    assert np.abs(raw).max() < 0.1, "without w in the rate: x1 = 0 for every scale"
+    assert np.ptp(frozen.mean(1)) > 5, "with it the end moves with the scale"
     assert shown_ends.reconstructions(table).drop(columns="verdict").isin(["star", "one point"]).all(axis=None)
 
 
