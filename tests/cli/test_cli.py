@@ -279,6 +279,7 @@ def test_what_nobody_foresaw_is_a_sentence_too(experiments: dict[str, Fake], mon
 def test_a_run_that_is_ended_says_how_to_go_on_and_leaves_no_child(root: Path, number: signal.Signals) -> None:
     words = ["run", "census", "--scale", "smoke", "--jobs", "2", "-p", "fallback=digits"]
     how: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
     process = subprocess.Popen([sys.executable, "-m", "mtl.cli", *words], **how)
     children: list[psutil.Process] = []
     while not children and process.poll() is None:  # they still start up
