@@ -18,8 +18,10 @@ from mtl.experiments.figure1.figures import methods_figure, toy_figure
 from mtl.experiments.figure1.plane import STARTS, star
 from mtl.experiments.figure1.runs import ToyRuns, run_toy
 from mtl.files import atomic, plain, root
+from mtl.ledger import provenance
 from mtl.problems.data import raw
 from mtl.report import Table, captioned
+from mtl.report.claims import Finding
 
 SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
 SCALES = [10.0, 1.0, 0.1, 0.01]  # of loss 1
@@ -130,6 +132,9 @@ class ToyStudy:
             config={"rho": RADII, "eta": etas, "alpha": alphas, "combine": COMBINES} | self.facts["config"],
         )
 
+    def findings(self) -> list[Finding]:
+        return told.claims(self.table, short=self.short)
+
     def verdicts(self) -> Table:
         return judged(
             SENTENCES,
@@ -193,7 +198,8 @@ def keep(made: ToyStudy) -> Path:
         arrays[f"{name}/steps"] = told["steps"]
         made_of = {"configs": told["configs"], "wall_s": told["wall_s"]}
         arrays[f"{name}/told"] = np.frombuffer(json.dumps(made_of).encode(), np.uint8)
-    arrays["facts"] = np.frombuffer(json.dumps(plain(made.facts)).encode(), np.uint8)
+    facts = plain({**made.facts, "made": provenance("cpu", [__name__])})
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     path = root() / "data" / "ledger" / KEPT
     with atomic(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -210,4 +216,6 @@ def kept() -> ToyStudy:
         told = json.loads(found[f"{name}/told"].tobytes())
         own = {k: found[f"{name}/{k}"] for k in ("steps", "x", "f", "p", "share")}
         parts.append(ToyRuns(tuple(Config(*one) for one in told["configs"]), **own, wall_s=told["wall_s"]))
-    return ToyStudy(json.loads(found["facts"].tobytes()), *parts)
+    facts = json.loads(found["facts"].tobytes())
+    del facts["made"]  # where and when, which a side-car says of itself
+    return ToyStudy(facts, *parts)
