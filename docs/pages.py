@@ -5,9 +5,11 @@ MkDocs calls `on_files`; nothing is written beside the sources.
 
 import inspect
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from mtl import solvers
 from mtl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +55,8 @@ def method_page(name: str) -> str:
     kind: Any = METHODS[name]
     text, _, example = inspect.getdoc(kind).partition(">>>")
     head, _, more = text.strip().partition("\n")
-    lines = [f"# {kind.label}", "", head, ""]
-    if more.strip():
-        lines += ["```text", *more.strip().splitlines(), "```", ""]
+    said = [head, "", *more.strip().splitlines()] if more.strip() else [head]
+    lines = [f"# {kind.label}", "", "```{.text .wrap}", *said, "```", ""]  # as it stands: <g, d> is no HTML
     if name in PAPERS:
         lines += [f"Paper: [{PAPERS[name]}](https://arxiv.org/abs/{PAPERS[name].split()[1]}).", ""]
     options = [p for p in inspect.signature(kind.__init__).parameters.values() if p.name not in ("self", "n_tasks")]
@@ -94,9 +95,19 @@ def methods_page() -> str:
     """The list of methods."""
     lines = ["# Methods", "", "| name | method | source |", "| --- | --- | --- |"]
     for name, kind in METHODS.items():
-        first = (inspect.getdoc(kind) or "").split("\n")[0].replace("|", "\\|")
+        first = escape((inspect.getdoc(kind) or "").split("\n")[0]).replace("|", "&#124;").replace("*", "&#42;")
         lines.append(f"| `{name}` | [{kind.label}](methods/{name}.md) | {first} |")
     return "\n".join(lines) + "\n"
+
+
+def solvers_page() -> str:
+    """The solvers with their docstrings as they stand: inner products <g, d> are no HTML."""
+    lines = ["# Solvers", "", inspect.getdoc(solvers) or "", ""]
+    for name in solvers.__all__:
+        made = getattr(solvers, name)
+        call = str(inspect.signature(made)) if callable(made) else ""
+        lines += [f"## {name}", "", "```{.text .wrap}", name + call, "", inspect.getdoc(made) or "", "```", ""]
+    return "\n".join(lines)
 
 
 def results_page() -> str:
@@ -118,7 +129,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {f"methods/{name}.md": method_page(name) for name in METHODS}
-    pages |= {"methods.md": methods_page(), "results.md": results_page()}
+    pages |= {"methods.md": methods_page(), "results.md": results_page(), "solvers.md": solvers_page()}
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     copies = {uri: ROOT / path for uri, path in COPIED.items()}

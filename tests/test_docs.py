@@ -52,6 +52,7 @@ def test_each_method_has_a_page_with_its_equation_and_its_rows() -> None:
         assert kind.__doc__ is not None
         assert page.startswith(f"# {kind.label}")
         assert kind.__doc__.split("\n")[0] in page
+    assert "sum_t &lt;g_t,d&gt;^(1-alpha)" in made.methods_page()
     page = made.method_page("fairgrad")
     assert "10_methods_gram.png" in page
     assert "arXiv 2402.15638" in page
