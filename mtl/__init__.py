@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mtl.problems import PROBLEMS, problem
     from mtl.training.fit import Budget, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["METHODS", "PROBLEMS", "Accumulator", "Budget", "aggregate", "backward", "fit", "method", "problem", "rule"]
 
 _HOMES = {"METHODS": "methods", "aggregate": "methods", "method": "methods", "rule": "methods.custom"}
@@ -22,7 +22,14 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         """Import what is asked for, and no sooner: torch alone takes seconds, which a command need not wait for."""
         if name in _HOMES:
-            return getattr(import_module(f"mtl.{_HOMES[name]}"), name)
+            try:
+                return getattr(import_module(f"mtl.{_HOMES[name]}"), name)
+            except ModuleNotFoundError as missing:
+                from mtl.__main__ import lacking
+
+                if said := lacking(missing):
+                    raise ImportError(f"mtl.{name} {said}") from missing
+                raise
         if util.find_spec(f"mtl.{name}"):
             return import_module(f"mtl.{name}")
         raise AttributeError(f"module 'mtl' has {', '.join(__all__)}, found no {name!r}")

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mtl.__main__ import lacking
 from mtl.cli import arguments
 from mtl.errors import DataError, RunError
 from mtl.scales import NOTEBOOKS, SCALES
@@ -53,6 +54,8 @@ def one_sentence() -> Iterator[None]:
         foreseen = (DataError, RunError, ArithmeticError, ValueError, TypeError, OSError, SyntaxError, LookupError)
         known = isinstance(wrong, foreseen) and not isinstance(wrong, KeyError | IndexError)
         said = " ".join(str(wrong).split()) or type(wrong).__name__
+        if isinstance(wrong, ModuleNotFoundError) and (install := lacking(wrong)):
+            known, said = True, f"this command {install}"
         said += "" if known else f" ({type(wrong).__name__}, not foreseen: MTL_DEBUG=1 shows where)"
         console(stderr=True).print(f"mtl: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

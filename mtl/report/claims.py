@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 REPRODUCED, SMALLER, EQUAL = "reproduced", "smaller than claimed", "practically equal"
 CONTRADICTED, ASSAY, POWER = "contradicted", "inconclusive (assay)", "inconclusive (power)"
@@ -123,6 +122,8 @@ def needed_n(sd: float, effect: float, power: float = 0.8) -> int:
 
 
 def _power(n: int, sd: float, effect: float) -> float:
+    from scipy import stats  # half a second, which printing recorded words need not wait for
+
     t, shift = stats.t.ppf(0.975, n - 1), math.sqrt(n) * effect / sd if sd else math.inf
     return float(stats.nct.sf(t, n - 1, shift)) if shift < 30 else 1.0  # of the right sign; beyond, scipy gives nan
 
@@ -146,6 +147,8 @@ def compare(name: str, differences: ArrayLike, d: float, rivals: int = 1) -> Par
         seeds = ", ".join(f"{v:+.4g}" for v in x)
         return Part(name, POWER, value, d=d, n=n, needed=3, said=f"no interval for n < 3; the seeds: {seeds}")
     sd = float(x.std(ddof=1))
+    from scipy import stats
+
     half, wide = (float(stats.t.ppf(1 - a / 2, n - 1) * sd / math.sqrt(n)) for a in (0.05, 0.05 / rivals))
     word = str(outcomes(value, half, d))
     more = max(n + 1, needed_n(sd, 2 * d)) if word == POWER else None
@@ -269,6 +272,8 @@ def blind_check(
 def _lower(x: Array) -> float:
     if x.size < 3:
         return float(x.min()) if x.size else -math.inf  # no interval: every seed must be above
+    from scipy import stats
+
     return float(x.mean() - stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
 
 

@@ -1,0 +1,149 @@
+"""Pages of the site that are made and not written: a page per method, and files of the repository as they are.
+
+MkDocs calls `on_files`; nothing is written beside the sources.
+"""
+
+import inspect
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mtl import solvers
+from mtl.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+COPIED = {
+    "contributing.md": "CONTRIBUTING.md",
+    "data.md": "data/README.md",
+    "changelog.md": "CHANGELOG.md",
+    "decision_rule.md": "paper/decision_rule.md",
+}
+TABLES = {  # what a table is, in words, where its rows are shown away from it
+    "table2_study": "NYUv2, three tasks",
+    "table1_study_2": "Census-Income, two tasks, two backbones",
+    "table1_study_3": "Census-Income, three tasks, two backbones",
+    "table3_study": "Short videos",
+    "census": "Census-Income in a small net",
+}
+PICTURES = {"loss": "loss", "gram": "gram", "surgery": "surgery", "EMTL and fair": "emtl"}
+NEEDS = {
+    "losses": "the losses alone: one backward pass",
+    "gram": "the Gram matrix of the task gradients: a backward pass per task, once through the shared part each",
+    "features": "gradients over the features: one backward pass through the trunk",
+    "gradients": "the task gradients themselves: a backward pass per task, and their memory",
+}
+PAPERS = {"fairgrad": "arXiv 2402.15638", "fair-loss": "arXiv 2402.15638", "emtl": "arXiv 2306.09373"}
+
+
+def table(name: str) -> tuple[list[str], list[list[str]]]:
+    """Head and body of a generated Markdown table; nothing where it is not there."""
+    path = ROOT / "paper" / "generated" / f"{name}.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return (lines[0], lines[2:]) if lines else ([], [])
+
+
+def named(row: list[str], name: str, label: str) -> bool:
+    """Whether a row is of this method, with or without its hyperparameters in brackets."""
+    first = re.sub(r"[*]|\s*\(.*", "", row[0]).strip()
+    return first.lower() in (name, label.lower())
+
+
+def method_page(name: str) -> str:
+    """The page of a method: docstring with its equation, arguments, cost, picture, rows of the tables."""
+    kind: Any = METHODS[name]
+    text, _, example = inspect.getdoc(kind).partition(">>>")
+    head, _, more = text.strip().partition("\n")
+    said = [head, "", *more.strip().splitlines()] if more.strip() else [head]
+    lines = [f"# {kind.label}", "", "```{.text .wrap}", *said, "```", ""]  # as it stands: <g, d> is no HTML
+    if name in PAPERS:
+        lines += [f"Paper: [{PAPERS[name]}](https://arxiv.org/abs/{PAPERS[name].split()[1]}).", ""]
+    options = [p for p in inspect.signature(kind.__init__).parameters.values() if p.name not in ("self", "n_tasks")]
+    made = "".join(f", {p.name}={p.default!r}" for p in options if p.default is not p.empty)
+    lines += ["```python", f'method = mtl.method("{name}", n_tasks=2{made})', "```", ""]
+    if example:
+        lines += ["```pycon", *f">>>{example}".strip().splitlines(), "```", ""]
+    lines += [f"**What it needs:** {NEEDS[kind.needs]}.", ""]
+    families = [row[0] for row in table("10_methods")[1] if re.sub(r"\s*\(.*", "", row[1]) == name]
+    if families:
+        picture = f"10_methods_{PICTURES[families[0]]}.png"
+        lines += [
+            "## First update",
+            "",
+            f"![First updates of methods, {kind.label} among them](../figures/{picture})",
+            "",
+        ]
+    results = []
+    for file, said in TABLES.items():
+        top, rows = table(file)
+        if found := [row for row in rows if named(row, name, kind.label)]:
+            shown = [top, [":---", *["---:"] * (len(top) - 1)], *found]
+            results += [f"**{said}**", "", *(f"| {' | '.join(row)} |" for row in shown), ""]
+    if results:
+        lines += [
+            "## How it did",
+            "",
+            "The whole tables, with n and what is behind them, are on [Results](../results.md).",
+            "",
+        ]
+        lines += results
+    return "\n".join(lines)
+
+
+def methods_page() -> str:
+    """The list of methods."""
+    lines = ["# Methods", "", "| name | method | source |", "| --- | --- | --- |"]
+    for name, kind in METHODS.items():
+        first = escape((inspect.getdoc(kind) or "").split("\n")[0]).replace("|", "&#124;").replace("*", "&#42;")
+        lines.append(f"| `{name}` | [{kind.label}](methods/{name}.md) | {first} |")
+    return "\n".join(lines) + "\n"
+
+
+def solvers_page() -> str:
+    """The solvers with their docstrings as they stand: inner products <g, d> are no HTML."""
+    lines = ["# Solvers", "", inspect.getdoc(solvers) or "", ""]
+    for name in solvers.__all__:
+        made = getattr(solvers, name)
+        call = str(inspect.signature(made)) if callable(made) else ""
+        lines += [f"## {name}", "", "```{.text .wrap}", name + call, "", inspect.getdoc(made) or "", "```", ""]
+    return "\n".join(lines)
+
+
+def results_page() -> str:
+    """The tables that the method pages quote from, and the verdicts."""
+    lines = ["# Results", "", "![Verdicts by the decision rule](figures/verdicts.png)", ""]
+    lines += [
+        "How a verdict is reached: [the decision rule](decision_rule.md), written before the studies it judges.",
+        "",
+    ]
+    for file, said in TABLES.items():
+        path = ROOT / "paper" / "generated" / f"{file}.md"
+        if path.is_file():
+            lines += [f"## {said}", "", path.read_text(encoding="utf-8"), ""]
+    return "\n".join(lines)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the made pages, the repository's own texts, notebooks and pictures (a hook of MkDocs)."""
+    from mkdocs.structure.files import File
+
+    pages = {f"methods/{name}.md": method_page(name) for name in METHODS}
+    pages |= {"methods.md": methods_page(), "results.md": results_page(), "solvers.md": solvers_page()}
+    for uri, content in pages.items():
+        files.append(File.generated(config, uri, content=content))
+    copies = {uri: ROOT / path for uri, path in COPIED.items()}
+    copies |= {f"figures/{path.name}": path for path in (ROOT / "figures").glob("*.png")}
+    for uri, path in copies.items():
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for path in (ROOT / "notebooks").glob("*.ipynb"):  # in the plain form, which the plugin for notebooks understands
+        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+try:  # before the plugin that renders notebooks, which only sees what is there already
+    from mkdocs.plugins import event_priority
+
+    on_files = event_priority(100)(on_files)
+except ModuleNotFoundError:  # the tests make pages without MkDocs
+    pass

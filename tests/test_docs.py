@@ -1,0 +1,59 @@
+"""What the site shows runs: the recipes, and a page for each method from the registry."""
+
+import doctest
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+
+from mtl.files import root
+from mtl.methods import METHODS
+
+RECIPES = (root() / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_recipe_runs() -> None:
+    text = re.sub(r"^```.*$", "", RECIPES, flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(text, {}, "docs/recipes.md", None, 0)
+    said: list[str] = []
+    doctest.DocTestRunner().run(examples, out=said.append)
+    assert len(examples.examples) > 50
+    assert not said, "".join(said)
+
+
+def test_the_lightning_module_trains() -> None:
+    lightning = pytest.importorskip("lightning")
+    import torch
+
+    shown: dict[str, object] = {}
+    setup = doctest.script_from_examples(RECIPES.partition("## Plain torch")[0])
+    module = re.findall(r"^```python\n(.*?)^```", RECIPES, re.MULTILINE | re.DOTALL)[0]
+    exec(setup + module, shown)
+    rows = torch.utils.data.TensorDataset(torch.randn(8, 8), torch.randn(8, 2))
+    made = shown["Multitask"]()  # type: ignore[operator]
+    lightning.Trainer(fast_dev_run=True, accelerator="cpu").fit(made, torch.utils.data.DataLoader(rows, 4))
+
+
+def pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pages", root() / "docs" / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_method_has_a_page_with_its_equation_and_its_rows() -> None:
+    made = pages()
+    for name, kind in METHODS.items():
+        page = made.method_page(name)
+        assert kind.__doc__ is not None
+        assert page.startswith(f"# {kind.label}")
+        assert kind.__doc__.split("\n")[0] in page
+    assert "sum_t &lt;g_t,d&gt;^(1-alpha)" in made.methods_page()
+    page = made.method_page("fairgrad")
+    assert "10_methods_gram.png" in page
+    assert "arXiv 2402.15638" in page
+    assert re.search(r"^\| FairGrad.* \|$", page, re.MULTILINE)
