@@ -17,6 +17,27 @@ _HOMES = {"METHODS": "methods", "aggregate": "methods", "method": "methods", "ru
 _HOMES |= {"PROBLEMS": "problems", "problem": "problems"}
 _HOMES |= {"Accumulator": "gradients", "Budget": "training.fit", "backward": "gradients", "fit": "training.fit"}
 
+EXTRAS = {
+    "data": ("pyarrow", "sklearn", "PIL", "setuptools"),
+    "figures": ("pandas", "matplotlib", "seaborn", "jinja2"),
+    "commands": ("typer", "rich", "yaml", "filelock"),
+    "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
+}
+
+
+def lacking(missing: ModuleNotFoundError) -> str | None:
+    """What to install, in one sentence; None where the missing module belongs to no extra.
+
+    >>> lacking(ModuleNotFoundError(name="pandas.io"))
+    "needs pandas, which is not installed: pip install '.[figures]' in the checkout of mtl"
+    """
+    package = (missing.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    return f"needs {package}, which is not installed: pip install '.[{extra}]' in the checkout of mtl"
+
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
@@ -25,8 +46,6 @@ if not TYPE_CHECKING:
             try:
                 return getattr(import_module(f"mtl.{_HOMES[name]}"), name)
             except ModuleNotFoundError as missing:
-                from mtl.__main__ import lacking
-
                 if said := lacking(missing):
                     raise ImportError(f"mtl.{name} {said}") from missing
                 raise

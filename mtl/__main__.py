@@ -2,25 +2,7 @@
 
 import sys
 
-EXTRAS = {
-    "data": ("pyarrow", "sklearn", "PIL", "setuptools"),
-    "figures": ("pandas", "matplotlib", "seaborn", "jinja2"),
-    "commands": ("typer", "rich", "yaml", "filelock"),
-    "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
-}
-
-
-def lacking(missing: ModuleNotFoundError) -> str | None:
-    """What to install, in one sentence; None where the missing module belongs to no extra.
-
-    >>> lacking(ModuleNotFoundError(name="pandas.io"))
-    "needs pandas, which is not installed: pip install '.[figures]' in the checkout of mtl"
-    """
-    package = (missing.name or "").partition(".")[0]
-    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-    if extra is None:
-        return None
-    return f"needs {package}, which is not installed: pip install '.[{extra}]' in the checkout of mtl"
+from mtl import lacking
 
 
 def main() -> None:

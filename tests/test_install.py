@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mtl.__main__ import EXTRAS
+from mtl import EXTRAS
 
 BLOCK = """
 import sys

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mtl.__main__ import lacking
+from mtl import lacking
 from mtl.cli import arguments
 from mtl.errors import DataError, RunError
 from mtl.scales import NOTEBOOKS, SCALES
