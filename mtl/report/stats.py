@@ -132,7 +132,7 @@ def difference_ci(a: Any, b: Any, level: float = 0.95) -> Estimate:
 
     >>> e = difference_ci([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     >>> f"{e.value:.2f} ± {e.half:.2f} (n={e.n})"
-    '2.00 ± 4.18 (n=6)'
+    '2.00 ± 4.16 (n=6)'
     """
     first, second = _sample(a, "a"), _sample(b, "b")
     found = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
@@ -160,7 +160,7 @@ def users_needed(effect: float, cv: float, correlation: float = 0.0, power: floa
     `cv`: standard deviation over mean between users; `correlation` with the period before, where CUPED is used.
 
     >>> round(users_needed(0.05, 1.2)), round(users_needed(0.01, 1.2))
-    (9042, 226045)
+    (9042, 226048)
     """
     z = float(scipy_stats.norm.ppf((1 + level) / 2) + scipy_stats.norm.ppf(power))
     return 2 * z**2 * cv**2 * (1 - correlation**2) / effect**2

@@ -157,9 +157,9 @@ def test_adam_is_torch_adam() -> None:
 def test_one_run_is_the_same_alone_and_among_others() -> None:
     # not from (0, 0): there Adam blows up the rounding of a gradient that symmetry makes zero
     configs = toy.grid([*known.shown(), *toy.bounded(), ("fairgrad", {"alpha": 0.5})], [1.0, 0.1])
-    together = toy.run_toy(configs, steps=200, record_every=100)
-    for i, config in list(enumerate(configs))[::3]:
-        alone = toy.run_toy([config], steps=200, record_every=100, starts=toy.STARTS[4:])
+    together = toy.run_toy(configs, steps=100, record_every=50)
+    for i, config in list(enumerate(configs))[::5]:
+        alone = toy.run_toy([config], steps=100, record_every=50, starts=toy.STARTS[4:])
         np.testing.assert_allclose(together.x[:, i, 4:], alone.x[:, 0], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(together.p[:, i, 4:], alone.p[:, 0], rtol=1e-9, atol=1e-9)
 
@@ -177,7 +177,7 @@ def table(study: toy.ToyStudy) -> pd.DataFrame:
 
 def test_the_kept_runs_begin_as_they_do_here(study: toy.ToyStudy) -> None:
     """All but those from (0, 0), where Adam blows up the rounding of a gradient that symmetry makes zero."""
-    some = slice(0, None, 7)
+    some = slice(0, None, 21)
     fresh = toy.run_toy(study.runs.configs[some], steps=int(study.runs.steps[1]), record_every=500)
     here = [0, 2, 3, 4]
     np.testing.assert_allclose(fresh.x[-1][:, here], study.runs.x[1, some][:, here], rtol=1e-4, atol=1e-4)
@@ -213,7 +213,9 @@ def test_runs_end_where_they_were_measured_to_end(table, method, scale, front, s
 def test_ends_that_rounding_decides_are_counted() -> None:
     """PCGrad is twice UPGrad for two tasks; their paths part where the landscape amplifies the last digit."""
     configs = toy.grid(["pcgrad", "upgrad", "mgda"], [10.0])
-    runs, nudged = (toy.run_toy(configs, 6_000, starts=toy.STARTS[:2] + e, record_every=1_000) for e in (0.0, 1e-10))
+    starts = np.concatenate([toy.STARTS[:2], toy.STARTS[:2] + 1e-10])
+    both, every = toy.run_toy(configs, 6_000, starts=starts, record_every=1_000), slice(None)
+    runs, nudged = both.part(every, slice(2)), both.part(every, slice(2, None))
     assert np.abs(runs.x[2, 0] - runs.x[2, 1]).max() < 1e-6  # after 2,000 steps
     assert np.abs(runs.x[-1, 0] - runs.x[-1, 1]).max() > 0.2
     table = shown_ends.summarise(runs, nudged).set_index("method")

@@ -364,7 +364,6 @@ def test_each_task_of_stl_has_a_point_of_its_own(book: Ledger) -> None:
 def test_tuning_looks_at_validation_only_and_gives_equal_budgets(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     how: dict[str, Any] = {"model": "mlp", "seeds": (0, 1), "scale": "smoke", "budget": TINY, "options": {"tasks": 2}}
     grids = {"ls": [{"lr": 1e-5}, {"lr": 1e-2}, {"lr": 1e30}], "cagrad": [{"c": 0.4, "lr": 1e-2}, {"lr": 1e-6}, {}]}
-    how["names"] = {"ls": "ls", "cagrad": "cagrad"}
     chosen = tune("digits", grids, ledger=book, **how)
     assert chosen.best == {"ls": {"lr": 1e-2}, "cagrad": {"c": 0.4, "lr": 1e-2}}
     assert chosen.trials.query("chosen")["point"].tolist() == ["lr=0.01", "c=0.4, lr=0.01"]
