@@ -15,7 +15,6 @@ from mtl.ledger import Row, key, ledger, provenance
 from mtl.problems import problem
 from mtl.report import Table, captioned, frame, results_table
 from mtl.report.claims import Check, Finding, same_check
-from mtl.report.stats import mean_ci, paired_permutation
 from mtl.report.verdicts import shown as recorded
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
@@ -379,25 +378,6 @@ def differences(table: pd.DataFrame, metric: str, one: Any, other: Any, by: str 
     """one - other over the seeds that both have."""
     wide = table.pivot(index="seed", columns=by, values=metric)[[one, other]].dropna()
     return wide[one] - wide[other]
-
-
-class Gap(NamedTuple):
-    """A paired difference over common seeds: its mean, half of its 95 % interval, exact p, n."""
-
-    value: float
-    half: float
-    p: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:+.1f} ± {self.half:.1f}"
-
-
-def paired(table: pd.DataFrame, metric: str, one: Any, other: Any, by: str = "label") -> Gap:
-    """one - other over the seeds that both have."""
-    wide = table.pivot(index="seed", columns=by, values=metric)[[one, other]].dropna()
-    gap = mean_ci(wide[one] - wide[other])
-    return Gap(gap.value, gap.half, paired_permutation(wide[one], wide[other]).p, gap.n)
 
 
 def standing(means: "pd.Series[float]", own: str, higher: bool) -> tuple[int, int, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mtl.experiments.base import Experiment, beside_paper, paired, standing
+from mtl.experiments.base import Experiment, beside_paper, differences, standing
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
 from mtl.ledger import Ledger
@@ -69,8 +69,7 @@ def test_one_more_method_for_the_first_table() -> None:
 
 def test_pairs_are_of_common_seeds_and_the_best_other_is_never_oneself() -> None:
     table = pd.DataFrame({"label": ["a", "a", "b", "b", "b"], "seed": [0, 1, 0, 1, 2], "m": [3.0, 5.0, 1.0, 1.0, 9.0]})
-    gap = paired(table, "m", "a", "b")
-    assert (gap.value, gap.n, gap.p) == (3.0, 2, 0.5) and str(gap) == f"+3.0 ± {gap.half:.1f}"
+    assert differences(table, "m", "a", "b").to_dict() == {0: 2.0, 1: 4.0}
     means = pd.Series({"a": 2.0, "b": 1.0, "c": float("nan")})
     assert standing(means, "a", higher=True) == (1, 2, "b") and standing(means, "a", higher=False) == (2, 2, "b")
 

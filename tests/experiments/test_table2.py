@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mtl.cli import app
 from mtl.experiments import table2
-from mtl.experiments.table2 import TABLE2, figures, results
+from mtl.experiments.table2 import TABLE2, UNET, figures, results
 from mtl.ledger import Ledger, find_row, publish
 from mtl.methods import method
 from mtl.problems import problem
@@ -44,6 +44,17 @@ def test_delta_m_in_both_averages_against_the_mean_of_stl():
     assert means.loc["STL"].abs().max() < 1e-9
     assert means.loc["LS", results.DELTA] == pytest.approx(10 / 9, abs=0.05)
     assert means.loc["LS", results.FAIRER] == pytest.approx(-10 / 3, abs=0.05)
+
+
+def test_the_study_with_a_net_that_sees_shows_the_last_epoch():
+    """paper/decision_rule.md: nothing is selected on validation; an epoch that validation likes must not show."""
+    some = rows(LS=GOOD)
+    for row in some:
+        row["last"] = {name: 2 * value for name, value in row["metrics"].items()}
+        row["config"] = row["config"] | {"problem": "nyuv2"}
+    seen = UNET.shows(UNET, "study", some, "constructed", ())
+    assert seen.frame["segmentation/miou"].min() == pytest.approx(100.0)
+    assert UNET.budget["study"].last == 1
 
 
 def test_a_run_without_a_result_keeps_its_line_and_no_rank():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.experiments.base import differences, paired, recount, reported, standing
+from mtl.experiments.base import differences, recount, reported, standing
 from mtl.experiments.table1.grids import line
 from mtl.report import captioned
 from mtl.report.claims import (
@@ -22,6 +22,7 @@ from mtl.report.claims import (
     compare,
     decide,
 )  # fmt: skip
+from mtl.report.stats import paired_permutation
 
 COUNTRIES = ("paper NL", "paper ES", "paper FR", "paper US")
 
@@ -90,7 +91,8 @@ def places(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             best = (own if place == 1 else rival).partition(" (")[0]
             found = {"data": data, "backbone": backbone, "best": best, "EMTL's place": place, "of": of}
             found["EMTL - best other"] = float(mean[own] - mean[rival])
-            out.append(found | {"p": paired(frame, "score", own, rival, by="line").p})
+            gap = differences(frame, "score", own, rival, by="line")
+            out.append(found | {"p": paired_permutation(gap, 0 * gap).p})
     return pd.DataFrame(out)
 
 
