@@ -1,6 +1,5 @@
 """What a number depends on is found from imports, so that a new benchmark or method makes no other row stale."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,6 @@ from mtl.methods import METHODS
 from mtl.problems import PROBLEMS
 
 RUN = ["mtl.problems.census", "mtl.methods.emtl", "mtl.training.fit"]
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package that a test may change."""
-    copy = tmp_path / "mtl"
-    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(sources, "PACKAGE", copy)
-    return copy
 
 
 def test_a_row_depends_on_its_own_modules_and_on_no_other_method_or_problem() -> None:

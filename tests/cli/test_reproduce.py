@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -162,15 +161,6 @@ def test_inputs_depend_on_the_files_and_data_that_a_notebook_names(root: Path, m
         (root / name).write_text("of no interest here")
     monkeypatch.setattr("mtl.problems.data.download.status", lambda: rows[1:])
     assert plan("smoke")[0].inputs == found[-1]
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package that a test may change."""
-    copy = tmp_path / "mtl"
-    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(sources, "PACKAGE", copy)
-    return copy
 
 
 def test_inputs_depend_on_the_modules_that_a_notebook_goes_through(root: Path, package: Path) -> None:

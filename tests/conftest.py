@@ -1,0 +1,17 @@
+"""What tests of several rooms need."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mtl import sources
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that a test may change."""
+    copy = tmp_path / "mtl"
+    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", copy)
+    return copy
