@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from mtl.errors import RunError
-from mtl.experiments.base import text
+from mtl.experiments.beside import text
 from mtl.experiments.table3 import BUDGET
 from mtl.ledger import Ledger, Row, key, ledger, provenance
 from mtl.models import MultiTaskModel

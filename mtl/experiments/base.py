@@ -3,26 +3,21 @@
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pandas as pd
 
-from mtl.files import root
+from mtl.experiments.study import Options, Study
 from mtl.ledger import Row, key, ledger, provenance
 from mtl.problems import problem
-from mtl.report import Table, captioned, frame, results_table
-from mtl.report.claims import Check, Finding, same_check
-from mtl.report.verdicts import shown as recorded
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import Tuning, choose, combine_stl, published, tried, tune
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
-Options = Mapping[str, Any]
 RUNNER = frozenset(inspect.signature(run_grid).parameters)  # what is for `run_grid`, not for the experiment
 
 
@@ -36,126 +31,6 @@ class Trials(NamedTuple):
     budget: Budget
     each_model: bool = True
     then: Mapping[str, Sequence[Point]] = MappingProxyType({})
-
-
-NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
-
-
-@dataclass(frozen=True)
-class Study:
-    """Rows of an experiment at one scale, and what is shown of them; `report.save` asks it for a side-car's facts."""
-
-    experiment: "Experiment"
-    scale: str
-    rows: list[Row]
-    data: str  # in words, as captions say it
-    tasks: tuple[str, ...]
-    options: Options = field(default_factory=dict)  # of the experiment, as its command takes them
-    tuning: Mapping[str, Tuning] = field(default_factory=dict)  # by model
-    at: str = ""  # the scale of the notebook, where the rows are published ones of another
-    n: str = ""
-    commands: str = ""  # where it is of several experiments
-    by: ClassVar[str] = "label"
-    reference: ClassVar[str] = "STL"
-    baseline: ClassVar[str | None] = None
-    sentences: ClassVar[tuple[str, ...]] = ()  # the claims of paper/claims.yml that it is about
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """One line per run."""
-        return frame(self.rows)
-
-    @property
-    def metrics(self) -> dict[str, bool]:
-        """Columns of the table, and whether higher is better; the first that is no task's own is the main one."""
-        return {f"{task}/auc": True for task in self.tasks} | {"score": True}
-
-    @cached_property
-    def raw(self) -> pd.DataFrame:
-        """Mean, interval, n and p per line and metric, as numbers."""
-        return self._results(raw=True)
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """The table as it is shown."""
-        return self._results(primary="score")
-
-    def _results(self, **how: Any) -> pd.DataFrame:
-        said: dict[str, Any] = {"by": self.by, "reference_row": self.reference, "baseline": self.baseline}
-        return results_table(self.frame, self.metrics, **said, **how)
-
-    def findings(self) -> list[Finding]:
-        """What its rows say of `sentences`, by paper/decision_rule.md."""
-        return []
-
-    def verdicts(self) -> Table:
-        """The recorded words of `sentences`: those of `mtl claims`, whatever rows are shown here."""
-        return judged(self.sentences)
-
-    @cached_property
-    def blind(self) -> dict[str, float] | None:
-        """Test metrics of the predictor that never sees an input, from data/ledger/blind.jsonl; None without a row."""
-        found = [row for row in ledger("blind").rows() if row["fingerprint"] == self.rows[0]["fingerprint"]]
-        return dict(found[-1]["metrics"]) if found else None
-
-    def same(self, metric: str, d: float) -> Check:
-        """The A/A check: rows labelled "X A/A" against X, paired over seeds."""
-        labels = [name for name in dict.fromkeys(self.frame[self.by]) if str(name).endswith(" A/A")]
-        pairs = {name: differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by) for name in labels}
-        return same_check(pairs, d)
-
-    @property
-    def trials(self) -> pd.DataFrame | None:
-        """Every point that was tried, with its mean score on validation; None where nothing was chosen."""
-        once: dict[int, pd.DataFrame] = {}
-        for model, own in self.tuning.items():
-            once.setdefault(id(own), own.trials.assign(model=model))
-        if not once:
-            return None
-        table = pd.concat(once.values(), ignore_index=True)
-        return table if len(once) > 1 else table.drop(columns="model")
-
-    @property
-    def synthetic(self) -> bool:
-        return any(row.get("synthetic") for row in self.rows)
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({row["config"]["seed"] for row in self.rows})
-
-    @property
-    def command(self) -> str:
-        """What runs these rows anew."""
-        if self.commands:
-            return self.commands
-        words = [f"-p {name}={value}" for name, value in self.options.items()]
-        if any(row.get("embedded_default") for row in self.rows):
-            words.append(f"-p fallback={self.experiment.fallback}")
-        if self.seeds != sorted(self.experiment.seeds[self.scale]):
-            words.append(f"--seeds {','.join(map(str, self.seeds))}")
-        return " ".join(["mtl run", self.experiment.name, "--scale", self.scale, *words])
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What `report.save` writes beside a table or figure; the rest it takes from the rows."""
-        facts: dict[str, Any] = {"rows": self.rows, "scale": self.scale, "at": self.at or self.scale, "data": self.data}
-        facts |= {"notebook": self.experiment.notebook, "command": self.command}
-        if grids := self.experiment.grids(self.scale, **self.options):
-            facts["config"] = {"budget": self.experiment.budget[self.scale].settings(), "grids": grids}
-        return facts | ({"n": self.n} if self.n else {})
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        broken, seeds = sum(row["status"] != "ok" for row in self.rows), ", ".join(map(str, self.seeds))
-        return f"{self.data}\n{len(self)} rows at scale {self.scale}, seeds {seeds}, without a result: {broken}"
-
-    def also(self, *others: "Study", **changes: Any) -> Self:
-        """The rows of all, for what is shown of them together; `changes` say what is true of them."""
-        every: list[Study] = [self, *others]
-        commands = " && ".join(dict.fromkeys(one.command for one in every))
-        return replace(self, rows=[row for one in every for row in one.rows], commands=commands, **changes)
 
 
 @dataclass(frozen=True)
@@ -363,54 +238,3 @@ class Experiment:
 
 def _at(value: Any, scale: str) -> Any:
     return value[scale] if isinstance(value, Mapping) else value
-
-
-def judged(claims: Iterable[str], caption: str = "", **facts: Any) -> Table:
-    """The recorded words of some claims with their evidence; caption and facts as in `report.captioned`.
-
-    >>> judged(["emtl-player"]).data["figure"].item()
-    '07_theory_player'
-    """
-    return Table(captioned(recorded(claims).data, caption, **facts))
-
-
-def differences(table: pd.DataFrame, metric: str, one: Any, other: Any, by: str = "label") -> "pd.Series[float]":
-    """one - other over the seeds that both have."""
-    wide = table.pivot(index="seed", columns=by, values=metric)[[one, other]].dropna()
-    return wide[one] - wide[other]
-
-
-def standing(means: "pd.Series[float]", own: str, higher: bool) -> tuple[int, int, str]:
-    """The place of `own` among all, how many there are, and the best of the others."""
-    order = list(means.dropna().sort_values(ascending=not higher, kind="stable").index)
-    return order.index(own) + 1, len(order), next(name for name in order if name != own)
-
-
-def reported(name: str) -> pd.DataFrame:
-    """paper/reported/`name`.csv: numbers as a paper prints them."""
-    return pd.read_csv(root() / "paper" / "reported" / f"{name}.csv")
-
-
-def recount(said: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Sentences of a paper beside what its own printed table says."""
-    return pd.DataFrame(list(said), columns=["the text says", "the printed table says"])
-
-
-def text(value: Any, digits: int) -> str:
-    """A printed number as text, "" where there is none; never "-0.0"."""
-    return "" if pd.isna(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
-
-
-def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
-    """Ours | paper | source: `digits` names the columns of `paper` that are shown, as text, empty where it has none.
-
-    "paper X" stands right of our X where we have one. `paper` has a line per label and a column `source`.
-    """
-    paper = paper.reindex(list(ours.index))
-    names = list(ours.columns)
-    table = ours.copy()
-    for head, count in digits.items():
-        name = head.removeprefix("paper ")
-        names.insert(names.index(name) + 1 if name in names else len(names), head)
-        table[head] = [text(value, count) for value in paper[head]]
-    return table[names].assign(source=paper["source"].fillna("").to_numpy())

@@ -6,7 +6,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Experiment, Study
+from mtl.experiments.base import Experiment
+from mtl.experiments.study import Study
 from mtl.report import Table, captioned, plots, style
 from mtl.report.stats import holm
 from mtl.training.fit import Budget

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtl.experiments.base import judged
+from mtl.experiments.study import judged
 from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.report import Table, captioned, style

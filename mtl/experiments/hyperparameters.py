@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Entry, Experiment, Study, differences
+from mtl.experiments.base import Entry, Experiment
+from mtl.experiments.beside import differences
+from mtl.experiments.study import Study
 from mtl.experiments.table1.grids import BUDGET
 from mtl.report import captioned, style
 from mtl.report.claims import Finding, checked, compare, converged_check, decide

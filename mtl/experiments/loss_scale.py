@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Experiment, Study
+from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import SEEDS
+from mtl.experiments.study import Study
 from mtl.experiments.table1.grids import BUDGET
 from mtl.report import captioned, style
 from mtl.report.claims import Finding, Part, compare, converged_check, decide

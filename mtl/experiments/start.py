@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.experiments.base import Experiment, Study
+from mtl.experiments.base import Experiment
+from mtl.experiments.study import Study
 from mtl.report import captioned
 from mtl.training.fit import Budget
 

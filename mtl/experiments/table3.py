@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import NO_ROWS, Experiment, Study, Trials, recount, reported, text
+from mtl.experiments.base import Experiment, Trials
+from mtl.experiments.beside import recount, reported, text
+from mtl.experiments.study import NO_ROWS, Study
 from mtl.problems import problem
 from mtl.problems.kuairand import TARGETS, KuaiRand, WatchLog
 from mtl.report import captioned, style

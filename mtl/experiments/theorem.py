@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import judged
+from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, theorem_claims
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Finding

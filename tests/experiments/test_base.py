@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mtl.experiments.base import Experiment, beside_paper, differences, standing
+from mtl.experiments.base import Experiment
+from mtl.experiments.beside import beside_paper, differences, standing
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
 from mtl.ledger import Ledger

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtl.experiments import hyperparameters, loss_scale, table1
-from mtl.experiments.base import beside_paper
+from mtl.experiments.beside import beside_paper
 from mtl.experiments.table1 import CLICK, TABLE1, says
 from mtl.experiments.table1 import grids as tables
 from mtl.files import root

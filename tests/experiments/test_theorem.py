@@ -13,10 +13,10 @@ import mtl
 from mtl.experiments import fairness as fair_figures
 from mtl.experiments import theorem as figures
 from mtl.experiments import theory_claims as verdicts
-from mtl.experiments.base import judged
 from mtl.experiments.gap import figures as gap_figures
 from mtl.experiments.gap import hypotheses as gap_tests
 from mtl.experiments.gap import runs as gap
+from mtl.experiments.study import judged
 from mtl.report import verdicts as summary
 from mtl.report.claims import Finding, known
 from mtl.theory import fairness, finite

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import judged
 from mtl.experiments.figure1 import ends as told
 from mtl.experiments.figure1.config import Config, absent, bounded, defaults, grid, shown
 from mtl.experiments.figure1.figures import methods_figure, toy_figure
 from mtl.experiments.figure1.plane import STARTS, star
 from mtl.experiments.figure1.runs import ToyRuns, run_toy
+from mtl.experiments.study import judged
 from mtl.files import atomic, plain, root
 from mtl.ledger import provenance
 from mtl.problems.data import raw

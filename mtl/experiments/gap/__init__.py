@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import judged
 from mtl.experiments.gap import figures, hypotheses
 from mtl.experiments.gap.data import CONDITIONS, available
 from mtl.experiments.gap.runs import ARMS, LEVELS, METHODS, recorded, strata
 from mtl.experiments.gap.runs import study as run_all
+from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import gap_claims
 from mtl.ledger import Row, ledger
 from mtl.report import Table, captioned

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import NO_ROWS, Experiment, Study, Trials, beside_paper, judged
+from mtl.experiments.base import Experiment, Trials
+from mtl.experiments.beside import beside_paper
+from mtl.experiments.study import NO_ROWS, Study, judged
 from mtl.experiments.table1 import says
 from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points
 from mtl.report import Table, captioned, plots, style

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.experiments.base import differences, recount, reported, standing
+from mtl.experiments.beside import differences, recount, reported, standing
 from mtl.experiments.table1.grids import line
 from mtl.report import captioned
 from mtl.report.claims import (

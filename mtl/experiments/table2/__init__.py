@@ -12,7 +12,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import NO_ROWS, Experiment, Study, Trials, beside_paper, text
+from mtl.experiments.base import Experiment, Trials
+from mtl.experiments.beside import beside_paper, text
+from mtl.experiments.study import NO_ROWS, Study
 from mtl.experiments.table2 import results
 from mtl.experiments.table2.figures import change_figure, panel_figure, training_figure
 from mtl.experiments.table2.results import DELTA, FAIRER, METRICS

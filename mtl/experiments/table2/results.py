@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from mtl.experiments.base import recount, reported
+from mtl.experiments.beside import recount, reported
 from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS

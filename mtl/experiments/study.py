@@ -1,0 +1,147 @@
+"""Rows of an experiment at one scale, what is shown of them, and what a side-car says of them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pandas as pd
+
+from mtl.experiments.beside import differences
+from mtl.ledger import Row, ledger
+from mtl.report import Table, captioned, frame, results_table
+from mtl.report.claims import Check, Finding, same_check
+from mtl.report.verdicts import shown as recorded
+from mtl.runs.tuning import Tuning
+
+if TYPE_CHECKING:
+    from mtl.experiments.base import Experiment
+
+Options = Mapping[str, Any]
+NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows of an experiment at one scale, and what is shown of them; `report.save` asks it for a side-car's facts."""
+
+    experiment: "Experiment"
+    scale: str
+    rows: list[Row]
+    data: str  # in words, as captions say it
+    tasks: tuple[str, ...]
+    options: Options = field(default_factory=dict)  # of the experiment, as its command takes them
+    tuning: Mapping[str, Tuning] = field(default_factory=dict)  # by model
+    at: str = ""  # the scale of the notebook, where the rows are published ones of another
+    n: str = ""
+    commands: str = ""  # where it is of several experiments
+    by: ClassVar[str] = "label"
+    reference: ClassVar[str] = "STL"
+    baseline: ClassVar[str | None] = None
+    sentences: ClassVar[tuple[str, ...]] = ()  # the claims of paper/claims.yml that it is about
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line per run."""
+        return frame(self.rows)
+
+    @property
+    def metrics(self) -> dict[str, bool]:
+        """Columns of the table, and whether higher is better; the first that is no task's own is the main one."""
+        return {f"{task}/auc": True for task in self.tasks} | {"score": True}
+
+    @cached_property
+    def raw(self) -> pd.DataFrame:
+        """Mean, interval, n and p per line and metric, as numbers."""
+        return self._results(raw=True)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The table as it is shown."""
+        return self._results(primary="score")
+
+    def _results(self, **how: Any) -> pd.DataFrame:
+        said: dict[str, Any] = {"by": self.by, "reference_row": self.reference, "baseline": self.baseline}
+        return results_table(self.frame, self.metrics, **said, **how)
+
+    def findings(self) -> list[Finding]:
+        """What its rows say of `sentences`, by paper/decision_rule.md."""
+        return []
+
+    def verdicts(self) -> Table:
+        """The recorded words of `sentences`: those of `mtl claims`, whatever rows are shown here."""
+        return judged(self.sentences)
+
+    @cached_property
+    def blind(self) -> dict[str, float] | None:
+        """Test metrics of the predictor that never sees an input, from data/ledger/blind.jsonl; None without a row."""
+        found = [row for row in ledger("blind").rows() if row["fingerprint"] == self.rows[0]["fingerprint"]]
+        return dict(found[-1]["metrics"]) if found else None
+
+    def same(self, metric: str, d: float) -> Check:
+        """The A/A check: rows labelled "X A/A" against X, paired over seeds."""
+        labels = [name for name in dict.fromkeys(self.frame[self.by]) if str(name).endswith(" A/A")]
+        pairs = {name: differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by) for name in labels}
+        return same_check(pairs, d)
+
+    @property
+    def trials(self) -> pd.DataFrame | None:
+        """Every point that was tried, with its mean score on validation; None where nothing was chosen."""
+        once: dict[int, pd.DataFrame] = {}
+        for model, own in self.tuning.items():
+            once.setdefault(id(own), own.trials.assign(model=model))
+        if not once:
+            return None
+        table = pd.concat(once.values(), ignore_index=True)
+        return table if len(once) > 1 else table.drop(columns="model")
+
+    @property
+    def synthetic(self) -> bool:
+        return any(row.get("synthetic") for row in self.rows)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({row["config"]["seed"] for row in self.rows})
+
+    @property
+    def command(self) -> str:
+        """What runs these rows anew."""
+        if self.commands:
+            return self.commands
+        words = [f"-p {name}={value}" for name, value in self.options.items()]
+        if any(row.get("embedded_default") for row in self.rows):
+            words.append(f"-p fallback={self.experiment.fallback}")
+        if self.seeds != sorted(self.experiment.seeds[self.scale]):
+            words.append(f"--seeds {','.join(map(str, self.seeds))}")
+        return " ".join(["mtl run", self.experiment.name, "--scale", self.scale, *words])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `report.save` writes beside a table or figure; the rest it takes from the rows."""
+        facts: dict[str, Any] = {"rows": self.rows, "scale": self.scale, "at": self.at or self.scale, "data": self.data}
+        facts |= {"notebook": self.experiment.notebook, "command": self.command}
+        if grids := self.experiment.grids(self.scale, **self.options):
+            facts["config"] = {"budget": self.experiment.budget[self.scale].settings(), "grids": grids}
+        return facts | ({"n": self.n} if self.n else {})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        broken, seeds = sum(row["status"] != "ok" for row in self.rows), ", ".join(map(str, self.seeds))
+        return f"{self.data}\n{len(self)} rows at scale {self.scale}, seeds {seeds}, without a result: {broken}"
+
+    def also(self, *others: "Study", **changes: Any) -> Self:
+        """The rows of all, for what is shown of them together; `changes` say what is true of them."""
+        every: list[Study] = [self, *others]
+        commands = " && ".join(dict.fromkeys(one.command for one in every))
+        return replace(self, rows=[row for one in every for row in one.rows], commands=commands, **changes)
+
+
+def judged(claims: Iterable[str], caption: str = "", **facts: Any) -> Table:
+    """The recorded words of some claims with their evidence; caption and facts as in `report.captioned`.
+
+    >>> judged(["emtl-player"]).data["figure"].item()
+    '07_theory_player'
+    """
+    return Table(captioned(recorded(claims).data, caption, **facts))
