@@ -9,6 +9,7 @@ notebook. `--smoke`: the same on the CPU and small, for tests. Nothing has to be
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,22 +88,17 @@ class Session:
             self.write()
             return
         measured = self.work / f"{command.name}.json"
-        filled = words.format(
-            device=self.device,
-            out=measured,
-            jobs=self.jobs,
-            left=max(limit - 30, 1),
-            notebook=self.out / "notebook.ipynb",
-        )
-        env = os.environ | {"MTL_LEDGER": str(self.work / "ledger"), "PYTHONPATH": str(root()), "PYTHONUNBUFFERED": "1"}
-        env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        known = {"device": self.device, "out": measured, "jobs": self.jobs, "left": max(limit - 30, 1)}
+        known["notebook"] = self.out / "notebook.ipynb"
+        filled = [word.format(**known) for word in words.split()]  # a path may hold spaces
+        said_command = shlex.join(["python", "-m", *filled])
         log, start = self.out / "log.txt", time.monotonic()
         with log.open("ab") as sink:
-            sink.write(f"\n$ python -m {filled}\n".encode())
+            sink.write(f"\n$ {said_command}\n".encode())
             sink.flush()
             at = sink.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", *filled.split()], cwd=root(), env=env, stdout=sink, stderr=sink,
+                [sys.executable, "-m", *filled], cwd=root(), env=self.environment(), stdout=sink, stderr=sink,
                 start_new_session=True,
             )  # fmt: skip
             try:
@@ -118,7 +114,7 @@ class Session:
                         os.killpg(process.pid, 9)
                         process.wait()
         said = log.read_bytes()[at:].decode(errors="replace").splitlines()[-5:]
-        found: dict[str, Any] = {"command": f"python -m {filled}", "rc": process.returncode, "late": late, "said": said}
+        found: dict[str, Any] = {"command": said_command, "rc": process.returncode, "late": late, "said": said}
         found["wall_s"] = round(time.monotonic() - start, 1)
         if measured.exists():
             found["measured"] = json.loads(measured.read_text())
@@ -127,6 +123,12 @@ class Session:
             self.jobs = max(found["measured"]["processes"], key=lambda row: row["steps_per_s"])["processes"]
         self.gather()
         self.write()
+
+    def environment(self) -> dict[str, str]:
+        """One thread a process, rows in a place of their own, this tree before what PYTHONPATH has (carried wheels)."""
+        paths = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH", "")]))
+        own = {"MTL_LEDGER": str(self.work / "ledger"), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        return os.environ | own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows so far, each with its ledger's name; a copy without git does not know its commit, `--git` says it."""

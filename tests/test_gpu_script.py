@@ -1,12 +1,14 @@
 """The one command for a GPU, small and on the CPU: it must not rot between two GPUs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from mtl.files import root
 
 
@@ -17,6 +19,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "a folder"
     done = command("--smoke", "--minutes", "4", "--out", str(tmp_path), "--git", "abc")
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
     results = json.loads((tmp_path / "results.json").read_text())["results"]
@@ -28,6 +31,15 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert rows and all(one["row"]["status"] == "ok" for one in rows)
     # what may come back of a lent machine: at most 8 files, none below a folder
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "results.json", "log.txt", "notebook.ipynb"}
+
+
+def test_carried_packages_stay_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lent machine has no papermill: its wheels lie in a folder that PYTHONPATH names."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    session = gpu.Session(tmp_path / "out", "cpu", "", True, 0.0)
+    assert session.environment()["PYTHONPATH"] == f"{root()}{os.pathsep}{tmp_path / 'site'}"
+    monkeypatch.delenv("PYTHONPATH")
+    assert session.environment()["PYTHONPATH"] == str(root())
 
 
 def test_a_part_without_time_is_said_and_stops_nothing(tmp_path: Path) -> None:
