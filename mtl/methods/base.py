@@ -25,8 +25,8 @@ class Method:
     `masks`, `mask` is called in place of `weights`.
     `heads` says how task-specific parameters move: "raw" (gradient of L_t) or "weighted" (of w_t L_t).
     `certificate` tells how exactly the last problem was solved; None where there is nothing to solve.
-    A subclass overrides `weights` (or `combine`); all else has a default. `weights` never waits for the
-    device: values are checked by `mtl.backward` and `mtl.aggregate`, shapes here.
+    A subclass overrides `weights` (or `combine`); all else has a default. `weights` waits for the
+    device only where it `solves`: values are checked by `mtl.backward` and `mtl.aggregate`, shapes here.
     """
 
     label: ClassVar[str]

@@ -128,7 +128,7 @@ class FairLoss(Method):
         self.base, self.alpha = _inner(base, n_tasks, base_hyper), positive("alpha", alpha, zero=True)
         self.needs, self.wants_after_step = self.base.needs, self.base.wants_after_step
         self.replaces_adam, self.masks, self.solves = self.base.replaces_adam, self.base.masks, self.base.solves
-        self.learning_rate = self.base.learning_rate
+        self.learning_rate, self.wants_validation = self.base.learning_rate, self.base.wants_validation
         if (self.base.positive_losses or self.base.nonnegative_losses) and alpha >= 1:
             rule = "positive" if self.base.positive_losses else "at least 0"
             raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be {rule}, found {alpha}")
@@ -159,6 +159,9 @@ class FairLoss(Method):
         changed, f = self._fair(losses)
         f = f.to(weights.dtype)
         return f * self.base.head_weights(changed, weights / f)
+
+    def begin_epoch(self, losses: Tensor) -> None:
+        self.base.begin_epoch(self._fair(losses)[0])
 
     def after_step(self, losses: Tensor) -> None:
         self.base.after_step(self._fair(losses)[0])
@@ -207,6 +210,7 @@ class CRMOGM(Method):
         self.needs, self.positive_losses, self.solves = self.base.needs, self.base.positive_losses, self.base.solves
         self.nonnegative_losses = self.base.nonnegative_losses
         self.wants_after_step, self.learning_rate = self.base.wants_after_step, self.base.learning_rate
+        self.wants_validation = self.base.wants_validation
         self.w, self.started = torch.zeros(n_tasks, dtype=torch.float64), [False] * n_tasks
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
@@ -222,6 +226,9 @@ class CRMOGM(Method):
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
         return self.base.head_weights(losses, weights)
+
+    def begin_epoch(self, losses: Tensor) -> None:
+        self.base.begin_epoch(losses)
 
     def after_step(self, losses: Tensor) -> None:
         self.base.after_step(losses)

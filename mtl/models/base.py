@@ -101,15 +101,45 @@ class SingleTask(MultiTaskModel):
     `features` returns the inputs themselves, since there is no shared representation.
     """
 
+    only: int | None = None  # the one net that is trained; all of them where it is None
+
     def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
+
+    def train_only(self, task: int) -> None:
+        """Train the net of one task. The others rest and cost nothing: what they say of the first row holds for all.
+
+        >>> net = SingleTask([Branched(nn.Linear(2, 3), [nn.Linear(3, 1)]) for _ in range(2)])
+        >>> net.train_only(0)
+        >>> own, resting = net(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> bool(own[0] == own[1]), bool(resting[0] == resting[1])
+        (False, True)
+        """
+        self.only = task
+        for t, net in enumerate(self.nets):
+            net.requires_grad_(t == task)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SingleTask":
+        super().train(mode)
+        for t, net in enumerate(self.nets):
+            net.train(mode and self.only in (None, t))
+        return self
 
     def features(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return inputs
 
     def outputs(self, features: tuple[Tensor, ...]) -> list[Tensor]:
-        return [net(*features)[0] for net in self.nets]
+        return [
+            net(*features)[0] if self.only in (None, t) else self._rests(net, features)
+            for t, net in enumerate(self.nets)
+        ]
+
+    def _rests(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():
+            first: Tensor = net(*(x[:1] for x in inputs))[0]
+        return first.expand(len(inputs[0]), *first.shape[1:]).requires_grad_(self.training)  # as a loss must have it
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
         return [list(net.parameters()) for net in self.nets]

@@ -17,6 +17,7 @@ from mtl.files import plain
 from mtl.gradients import Step, backward
 from mtl.methods.absent import present
 from mtl.methods.base import Method, chosen, flag, positive, share, whole
+from mtl.models.base import SingleTask
 from mtl.problems.base import Problem
 from mtl.training.trace import Failure, Trace, finite
 
@@ -113,6 +114,8 @@ class Loop:
     ) -> None:
         self.problem, self.method, self.seed, self.budget, self.device = problem, method, seed, budget, device
         self.model = problem.model(model, seed if init_seed is None else init_seed).to(device)
+        if method.alone and isinstance(self.model, SingleTask):
+            self.model.train_only(method.task)  # type: ignore[attr-defined]
         for p in method.parameters():
             p.data = p.data.to(device)
         self.shared = self.model.shared_parameters()
@@ -120,14 +123,16 @@ class Loop:
         # and the weight decay beside it, as AdamW does: it is not for the method to normalise.
         plain = set(self.shared) if method.replaces_adam else set()
         self.sgd = torch.optim.SGD(self.shared, lr=budget.lr, weight_decay=budget.weight_decay) if plain else None
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
+        trained = [p for p in self.model.parameters() if p.requires_grad and p not in plain]
+        groups: list[dict[str, Any]] = [{"params": trained}]
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
         self.optimizer = budget.made(groups)
         self.rates = [group["lr"] for group in self.groups()]
         self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
-            self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
+            self.shared = [p for head in self.model.head_parameters() for p in head if p.requires_grad]
+            self.heads = None
         # The host reads losses at the end of an epoch, not at each step; on the CPU reading costs nothing.
         self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" or method.solves else "defer"
         self.epoch = self.step = self.total = 0

@@ -711,6 +711,39 @@ def test_bandit_with_losses_balanced_by_those_of_validation(tmp_path: Path) -> N
     assert small(Sparse(), method("bandit", 2, rho=0.1, balance=True)).status == "ok"
 
 
+@pytest.mark.parametrize("wrapper", ["fair-loss", "cr-mogm"])
+def test_a_method_around_another_hands_on_what_it_hears(wrapper: str) -> None:
+    hyper = {"base": "bandit", "base_hyper": {"rho": 0.1, "balance": True}}
+    hyper |= {"alpha": 0.5} if wrapper == "fair-loss" else {}
+    assert small(method=method(wrapper, 2, **hyper)).status == "ok"
+    hooks = {"begin_epoch", "after_step", "end_epoch", "parameters", "head_weights", "official_factor"}
+    assert hooks <= set(vars(METHODS[wrapper]))
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_single_task_learning_trains_the_net_of_its_task_alone(monkeypatch: pytest.MonkeyPatch, task: int) -> None:
+    """To the same numbers as beside the other nets, whose forward passes see one row instead of all."""
+    data, seen = build("digits", tasks=2), []
+    how = {"model": "single-task", "seed": 1, "budget": Budget(epochs=2, batch_size=256)}
+    how["select"] = f"{data.tasks[task]}/score"
+
+    class Counted(type(data)):  # type: ignore[misc]
+        def model(self, name: str, seed: int, **sizes: Any) -> Any:
+            net = super().model(name, seed, **sizes)
+            for each in net.nets:
+                each.register_forward_hook(lambda net, inputs, _: seen.append(len(inputs[0])))
+            return net
+
+    data.__class__ = Counted
+    run = fit(data, method("stl", 2, task=task), **how)
+    assert set(seen[task::2]) > {256} and set(seen[1 - task :: 2]) == {1}
+    monkeypatch.setattr("mtl.models.base.SingleTask.train_only", lambda *_: None)
+    both = fit(data, method("stl", 2, task=task), **how)
+    own = [name for name in run.metrics if name.startswith(f"{data.tasks[task]}/")]
+    assert own and {k: run.metrics[k] for k in own} == {k: both.metrics[k] for k in own}
+    assert [line["losses"][task] for line in run.history] == [line["losses"][task] for line in both.history]
+
+
 @pytest.mark.parametrize(("shift", "status"), [(-100.0, "non-positive"), (math.nan, "non-finite")])
 def test_validation_losses_that_balance_nothing_end_the_run(shift: float, status: str) -> None:
     class Shifted(Lines):
