@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -49,6 +49,8 @@ class Experiment:
     variants: Mapping[str, tuple[Options, ...]]
     trials: Mapping[str, Trials] = field(default_factory=dict)  # else: the first seed and model, the scale's budget
     twins: tuple[str, ...] = ()  # labels that also run from another initialisation: "LS A/A" beside "LS"
+    rates: tuple[float, ...] = ()  # learning rates among which every method chooses where there are trials
+    doubled: tuple[str, ...] = ()  # labels that the trials' seeds also run for twice the epochs: do they converge?
     fallback: str | None = None  # what a notebook takes where the data are not found
     book: str = ""  # its ledger, where that is not its name
     notebook: str | None = None
@@ -58,7 +60,12 @@ class Experiment:
 
     def grids(self, scale: str, **options: Any) -> Mapping[str, Sequence[Point]]:
         """The points that validation chooses from, by label and as many for each; other entries have their own."""
-        return {}
+        if scale not in self.trials:
+            return {}
+        own = {label: point for label, _, point in _at(self.methods, scale) if point is not None}
+        return {
+            label: tuple({**point, "lr": rate} for rate in self.rates) for label, point in own.items() if self.rates
+        }
 
     def entries(
         self, scale: str, methods: Sequence[str] | None = None, best: Mapping[str, Point] | None = None, **options: Any
@@ -157,8 +164,16 @@ class Experiment:
         cells: list[Cell] = []
         for variant in self.chosen(scale, **options):
             tuning = self.tuned(scale, seeds, methods, fallback, options=variant, **how)
+            if double := [name for name in self.doubled if name in (methods or self.doubled) and scale in self.trials]:
+                for own in (replace(self, twins=()), self.longer(scale)):
+                    run_grid(own.cells(scale, self.trials[scale].seeds, double, fallback, tuning, **variant), **how)
             cells += self.cells(scale, seeds, methods, fallback, tuning, **variant)
         return run_grid(cells, **how)
+
+    def longer(self, scale: str) -> "Experiment":
+        """The same with twice the epochs at a scale, without A/A rows."""
+        budget = replace(self.budget[scale], epochs=2 * self.budget[scale].epochs)
+        return replace(self, budget={scale: budget}, twins=())
 
     def study(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None, **how: Any

@@ -106,6 +106,7 @@ class SingleTask(MultiTaskModel):
     def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
+        self.one = torch.ones((), requires_grad=True)  # gives outputs of resting nets the graph that a loss must have
 
     def train_only(self, task: int) -> None:
         """Train the net of one task. The others rest and cost nothing: what they say of the first row holds for all.
@@ -117,8 +118,6 @@ class SingleTask(MultiTaskModel):
         (False, True)
         """
         self.only = task
-        for t, net in enumerate(self.nets):
-            net.requires_grad_(t == task)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "SingleTask":
@@ -139,7 +138,11 @@ class SingleTask(MultiTaskModel):
     def _rests(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
             first: Tensor = net(*(x[:1] for x in inputs))[0]
-        return first.expand(len(inputs[0]), *first.shape[1:]).requires_grad_(self.training)  # as a loss must have it
+        return (self.one * first).expand(len(inputs[0]), *first.shape[1:])
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return []
 
     def head_parameters(self) -> list[list[nn.Parameter]]:
-        return [list(net.parameters()) for net in self.nets]
+        """Parameters of each task, none of nets that rest."""
+        return [list(net.parameters()) if self.only in (None, t) else [] for t, net in enumerate(self.nets)]

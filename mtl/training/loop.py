@@ -123,16 +123,14 @@ class Loop:
         # and the weight decay beside it, as AdamW does: it is not for the method to normalise.
         plain = set(self.shared) if method.replaces_adam else set()
         self.sgd = torch.optim.SGD(self.shared, lr=budget.lr, weight_decay=budget.weight_decay) if plain else None
-        trained = [p for p in self.model.parameters() if p.requires_grad and p not in plain]
-        groups: list[dict[str, Any]] = [{"params": trained}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.model.parameters() if p not in plain]}]
         if learned := method.parameters():
             groups.append({"params": learned, "lr": method.learning_rate, "weight_decay": 0.0})
         self.optimizer = budget.made(groups)
         self.rates = [group["lr"] for group in self.groups()]
         self.heads: list[list[nn.Parameter]] | None = self.model.head_parameters()
         if not self.shared:  # nothing is shared (single-task nets): the weighted sum goes to all parameters alike
-            self.shared = [p for head in self.model.head_parameters() for p in head if p.requires_grad]
-            self.heads = None
+            self.shared, self.heads = [p for head in self.model.head_parameters() for p in head], None
         # The host reads losses at the end of an epoch, not at each step; on the CPU reading costs nothing.
         self.when: Literal["raise", "defer"] = "raise" if device.type == "cpu" or method.solves else "defer"
         self.epoch = self.step = self.total = 0

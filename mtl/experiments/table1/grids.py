@@ -80,6 +80,22 @@ def all_searched(scale: str, tasks: int) -> tuple[Point, ...]:
     return _at_rate(BUDGET[scale].lr, grid)
 
 
-def line(method: str, model: str) -> str:
-    """The name of a line of the table; STL has no backbone."""
-    return method if method == "stl" else f"{method} ({BACKBONES.get(model, model)})"
+def line(label: str, model: str) -> str:
+    """The name of a line of the table; STL has no backbone.
+
+    >>> line("emtl", "mmoe"), line("emtl (raw)", "ple"), line("ls A/A", "mmoe"), line("stl", "single-task")
+    ('emtl (MMoE)', 'emtl (raw) (PLE)', 'ls (MMoE) A/A', 'stl')
+    """
+    name, twin = label.removesuffix(" A/A"), " A/A" * label.endswith(" A/A")
+    return label if name == "stl" else f"{name} ({BACKBONES.get(model, model)}){twin}"
+
+
+def parts(line: str) -> tuple[str, str]:
+    """Label and backbone of a line.
+
+    >>> parts("emtl (raw) (PLE)"), parts("ls (MMoE) A/A"), parts("stl")
+    (('emtl (raw)', 'PLE'), ('ls A/A', 'MMoE'), ('stl', ''))
+    """
+    name, twin = line.removesuffix(" A/A"), " A/A" * line.endswith(" A/A")
+    label, _, backbone = name.rpartition(" (")
+    return (label + twin, backbone.rstrip(")")) if label else (line, "")

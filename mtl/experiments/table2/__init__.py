@@ -3,7 +3,7 @@
 Nothing is tuned: published settings, but for BanditMTL, whose rho = 1.2 is beyond ln 3, where its ball is no ball.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -186,16 +186,7 @@ class Seeing(Table2):
         return captioned(results.formatted(self.frame), f"{self.name}, last epoch: {WORDS}")
 
 
-class Rates(Experiment):
-    """Every row chooses among three rates on validation; EMTL's readings then among three balls, fixed weights too."""
-
-    def grids(self, scale: str, **options: Any) -> Mapping[str, Sequence[Point]]:
-        if scale not in self.trials:  # at scale gpu minutes are short: the rate of the pilot for all
-            return {}
-        return {label: tuple({**point, "lr": rate} for rate in RATES) for label, _, point in ROWS}
-
-
-UNET = Rates(
+UNET = Experiment(
     name="table2_unet",
     book="scenes",
     problem="nyuv2",
@@ -212,6 +203,8 @@ UNET = Rates(
     },
     trials={scale: Trials((100, 101), replace(CYCLE, epochs=12), then=THEN) for scale in ("study", "paper")},
     twins=("LS",),
+    rates=RATES,
+    doubled=("STL", "LS", "EMTL", "FairGrad (alpha=2)"),
     variants={
         # bfloat16 is six times slower than float32 on a CPU without instructions for it
         scale: ({**NET, "width": width, "amp": scale in ("gpu", "paper")},)
