@@ -5,7 +5,7 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.start import START
-from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
+from mtl.experiments.table1 import CLICK, EQUAL, KUAIRAND, TABLE1
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 
@@ -13,6 +13,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "start": START,
     "census": CENSUS,
     "table1": TABLE1,
+    "table1_equal": EQUAL,
     "table1_click": CLICK,
     "table1_kuairand": KUAIRAND,
     "table2": TABLE2,

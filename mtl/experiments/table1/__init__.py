@@ -168,6 +168,7 @@ class Tuned(Experiment):
         return {name: points(name, scale, tasks=tasks) for name in GRIDS}
 
 
+SCALARS: tuple[Point, ...] = tuple({"c": [c, 2.0 - c]} for c in (0.4, 0.8, 1.2, 1.6))
 TABLE1 = Tuned(
     name="table1",
     problem="census",
@@ -188,6 +189,32 @@ CLICK = replace(
     fallback="aliexpress_like",
     variants={scale: ({},) for scale in BUDGET},
 )
+# Every method at its published setting chooses among the same four rates: paper/decision_rule.md declared it before.
+EQUAL = Experiment(
+    name="table1_equal",
+    book="table1",
+    problem="census",
+    fallback="digits",
+    notebook="03_table1_recommendation",
+    shows=Table1,
+    methods=(
+        ("stl", "stl", {}), ("ls", "ls", {}), ("scalarization", "scalarization", {"c": [1.0, 1.0]}),
+        ("rlw", "rlw", {}), ("dwa", "dwa", {}), ("uw", "uw", {}), ("gradnorm", "gradnorm", {}),
+        ("bandit", "bandit", {"rho": 0.5}), ("bandit (balanced)", "bandit", {"rho": 0.5, "balance": True}),
+        ("mgda", "mgda", {}), ("pcgrad", "pcgrad", {}), ("cagrad", "cagrad", {}), ("imtl-g", "imtl-g", {}),
+        ("nash", "nash", {}), ("fairgrad", "fairgrad", {"alpha": 2.0}), ("emtl", "emtl", {}),
+        ("emtl (raw)", "emtl", {"rate": "raw"}), ("emtl (frozen norm)", "emtl", {"combine": "frozen_norm"}),
+        ("emtl (product)", "emtl", {"combine": "product"}),
+    ),
+    models=tuple(BACKBONES),
+    seeds={"smoke": (0,), "study": tuple(range(10, 20))},
+    budget={scale: BUDGET[scale] for scale in ("smoke", "study")},
+    trials={"study": Trials((100, 101), BUDGET["study"], then={"scalarization": SCALARS})},
+    twins=("ls",),
+    rates=tuple(BUDGET["study"].lr * factor for factor in (0.25, 0.5, 1.0, 2.0)),
+    doubled=("stl", "ls", "emtl", "fairgrad"),
+    variants={scale: ({"tasks": 2},) for scale in ("smoke", "study")},
+)  # fmt: skip
 # the second data set of the sentences, as paper/protocols/table3.md registers it
 KUAIRAND = replace(
     CLICK,
