@@ -223,7 +223,31 @@ class Experiment:
         if not whole:
             raise LookupError(where.format("seed") + f" has all {runs} runs")
         rows = combine_stl(row for row in rows if row["config"]["seed"] in whole)
-        return self.shows(self, scale, rows, self.source.format(rows[0]["source"]), tasks, options, tuning, at)
+        study = self.shows(self, scale, rows, self.source.format(rows[0]["source"]), tasks, options, tuning, at)
+        return replace(study, doubled=self._doubled(scale, tuning, variant, find))
+
+    def _doubled(
+        self, scale: str, tuning: Mapping[str, Tuning], variant: Options, find: Mapping[str, Any]
+    ) -> tuple[list[Row], ...]:
+        """The published rows of the convergence check, or none where one is missing."""
+        models, trials, found = _at(self.models, scale), self.trials.get(scale), []
+        if trials is None or not self.doubled or not set(self.doubled) <= set(tuning[models[0]].best if tuning else ()):
+            return ()
+        for own in (self, self.longer(scale)):
+            every: dict[str, Row] = {}
+            for model in models:
+                entries = self.entries(scale, self.doubled, tuning[model].best, **variant)
+                rows = published(entries=entries, budget=own.budget[scale], models=[model], **find)
+                every |= {row["key"]: row for row in rows if row["config"]["seed"] in trials.seeds}
+            alone = sum(name == "stl" for _, name, _ in entries)
+            try:
+                rows = combine_stl(every.values())
+            except ValueError:  # a task's run is not there yet
+                return ()
+            if len(rows) < len(trials.seeds) * ((len(entries) - alone) * len(models) + alone):
+                return ()
+            found.append(rows)
+        return tuple(found)
 
     def _places(self, entries: Iterable[Entry]) -> list[str]:
         return [name for label, *_ in entries for name in (label, f"{label} A/A")]

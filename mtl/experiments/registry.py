@@ -5,7 +5,8 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.start import START
-from mtl.experiments.table1 import CLICK, EQUAL, KUAIRAND, TABLE1
+from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
+from mtl.experiments.table1.equal import EQUAL
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 

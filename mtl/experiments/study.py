@@ -35,6 +35,7 @@ class Study:
     at: str = ""  # the scale of the notebook, where the rows are published ones of another
     n: str = ""
     commands: str = ""  # where it is of several experiments
+    doubled: tuple[list[Row], ...] = ()  # rows of the convergence check: at the scale's epochs, at twice as many
     by: ClassVar[str] = "label"
     reference: ClassVar[str] = "STL"
     baseline: ClassVar[str | None] = None
@@ -83,6 +84,14 @@ class Study:
         labels = [name for name in dict.fromkeys(self.frame[self.by]) if str(name).endswith(" A/A")]
         pairs = {name: differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by) for name in labels}
         return same_check(pairs, d)
+
+    def moved(self, metric: str, label: str, base: str) -> float:
+        """How far doubled epochs move a paired difference, mean over the trials' seeds; needs `doubled`."""
+        once, twice = (replace(self, rows=rows, doubled=()).frame for rows in self.doubled)
+        return float(
+            differences(twice, metric, label, base, self.by).mean()
+            - differences(once, metric, label, base, self.by).mean()
+        )
 
     @property
     def trials(self) -> pd.DataFrame | None:

@@ -226,6 +226,20 @@ def _word(kind: Kind, parts: Sequence[Part], needed: int) -> str:
     return READING if kind == "reading" else tally(words)
 
 
+def by_reading(found: Sequence[tuple[str, Finding]]) -> Finding:
+    """The agreement of a sentence's readings (label, finding): the parts of the first, "EMTL" the literal one beside
+    "EMTL (raw)", and the word of each."""
+    (_, first), *others = found
+    if not others:
+        return first
+    words = {name.partition(" (")[2].rstrip(")") or "literal": one for name, one in found}
+    said = "; ".join([first.said, ", ".join(f"{name}: {one.would}" for name, one in words.items())])
+    beside = tuple(replace(p, name=f"{name}: {p.name}") for name, one in [*words.items()][1:] for p in one.parts)
+    agreed = {field: {getattr(one, field) for one in words.values()} for field in ("would", "word")}
+    would, word = (found.pop() if len(found) == 1 else READING for found in agreed.values())
+    return replace(first, would=would, word=word, beside=(*first.beside, *beside), said=said)
+
+
 def tally(words: Iterable[str]) -> str:
     """How many parts got which word, in the order of WORDS.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from mtl.report.claims import ASSAY, CONTRADICTED, EQUAL, REPRODUCED, SMALLER, Finding, Part
@@ -84,6 +85,49 @@ def _crowd(means: np.ndarray, halves: np.ndarray) -> tuple[float, float]:
     left, right = (means - halves)[kept].min(initial=low), (means + halves)[kept].max(initial=high)
     margin = 0.06 * max(right - left, 1e-6 * max(abs(right), 1.0))
     return float(left - margin), float(right + margin)
+
+
+def leads(ax: Axes, parts: Mapping[str, Part], d: float, title: str) -> None:
+    """Paired differences by method, best first: mean, 95 % interval, and the band ±d of what does not matter."""
+    order = sorted(parts, key=lambda name: -(parts[name].value or 0.0))
+    ax.axvspan(-d, d, color="0.92", lw=0, zorder=0)
+    ax.axvline(0, color="0.6", lw=0.7, zorder=1)
+    for place, name in enumerate(order):
+        part, (_, colour, marker) = parts[name], look(name.removesuffix(" A/A"))
+        assert part.value is not None
+        reach = None if part.low is None else part.value - part.low
+        face = "white" if name.endswith(" A/A") else colour
+        ax.errorbar(part.value, place, xerr=reach, fmt=marker, color=colour, mfc=face, ms=4, elinewidth=1, capsize=2)
+    ax.set_yticks(
+        range(len(order)),
+        [look(name.removesuffix(" A/A"))[0] + name[len(name.removesuffix(" A/A")) :] for name in order],
+    )
+    ax.set(xlabel=title, ylim=(len(order) - 0.4, -0.6))
+    ax.grid(axis="y", visible=False)
+    ax.locator_params(axis="x", nbins=5)
+
+
+PAIRS = ("row is ahead", "practically equal", "open", "row is behind")
+
+
+def equivalence(ax: Axes, names: Sequence[str], pairs: Sequence[Sequence[Part | None]], title: str) -> None:
+    """Every line against every other: `pairs[i][j]` is line i minus line j, None on the diagonal."""
+    colours = dict(zip(PAIRS, (BLUE, "0.85", "white", ORANGE), strict=True))
+    for i, row in enumerate(pairs):
+        for j, part in enumerate(row):
+            if part is None:
+                continue
+            ahead, behind = (part.low or 0.0) > 0, (part.high or 0.0) < 0
+            word = EQUAL if part.word == EQUAL else PAIRS[0] if ahead else PAIRS[3] if behind else PAIRS[2]
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=colours[word], ec="0.6", lw=0.3))
+    n = len(names)
+    ax.set_xticks(range(n), names, rotation=90, fontsize=6)
+    ax.set_yticks(range(n), names, fontsize=6)
+    ax.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), title=title, aspect="equal")
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    handles = [Rectangle((0, 0), 1, 1, fc=colour, ec="0.6", lw=0.3) for colour in colours.values()]
+    ax.legend(handles, PAIRS, loc="upper center", bbox_to_anchor=(0.4, -0.5), ncols=2, fontsize=6, frameon=False)
 
 
 def weights_over_time(

@@ -4,22 +4,26 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from mtl.experiments import hyperparameters, loss_scale, table1
+from mtl.experiments import hyperparameters, loss_scale, table1, verdicts
 from mtl.experiments.beside import beside_paper
 from mtl.experiments.table1 import CLICK, TABLE1, says
 from mtl.experiments.table1 import grids as tables
+from mtl.experiments.table1.equal import EQUAL
 from mtl.files import root
 from mtl.ledger import Ledger, canonical, key
+from mtl.ledger import publish as publish_all
 from mtl.methods import method
 from mtl.problems import problem
 from mtl.report.claims import Check
 from mtl.report.stats import paired_permutation
+from mtl.training.fit import Budget
 
 ISSUE = (
     "mgda",
@@ -118,6 +122,77 @@ def test_every_data_set_needs_more_than_one():
     assert words(GOOD | {"mgda (MMoE)": 0.72})[2] == "not tested"
     found = says.findings({"a": runs(GOOD)}, {"a": PASSED}, {"b": runs(GOOD)})
     assert "AliExpress" in found[0].said and len(found[0].beside) == len(found[0].parts) == 2
+
+
+def test_readings_decide_together():
+    """One word where they agree; else it depends on the reading, and the note has the word of each."""
+    alike = {f"emtl ({name}) (MMoE)": 0.74 for name in ("raw", "frozen norm", "product")}
+    noise = {"ls (MMoE) A/A": 0.71, "bandit (balanced) (MMoE)": 0.70}
+    assert words(*[GOOD | alike | noise] * 2) == ["reproduced"] * 3
+    found = says.findings(*[{f"data {i}": x for i in (1, 2)} for x in (runs(GOOD | alike | noise), PASSED)])
+    assert len(found[0].parts) == 6 and len(found[0].beside) == 18, "two data sets, three rivals, three other readings"
+    worse = GOOD | alike | {"emtl (raw) (MMoE)": 0.70}
+    assert words(worse, worse)[:2] == ["depends on the reading"] * 2
+    both = says.findings(*[{f"data {i}": x for i in (1, 2)} for x in (runs(worse), PASSED)])[0]
+    assert "literal: reproduced, raw: contradicted, frozen norm: reproduced, product: reproduced" in both.said
+    balanced = GOOD | alike | {"bandit (balanced) (MMoE)": 0.75}
+    assert words(balanced, balanced)[0] == "contradicted", "to be ahead of BanditMTL is to be ahead of both"
+
+
+def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
+    """In small, on digits: run, publish, read again; then once more without the doubled rows."""
+    place = tmp_path
+    monkeypatch.setenv("MTL_ROOT", str(place))
+    budget = Budget(epochs=1, batch_size=256, lr=1e-3)
+    kept = [entry for entry in EQUAL.methods if entry[0] in ("stl", "ls", "scalarization", "emtl", "emtl (raw)")]
+    made = replace(
+        EQUAL, book="equal", problem="digits", methods=tuple(kept), models=("mlp",), seeds={"quick": (10, 11, 12)},
+        budget={"quick": budget}, trials={"quick": EQUAL.trials["study"]._replace(budget=budget)},
+        doubled=("stl", "ls", "emtl"), variants={"quick": ({"tasks": 2},)}, rates=(1e-3, 4e-3),
+    )  # fmt: skip
+    book = Ledger(place / "data/ledger/local/equal", also=[place / "data/ledger/equal.jsonl"])
+    made.run("quick", ledger=book)
+    blind = Ledger(place / "data/ledger/local/blind", also=[place / "data/ledger/blind.jsonl"])
+    made.blind("quick")
+    for one in (book, blind):
+        publish_all(one)
+    study = made.published("quick")
+    assert study.seeds == [10, 11, 12] and "ls (mlp) A/A" in set(study.frame["line"])
+    trials = study.trials
+    assert trials.groupby("method").size().to_dict() == {"stl": 2, "ls": 2, "emtl": 2, "emtl (raw)": 2} | {
+        "scalarization": 2 + 4
+    }
+    once, twice = study.doubled
+    assert {row["config"]["seed"] for row in once} == {100, 101} and len(once) == len(twice) == 6
+    assert {row["config"]["budget"]["epochs"] for row in twice} == {2}
+    moves = study.moves(["score"])
+    assert set(moves) == {"stl score", "emtl (mlp) score"}
+    score = {(row["label"], row["config"]["budget"]["epochs"], row["config"]["seed"]): row["metrics"]["score"]
+             for row in (*once, *twice)}  # fmt: skip
+    lead = {e: np.mean([score["emtl", e, s] - score["ls", e, s] for s in (100, 101)]) for e in (1, 2)}
+    assert moves["emtl (mlp) score"] == pytest.approx(lead[2] - lead[1])
+    gate = {check.name: check for check in study.gate(["score"], ["stl", "ls (mlp)", "emtl (mlp)"])}
+    assert gate["converged"].passed is (max(map(abs, moves.values())) < says.D) and gate["A/A rows"].passed is not None
+
+    path = place / "data/ledger/equal.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["config"]["budget"]["epochs"] == 1]
+    assert len(kept) < len(lines)
+    path.with_suffix(".jsonl.sha256").unlink()
+    path.write_text("".join(kept))
+    study = made.published("quick")
+    assert study.doubled == () and study.moves(["score"]) is None
+
+
+def test_the_study_on_equal_terms_decides_only_when_it_is_whole(monkeypatch):
+    first, third = ("two tasks",), ("three tasks",)
+
+    monkeypatch.setattr(verdicts, "TABLE1", SimpleNamespace(published=lambda tasks, at: (first, third)[tasks - 2]))
+    for seeds, decides in ((range(10, 20), True), (range(10, 19), False)):
+        study = SimpleNamespace(seeds=list(seeds))
+        own = SimpleNamespace(published=lambda at, study=study: study, seeds={"study": tuple(range(10, 20))})
+        monkeypatch.setattr(verdicts, "EQUAL", own)
+        assert verdicts._table1() == ([study, third] if decides else [first, third])
 
 
 def test_the_gate_of_table1_comes_first():

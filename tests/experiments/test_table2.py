@@ -129,6 +129,31 @@ def test_rivals_that_lack_rows_are_waited_for() -> None:
     assert "waits for SI, RLW" in one.said
 
 
+def test_readings_of_table2_decide_together() -> None:
+    readings = dict.fromkeys(results.READINGS, GOOD**2)
+    assert found(**readings, **FAIR)["emtl-table2-best"].would == "reproduced"
+    one = found(**readings | {"EMTL (raw)": GOOD**-2}, **FAIR)["emtl-table2-best"]
+    assert one.would == "depends on the reading"
+    assert "literal: reproduced, raw: contradicted, frozen norm: reproduced" in one.said
+    assert [part.name for part in one.parts] == list(SETTINGS)
+
+
+def test_doubled_epochs_move_a_lead_in_its_own_units() -> None:
+    once, twice = (results.lines(rows(LS=1.0, EMTL=factor)) for factor in (1.0, GOOD))
+    moved = results.moves([once, twice], [results.DELTA, "depth/abs"])
+    assert moved is not None and set(moved) == {
+        f"{x} {m}" for x in ("STL", "EMTL") for m in (results.DELTA, "depth/abs")
+    }
+    assert moved["EMTL delta-m"] == pytest.approx(10, abs=0.05), "a tenth of STL at every metric, in points"
+    assert moved["EMTL depth/abs"] == pytest.approx(10, abs=0.05) and moved["STL delta-m"] == pytest.approx(0)
+    assert results.moves([], [results.DELTA]) is None
+    some = rows(**dict.fromkeys((*SETTINGS, "MoCo"), 1.0), EMTL=GOOD, **FAIR)
+    same = lambda metric, d: same_check({}, d)  # noqa: E731
+    for tables, passed in (([once, once], True), ([once, twice], False)):
+        gate = results.findings(some, results.lines(some), None, same, tables)[0].gate
+        assert {check.name: check.passed for check in gate}["converged"] is passed
+
+
 def test_what_the_printed_table_says_of_its_own_text():
     said = results.paper_says().set_index("the text says")["the printed table says"]
     assert said["EMTL best at 8 of 10 metrics"] == "7 of 9, and delta-m: 8 of 10"

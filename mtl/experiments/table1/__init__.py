@@ -16,7 +16,7 @@ from mtl.experiments.base import Experiment, Trials
 from mtl.experiments.beside import beside_paper
 from mtl.experiments.study import NO_ROWS, Study, judged
 from mtl.experiments.table1 import says
-from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points
+from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points, split_line
 from mtl.report import Table, captioned, plots, style
 from mtl.report.claims import Check, Finding, blind_check, converged_check
 from mtl.runs.cells import Point
@@ -35,7 +35,7 @@ class Table1(Study):
     @cached_property
     def frame(self) -> pd.DataFrame:
         table = super().frame
-        return table.assign(line=list(map(line, table["method"], table["model"])))
+        return table.assign(line=list(map(line, table["label"], table["model"])))
 
     @property
     def metrics(self) -> dict[str, bool]:
@@ -51,7 +51,7 @@ class Table1(Study):
         table = self._results(primary="score")
         if (trials := self.trials) is not None:
             point = trials[trials["chosen"]].set_index("method")["point"]
-            table["chosen"] = [point.get(line.partition(" (")[0], "–") for line in table.index]
+            table["chosen"] = [point.get(split_line(line)[0], "–") for line in table.index]
         if self.at:
             said = f"{self.name}, all rows, four epochs: {METRICS}; chosen: the point of six that validation chose; "
             said += "the paper has no such data"
@@ -71,7 +71,16 @@ class Table1(Study):
         check, marks = blind_check(runs, level, dict.fromkeys(metrics, True), named)
         if marks:
             check = replace(check, said=f"{check.said}; at or below it, kept in the means: {', '.join(marks)}")
-        return [check, converged_check(None, says.D), self.same(metrics[-1], says.D)]
+        return [check, converged_check(self.moves(metrics), says.D), self.same(metrics[-1], says.D)]
+
+    def moves(self, metrics: Sequence[str]) -> dict[str, float] | None:
+        """How far doubled epochs move each line's difference to its backbone's LS, STL's to each; None if not run."""
+        if not self.doubled:
+            return None
+        lines = dict.fromkeys(line(row["label"], row["config"]["model"]) for row in self.doubled[0])
+        pairs = [(one, base) for one in lines for base in lines if base.startswith("ls (") and one != base]
+        pairs = [(one, base) for one, base in pairs if split_line(one)[1] in ("", split_line(base)[1])]
+        return {f"{one} {m}": self.moved(m, one, base) for one, base in pairs for m in metrics}
 
     @property
     def grid(self) -> Table:
@@ -88,7 +97,7 @@ def figure(left: Table1, right: Table1, heads: Sequence[str]) -> Figure:
     fig, axes = style.subplots(1, 2, height=4.2)
     for ax, study, head in zip(axes.T, (left, right), heads, strict=True):
         raw = study.raw.rename(index=str)
-        plots.intervals(ax, raw, {"score": head}, lambda line: line.partition(" (")[0])
+        plots.intervals(ax, raw, {"score": head}, lambda line: split_line(line)[0])
         again = study is right and list(raw.index) == list(left.raw.index)
         ax[0].set_yticklabels([] if again else [style.look(line)[0] for line in raw.index])
     return fig
@@ -168,7 +177,6 @@ class Tuned(Experiment):
         return {name: points(name, scale, tasks=tasks) for name in GRIDS}
 
 
-SCALARS: tuple[Point, ...] = tuple({"c": [c, 2.0 - c]} for c in (0.4, 0.8, 1.2, 1.6))
 TABLE1 = Tuned(
     name="table1",
     problem="census",
@@ -189,32 +197,6 @@ CLICK = replace(
     fallback="aliexpress_like",
     variants={scale: ({},) for scale in BUDGET},
 )
-# Every method at its published setting chooses among the same four rates: paper/decision_rule.md declared it before.
-EQUAL = Experiment(
-    name="table1_equal",
-    book="table1",
-    problem="census",
-    fallback="digits",
-    notebook="03_table1_recommendation",
-    shows=Table1,
-    methods=(
-        ("stl", "stl", {}), ("ls", "ls", {}), ("scalarization", "scalarization", {"c": [1.0, 1.0]}),
-        ("rlw", "rlw", {}), ("dwa", "dwa", {}), ("uw", "uw", {}), ("gradnorm", "gradnorm", {}),
-        ("bandit", "bandit", {"rho": 0.5}), ("bandit (balanced)", "bandit", {"rho": 0.5, "balance": True}),
-        ("mgda", "mgda", {}), ("pcgrad", "pcgrad", {}), ("cagrad", "cagrad", {}), ("imtl-g", "imtl-g", {}),
-        ("nash", "nash", {}), ("fairgrad", "fairgrad", {"alpha": 2.0}), ("emtl", "emtl", {}),
-        ("emtl (raw)", "emtl", {"rate": "raw"}), ("emtl (frozen norm)", "emtl", {"combine": "frozen_norm"}),
-        ("emtl (product)", "emtl", {"combine": "product"}),
-    ),
-    models=tuple(BACKBONES),
-    seeds={"smoke": (0,), "study": tuple(range(10, 20))},
-    budget={scale: BUDGET[scale] for scale in ("smoke", "study")},
-    trials={"study": Trials((100, 101), BUDGET["study"], then={"scalarization": SCALARS})},
-    twins=("ls",),
-    rates=tuple(BUDGET["study"].lr * factor for factor in (0.25, 0.5, 1.0, 2.0)),
-    doubled=("stl", "ls", "emtl", "fairgrad"),
-    variants={scale: ({"tasks": 2},) for scale in ("smoke", "study")},
-)  # fmt: skip
 # the second data set of the sentences, as paper/protocols/table3.md registers it
 KUAIRAND = replace(
     CLICK,

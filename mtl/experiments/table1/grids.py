@@ -90,10 +90,10 @@ def line(label: str, model: str) -> str:
     return label if name == "stl" else f"{name} ({BACKBONES.get(model, model)}){twin}"
 
 
-def parts(line: str) -> tuple[str, str]:
+def split_line(line: str) -> tuple[str, str]:
     """Label and backbone of a line.
 
-    >>> parts("emtl (raw) (PLE)"), parts("ls (MMoE) A/A"), parts("stl")
+    >>> split_line("emtl (raw) (PLE)"), split_line("ls (MMoE) A/A"), split_line("stl")
     (('emtl (raw)', 'PLE'), ('ls A/A', 'MMoE'), ('stl', ''))
     """
     name, twin = line.removesuffix(" A/A"), " A/A" * line.endswith(" A/A")

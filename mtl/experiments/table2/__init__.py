@@ -109,7 +109,8 @@ class Table2(Study):
 
     def findings(self) -> list[Finding]:
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
-        return results.findings(self.rows, self.frame, self.blind, self.same, scale=self.scale)
+        doubled = [replace(self, rows=rows, doubled=()).frame for rows in self.doubled]
+        return results.findings(self.rows, self.frame, self.blind, self.same, doubled, scale=self.scale)
 
 
 TABLE2 = Experiment(
@@ -165,8 +166,8 @@ ROWS: tuple[tuple[str, str, Point], ...] = (
     ("FairGrad (weighted heads)", "fairgrad", {"alpha": 2.0, "heads": "weighted"}), ("MoCo", "moco", {}),
 )  # fmt: skip
 TEN = tuple(range(10, 20))
-READINGS = ("EMTL", "EMTL (frozen norm)", "EMTL (raw)")
-THEN: Mapping[str, tuple[Point, ...]] = {**dict.fromkeys(READINGS, BALLS), "fixed weights": SCALARS}
+GROUP_A, GROUP_B = (tuple(label for label, _, _ in ROWS[:n]) for n in (7, 18))
+THEN: Mapping[str, tuple[Point, ...]] = {**dict.fromkeys(results.READINGS, BALLS), "fixed weights": SCALARS}
 NET: dict[str, Any] = {"depth": 3, "loss_stride": 2}
 
 

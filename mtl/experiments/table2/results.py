@@ -13,7 +13,7 @@ from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS
 from mtl.report import captioned, frame, results_table
-from mtl.report.claims import Check, Finding, Part, blind_check, checked, compare, converged_check, decide
+from mtl.report.claims import Check, Finding, Part, blind_check, by_reading, checked, compare, converged_check, decide
 from mtl.report.stats import mean_rank
 
 METRICS = {f"{task}/{name}": up for task, columns in COLUMNS.items() for name, _, up in columns}
@@ -152,7 +152,11 @@ def _conjunction(
 ) -> Finding:
     there = set(table["label"])
     kept = [rival for rival in rivals if rival in there]
-    others = [label for label in dict.fromkeys(table["label"]) if label not in (own, "STL", *rivals)]
+    others = [
+        label
+        for label in dict.fromkeys(table["label"])
+        if label not in (own, "STL", *rivals) and not label.endswith(" A/A")
+    ]
     parts = [
         compare(rival, leads(table, own, rival)[DELTA], float(printed.loc[rival, DELTA]) / 2, rivals=len(rivals))
         for rival in kept
@@ -162,44 +166,72 @@ def _conjunction(
     return decide(claim, "best", parts, missing=lacking, beside=beside, **shared)
 
 
+READINGS = ("EMTL", "EMTL (raw)", "EMTL (frozen norm)")
+
+
 def findings(
     rows: Sequence[Row], table: pd.DataFrame, blind: Mapping[str, float] | None, same: Callable[[str, float], Check],
-    **facts: Any,
+    doubled: Sequence[pd.DataFrame] = (), **facts: Any,
 ) -> list[Finding]:  # fmt: skip
-    """Sentences of EMTL's section 5.3 and FairGrad's on this benchmark, by paper/decision_rule.md."""
+    """Sentences of EMTL's section 5.3 and FairGrad's on this benchmark, by paper/decision_rule.md; EMTL's by reading.
+
+    `doubled`: lines of the convergence check, at the study's epochs and at twice as many.
+    """
 
     def shared(metrics: Sequence[str], named: Sequence[str], d: float) -> dict[str, Any]:
-        checks = gate(table, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d))
+        checks = gate(table, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d), moves(doubled, metrics))
         return {"gate": checks, "rows": tuple(row["key"] for row in rows), **facts}
 
+    there = set(table["label"])
     emtl, fair = printed_leads("EMTL", EMTL_RIVALS), printed_leads("FairGrad", FAIR_RIVALS, "nyuv2")
     nash = float(emtl.loc["Nash-MTL", DELTA]) / 2
-    best = _conjunction(
-        "emtl-table2-best", table, "EMTL", EMTL_RIVALS, emtl, shared([DELTA], ["EMTL", "Nash-MTL"], nash)
-    )
+    ahead = [name for name in emtl.columns if (emtl[name] > 0).all()]
+    printed_gain = printed_leads("EMTL", ["STL"]).iloc[0][list(METRICS)]
+    angle, small = "normals/mean", float(emtl.loc["MGDA", "normals/mean"]) / 2
+
+    def best(own: str) -> Finding:
+        named = shared([DELTA], [own, "Nash-MTL"], nash)
+        return _conjunction("emtl-table2-best", table, own, EMTL_RIVALS, emtl, named)
+
+    def metrics(own: str) -> Finding:
+        parts = [_first(name, table, own, emtl[name]) for name in ahead]
+        lacking = [rival for rival in EMTL_RIVALS if rival not in there]
+        return decide("emtl-table2-metrics", "count", parts, needed=8, missing=lacking, **shared(ahead, [own], nash))
+
+    def stl(own: str) -> Finding:
+        gain = leads(table, own, "STL")
+        parts = [compare(name, gain[name], max(float(printed_gain[name]) / 2, LEAST)) for name in METRICS]
+        return decide("emtl-table2-stl", "count", parts, needed=8, **shared(list(METRICS), [own], LEAST))
+
+    def mgda(own: str) -> Finding:
+        parts = [favoured(rows), compare("mean angle against MGDA", leads(table, own, "MGDA")[angle], small)]
+        return decide("emtl-table2-mgda", "parts", parts, **shared([angle], [own, "MGDA"], small))
+
+    found = [by_reading([(r, make(r)) for r in READINGS if r in there]) for make in (best, metrics, stl, mgda)]
     d = float(fair.loc["Nash-MTL", DELTA]) / 2
     first = _conjunction("fairgrad-best", table, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
-    first = replace(first, said="one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw")
-    ahead = [name for name in emtl.columns if (emtl[name] > 0).all()]
-    parts = [_first(name, table, emtl[name]) for name in ahead]
-    metrics = decide("emtl-table2-metrics", "count", parts, needed=8, **shared(ahead, ["EMTL"], nash))
-    own, gain = printed_leads("EMTL", ["STL"]).iloc[0][list(METRICS)], leads(table, "EMTL", "STL")
-    parts = [compare(name, gain[name], max(float(own[name]) / 2, LEAST)) for name in METRICS]
-    stl = decide("emtl-table2-stl", "count", parts, needed=8, **shared(list(METRICS), ["EMTL"], LEAST))
-    angle, small = "normals/mean", float(emtl.loc["MGDA", "normals/mean"]) / 2
-    parts = [favoured(rows), compare("mean angle against MGDA", leads(table, "EMTL", "MGDA")[angle], small)]
-    mgda = decide("emtl-table2-mgda", "parts", parts, **shared([angle], ["EMTL", "MGDA"], small))
-    part = compare("LS", leads(table, FAIR_LS, "LS")[DELTA], POINT)
-    losses = decide(
-        "fairgrad-fair-losses", "count", [part], needed=1, said="one base, one alpha", **shared([DELTA], [], 1)
-    )
-    return [best, metrics, stl, mgda, first, losses]
+    heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
+    found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
+    if FAIR_LS in there:
+        part = compare("LS", leads(table, FAIR_LS, "LS")[DELTA], POINT)
+        named = {"needed": 1, "said": "one base, one alpha", **shared([DELTA], [], 1)}
+        found.append(decide("fairgrad-fair-losses", "count", [part], **named))
+    return found
 
 
-def _first(metric: str, table: pd.DataFrame, printed: "pd.Series[float]") -> Part:
-    """Is EMTL the best of its table's methods at one metric? The part of a count, with its closest rival's numbers."""
+def moves(doubled: Sequence[pd.DataFrame], metrics: Sequence[str]) -> dict[str, float] | None:
+    """How far doubled epochs move each row's lead over LS, in the units of `leads`; None where that was not run."""
+    if not doubled:
+        return None
+    labels = [label for label in dict.fromkeys(doubled[0]["label"]) if label != "LS"]
+    once, twice = ({label: leads(table, label, "LS").mean() for label in labels} for table in doubled)
+    return {f"{label} {m}": float(twice[label][m] - once[label][m]) for label in labels for m in metrics}
+
+
+def _first(metric: str, table: pd.DataFrame, own: str, printed: "pd.Series[float]") -> Part:
+    """Is EMTL, in a reading, the best of its table's methods at one metric? With the closest rival's numbers."""
     rivals = [name for name in EMTL_RIVALS if name in set(table["label"])]
-    each = [compare(r, leads(table, "EMTL", r)[metric], float(printed[r]) / 2, rivals=len(rivals)) for r in rivals]
+    each = [compare(r, leads(table, own, r)[metric], float(printed[r]) / 2, rivals=len(rivals)) for r in rivals]
     closest = min(each, key=lambda part: float(part.value or 0.0) / float(part.d or 1.0))
     word = decide("one", "best", each).word
     return replace(closest, name=f"{metric} ({closest.name})", word=word)

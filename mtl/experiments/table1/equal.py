@@ -1,0 +1,125 @@
+"""Table 1 on equal terms: every method at its published setting chooses among the same rates; the rows that decide."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtl.experiments.base import Experiment, Trials
+from mtl.experiments.beside import differences
+from mtl.experiments.table1 import METRICS, Table1
+from mtl.experiments.table1.grids import BACKBONES, BUDGET, split_line
+from mtl.experiments.table1.says import D
+from mtl.report import captioned, plots, style
+from mtl.report.claims import Part, compare
+from mtl.runs.cells import Point
+
+
+class EqualTerms(Table1):
+    """Differences are what it shows: of each line to its backbone's LS, and of every pair of lines."""
+
+    @property
+    def name(self) -> str:
+        return f"Census, {len(self.tasks)} tasks, equal terms"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        table = self._results(primary="score")
+        table["rate"] = [self.rate(line) for line in table.index]
+        said = (
+            f"{self.name}, all rows, four epochs: {METRICS}; rate: learning rate that validation chose (seeds 100 and "
+        )
+        said += "101), † at the edge of the grid; A/A: LS from another initialisation; the paper has no such data"
+        return captioned(table.rename(index=lambda line: style.look(line)[0]), said)
+
+    def rate(self, line: str) -> str:
+        """The learning rates that were chosen for a line, the two tasks' of STL."""
+        label, backbone = split_line(line)
+        trials, rates = self.trials, self.experiment.rates
+        if trials is None:
+            return "–"
+        own = trials[trials["chosen"] & (trials["method"] == label.removesuffix(" A/A"))]
+        own = own[own["model"].map(BACKBONES).eq(backbone) | (backbone == "")]
+        found = [float(rate) for rate in own["point"].str.extract(r"lr=([\d.e-]+)")[0]]
+        last = found[-1:] if label.startswith("scalarization") else found
+        return " / ".join(f"{r:g}" + "†" * (r in (rates[0], rates[-1])) for r in dict.fromkeys(last))
+
+    @cached_property
+    def pairs(self) -> Mapping[str, list[list[Part | None]]]:
+        """Per backbone, every line minus every other in the mean AUC of the tasks, over common seeds."""
+        return {
+            name: [
+                [
+                    None if a == b else compare(f"{a} - {b}", differences(self.frame, "score", a, b, "line"), D)
+                    for b in lines
+                ]
+                for a in lines
+            ]
+            for name, lines in self.lines.items()
+        }
+
+    @cached_property
+    def lines(self) -> dict[str, list[str]]:
+        """Per backbone its lines, the best mean first; STL is in each, A/A rows in none."""
+        means = self.frame.groupby("line")["score"].mean().sort_values(ascending=False)
+        return {
+            name: [x for x in map(str, means.index) if split_line(x)[1] in ("", name) and not x.endswith("A/A")]
+            for name in BACKBONES.values()
+            if any(split_line(str(x))[1] == name for x in means.index)
+        }
+
+    def figure(self) -> Figure:
+        """Each line's lead over its backbone's LS, with the band of what does not matter."""
+        fig, axes = style.subplots(1, len(self.lines), height=3.6)
+        for ax, (name, lines) in zip(axes[0], self.lines.items(), strict=True):
+            base = f"ls ({name})"
+            leads = {x: differences(self.frame, "score", x, base, "line") for x in lines if x != base}
+            leads[f"ls ({name}) A/A"] = differences(self.frame, "score", f"ls ({name}) A/A", base, "line")
+            shown = {split_line(x)[0]: compare(x, lead, D) for x, lead in leads.items()}
+            plots.leads(ax, shown, D, f"{name}: mean AUC of the tasks, minus LS")
+        said = (
+            f"{self.name}: each row minus LS on the same backbone, paired over {len(self.seeds)} seeds, mean and 95 % "
+        )
+        return captioned(fig, f"{said}interval; band: ±{D}, what the paper's text calls significant")
+
+    def matrix(self) -> Figure:
+        """Which lines differ: every pair of a backbone."""
+        fig, axes = style.subplots(1, len(self.pairs), height=3.3)
+        counts = []
+        for ax, (name, pairs) in zip(axes[0], self.pairs.items(), strict=True):
+            plots.equivalence(ax, [style.look(split_line(x)[0])[0] for x in self.lines[name]], pairs, name)
+            below = [part for i, row in enumerate(pairs) for part in row[:i] if part is not None]
+            equal = sum(part.word == "practically equal" for part in below)
+            counts.append(f"{name}: {equal} of {len(below)} pairs practically equal")
+        said = f"{self.name}: row minus column, mean AUC of the tasks over {len(self.seeds)} seeds; practically equal: "
+        return captioned(fig, f"{said}the 95 % interval lies within ±{D}. {'; '.join(counts)}")
+
+
+SCALARS: tuple[Point, ...] = tuple({"c": [c, 2.0 - c]} for c in (0.4, 0.8, 1.2, 1.6))
+# paper/decision_rule.md declared it before any run.
+EQUAL = Experiment(
+    name="table1_equal",
+    book="table1",
+    problem="census",
+    fallback="digits",
+    notebook="03_table1_recommendation",
+    shows=EqualTerms,
+    methods=(
+        ("stl", "stl", {}), ("ls", "ls", {}), ("scalarization", "scalarization", {"c": [1.0, 1.0]}),
+        ("rlw", "rlw", {}), ("dwa", "dwa", {}), ("uw", "uw", {}), ("gradnorm", "gradnorm", {}),
+        ("bandit", "bandit", {"rho": 0.5}), ("bandit (balanced)", "bandit", {"rho": 0.5, "balance": True}),
+        ("mgda", "mgda", {}), ("pcgrad", "pcgrad", {}), ("cagrad", "cagrad", {}), ("imtl-g", "imtl-g", {}),
+        ("nash", "nash", {}), ("fairgrad", "fairgrad", {"alpha": 2.0}), ("emtl", "emtl", {}),
+        ("emtl (raw)", "emtl", {"rate": "raw"}), ("emtl (frozen norm)", "emtl", {"combine": "frozen_norm"}),
+        ("emtl (product)", "emtl", {"combine": "product"}),
+    ),
+    models=tuple(BACKBONES),
+    seeds={"smoke": (0,), "study": tuple(range(10, 20))},
+    budget={scale: BUDGET[scale] for scale in ("smoke", "study")},
+    trials={"study": Trials((100, 101), BUDGET["study"], then={"scalarization": SCALARS})},
+    twins=("ls",),
+    rates=tuple(BUDGET["study"].lr * factor for factor in (0.25, 0.5, 1.0, 2.0)),
+    doubled=("stl", "ls", "emtl", "fairgrad"),
+    variants={scale: ({"tasks": 2},) for scale in ("smoke", "study")},
+)  # fmt: skip
