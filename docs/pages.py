@@ -11,6 +11,7 @@ from typing import Any
 
 from mtl import solvers
 from mtl.methods import METHODS
+from mtl.report.verdicts import claims, recorded, why
 
 ROOT = Path(__file__).parents[1]
 COPIED = {
@@ -110,6 +111,18 @@ def solvers_page() -> str:
     return "\n".join(lines)
 
 
+def claims_page() -> str:
+    """Each sentence with its verdict and what is behind it: what `mtl claims --why` prints."""
+    lines = ["# Claims and their evidence", "", "![Verdicts by the decision rule](figures/verdicts.png)", ""]
+    lines += ["How a word is reached: [the decision rule](decision_rule.md), written before the studies it judges.", ""]
+    found = recorded()
+    for claim in claims():
+        one = found[claim["id"]]
+        lines += [f"## {one.claim}", "", f"*{claim['paper']}:* {escape(claim['sentence'])}", ""]
+        lines += ["```{.text .wrap}", why(one), "```", ""]
+    return "\n".join(lines)
+
+
 def results_page() -> str:
     """The tables that the method pages quote from, and the verdicts."""
     lines = ["# Results", "", "![Verdicts by the decision rule](figures/verdicts.png)", ""]
@@ -129,7 +142,12 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {f"methods/{name}.md": method_page(name) for name in METHODS}
-    pages |= {"methods.md": methods_page(), "results.md": results_page(), "solvers.md": solvers_page()}
+    pages |= {
+        "methods.md": methods_page(),
+        "results.md": results_page(),
+        "claims.md": claims_page(),
+        "solvers.md": solvers_page(),
+    }
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     copies = {uri: ROOT / path for uri, path in COPIED.items()}

@@ -1,5 +1,6 @@
 """The README's own claims about itself: its snippet runs, what it links to exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -25,3 +26,15 @@ def test_what_it_names_exists():
 
 def test_no_placeholder_is_left():
     assert not re.findall(r"@[A-Z_]+@", README)
+
+
+def test_it_is_read_in_five_minutes() -> None:
+    assert len(README.split()) <= 900
+
+
+def test_what_a_step_costs_is_what_was_measured() -> None:
+    """`benchmarks.step`: FairGrad over T backwards, the smallest and the largest of the plain workloads."""
+    rows = json.loads((ROOT / "benchmarks/results/step_cpu.json").read_text())["rows"]
+    found = [row["x_floor"] for row in rows if row["row"] == "mtl fairgrad" and not row["workload"].endswith("f")]
+    (said,) = re.findall(r"alone:\s([\d.]+) to ([\d.]+) times, in four workloads", README)
+    assert len(found) == 4 and said == (f"{min(found):.2f}", f"{max(found):.2f}")

@@ -10,7 +10,7 @@ from rich.table import Table as Screen
 
 from mtl.errors import DataError
 from mtl.files import atomic, markdown, root
-from mtl.report.claims import UNTESTED, Check, Finding, Part
+from mtl.report.claims import UNTESTED, WORDS, Check, Finding, Part, tally
 
 if TYPE_CHECKING:
     from mtl.report.captions import Table
@@ -67,7 +67,7 @@ def recorded(current: bool = False) -> dict[str, Finding]:
 
 
 def record(findings: Sequence[Finding]) -> None:
-    """Write paper/verdicts.json, and paper/generated/claims.tex for the paper."""
+    """Write paper/verdicts.json, and paper/generated/claims.tex and claims.md for paper and README."""
     from mtl.report.captions import tex
 
     made = {"inputs": inputs(), "command": "mtl claims --record", "findings": [one.plain() for one in findings]}
@@ -76,7 +76,8 @@ def record(findings: Sequence[Finding]) -> None:
     body = " \\\\\n".join(" & ".join(tex(cell) for cell in (line[0], line[2], line[3])) for line in rows)
     head = "\\begin{longtable}{lp{.5\\linewidth}p{.22\\linewidth}}\n\\toprule\nclaim & what it says & verdict \\\\\n"
     table = f"{head}\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{longtable}}\n"
-    for name, content in ((FILE, text + "\n"), ("generated/claims.tex", table)):
+    page = f"`mtl claims` prints these, `mtl claims --why ID` what is behind one.\n\n{claims_markdown(findings)}\n"
+    for name, content in ((FILE, text + "\n"), ("generated/claims.tex", table), ("generated/claims.md", page)):
         with atomic(root() / "paper" / name) as part:
             part.write_text(content, encoding="utf-8")
 
@@ -101,9 +102,20 @@ def claims_table(findings: Iterable[Finding]) -> Screen:
 
 
 def claims_markdown(findings: Iterable[Finding]) -> str:
-    """The claims as the README shows them."""
+    """The claims as a table in Markdown."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(map(markdown, row) for row in claim_rows(findings))]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """How many sentences got which word, as the README says it.
+
+    >>> summary([Finding("a", "reproduced", "reproduced", ()), Finding("b", "1 reproduced, 1 contradicted", "", ())])
+    'of 2 sentences 1 reproduced; 1 in parts'
+    """
+    words = [one.word for one in findings]
+    parts = sum(word not in WORDS for word in words)
+    return f"of {len(words)} sentences {tally(words)}" + f"; {parts} in parts" * bool(parts)
 
 
 def footing(findings: Sequence[Finding]) -> str:
