@@ -88,6 +88,10 @@ def reproduce(
             return
         outcomes = go(todo, jobs, fresh, console())
         summary(outcomes, console(), time.monotonic() - started)
+        if any(one.ok for one in outcomes):
+            from mtl.report.html import write
+
+            console().print(f"All of it in one file: {_below(write('smoke' * (scale == 'smoke')))}", highlight=False)
     if not all(one.ok for one in outcomes):
         raise typer.Exit(1)
 
@@ -206,6 +210,25 @@ def claims(
         plain = markdown or why
         say = typer.echo if plain else console().print
         show(say, markdown=markdown, reason=why, keep=record, anew=check)
+
+
+@app.command()
+def report(
+    scale: Annotated[str, typer.Option(help="smoke: what a run at that scale left in folders of its own")] = "",
+) -> None:
+    """Write build/report.html: verdicts, figures, tables, commands and keys of the last `make figures` in one file."""
+    from mtl.report.html import write
+
+    with one_sentence():
+        if scale not in ("", "smoke"):
+            raise ValueError(f"scale: must be smoke, or nothing for every other one, found {scale!r}")
+        typer.echo(_below(write(scale)))
+
+
+def _below(path: Path) -> str:
+    from mtl.files import root
+
+    return str(path.relative_to(root()))
 
 
 @app.command()

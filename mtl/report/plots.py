@@ -181,7 +181,7 @@ def dashboard(findings: Sequence[Finding]) -> Figure:
     ax.annotate("estimate / d (right of 0: for the sentence)", (0, 1.005), **head)
     ax.annotate("verdict [of the numbers alone]", (1.015, 1.005), **head | {"xycoords": "axes fraction", "ha": "left"})
     words = {**WORD_COLOURS, "open": GREY}
-    for x, (word, colour) in zip((0.03, 0.25, 0.47, 0.80, 1.10), words.items(), strict=True):
+    for x, (word, colour) in zip((0.0, 0.23, 0.46, 0.83, 1.15), words.items(), strict=True):
         ax.annotate(word, (x, -0.055), xycoords="axes fraction", fontsize=6.5, color=colour, va="center")
         ax.plot(x - 0.02, -0.055, "s", color=colour, ms=4, transform=ax.transAxes, clip_on=False)
     return fig

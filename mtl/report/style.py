@@ -1,9 +1,10 @@
 """One style for every figure, one colour per family of methods; with its marker it is one method's own."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from mtl.methods import look_of
@@ -55,5 +56,5 @@ def subplots(
     """A figure at its printed size (inches) in the style of the project, and its axes as a 2-D array."""
     if width not in WIDTHS:
         raise ValueError(f"width: one of {', '.join(WIDTHS)}, found {width!r}")
-    plt.rcParams.update(cast(Any, STYLE))
+    sns.set_theme(style="ticks", palette=list(FAMILIES.values()), rc=STYLE)
     return plt.subplots(rows, columns, figsize=(WIDTHS[width], height), squeeze=False, **options)
