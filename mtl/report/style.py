@@ -22,6 +22,8 @@ STYLE: dict[str, Any] = {
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "grid.color": "0.9",
     "grid.linewidth": 0.5,
+    **dict.fromkeys(("xtick.minor.size", "ytick.minor.size"), 1.5),
+    **dict.fromkeys(("xtick.minor.width", "ytick.minor.width"), 0.4),
     "lines.linewidth": 1.1,
     "lines.markersize": 4,
     "legend.handlelength": 1.4,

@@ -40,6 +40,7 @@ class Event(TypedDict, total=False):
 def _start_worker() -> None:
     """One thread per worker; Ctrl-C is the parent's affair, and no worker outlives it, not even one that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -178,8 +179,8 @@ def _run_pool(
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Children that are born here hear no Ctrl-C before they know what to do with it."""
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Children that are born here are told all that they wait for, and hear no Ctrl-C before they know what to do."""
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

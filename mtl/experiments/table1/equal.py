@@ -96,6 +96,7 @@ class EqualTerms(Table1):
         return captioned(fig, f"{said}the 95 % interval lies within ±{D}. {'; '.join(counts)}")
 
 
+TEN = tuple(range(10, 20))
 SCALARS: tuple[Point, ...] = tuple({"c": [c, 2.0 - c]} for c in (0.4, 0.8, 1.2, 1.6))
 # paper/decision_rule.md declared it before any run.
 EQUAL = Experiment(
@@ -115,11 +116,11 @@ EQUAL = Experiment(
         ("emtl (product)", "emtl", {"combine": "product"}),
     ),
     models=tuple(BACKBONES),
-    seeds={"smoke": (0,), "study": tuple(range(10, 20))},
-    budget={scale: BUDGET[scale] for scale in ("smoke", "study")},
-    trials={"study": Trials((100, 101), BUDGET["study"], then={"scalarization": SCALARS})},
+    seeds={"smoke": (0,), "quick": (0,), "study": TEN, "paper": TEN},
+    budget=BUDGET,
+    trials={s: Trials((100, 101), BUDGET[s], then={"scalarization": SCALARS}) for s in ("study", "paper")},
     twins=("ls",),
     rates=tuple(BUDGET["study"].lr * factor for factor in (0.25, 0.5, 1.0, 2.0)),
     doubled=("stl", "ls", "emtl", "fairgrad"),
-    variants={scale: ({"tasks": 2},) for scale in ("smoke", "study")},
+    variants={scale: ({"tasks": 2},) for scale in BUDGET},
 )  # fmt: skip
