@@ -57,7 +57,7 @@ def table(rate: float) -> str:
         hours = run[1] / (rate * 1e12) / 3600
         name = f"{model}, width {width}, {pixels[0]} x {pixels[1]}, {epochs} epochs"
         lines.append([scale, name, *(f"{x / 1e9:.1f}" for x in (one, many)), *(f"{x / 1e15:.2f}" for x in run),
-                      f"{60 * hours:.1f}", str(runs), f"{hours * runs:.1f}"])  # fmt: skip
+                      f"{60 * hours:.2g}", str(runs), f"{hours * runs:.2g}"])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

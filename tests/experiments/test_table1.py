@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -139,6 +140,13 @@ def test_readings_decide_together():
     assert words(balanced, balanced)[0] == "contradicted", "to be ahead of BanditMTL is to be ahead of both"
 
 
+def split(shown):
+    """Key of a method from its line as tables show it."""
+    return {"STL": "stl", "LS": "ls", "Scalarization": "scalarization", "EMTL": "emtl", "EMTL (raw)": "emtl (raw)"}[
+        tables.split_line(shown)[0].removesuffix(" A/A")
+    ]
+
+
 def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
     """In small, on digits: run, publish, read again; then once more without the doubled rows."""
     place = tmp_path
@@ -173,6 +181,19 @@ def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
     assert moves["emtl (mlp) score"] == pytest.approx(lead[2] - lead[1])
     gate = {check.name: check for check in study.gate(["score"], ["stl", "ls (mlp)", "emtl (mlp)"])}
     assert gate["converged"].passed is (max(map(abs, moves.values())) < says.D) and gate["A/A rows"].passed is not None
+
+    monkeypatch.setitem(tables.BACKBONES, "mlp", "MLP")
+    shown = made.published("quick")
+    assert shown.lines.keys() == {"MLP"} and len(shown.lines["MLP"]) == 5, "STL too, A/A rows not"
+    for name, rate in shown.table["rate"].items():
+        chosen = trials[trials["chosen"] & (trials["method"] == split(name))]["point"]
+        assert set(re.findall(r"[\d.]+", rate)) <= set(re.findall(r"lr=([\d.]+)", " ".join(chosen))) != set()
+        assert "†" in rate, "with two rates each is at the edge"
+    order, pairs = shown.lines["MLP"], shown.pairs["MLP"]
+    assert pairs[0][0] is None and pairs[0][1].value == pytest.approx(-pairs[1][0].value) and pairs[0][1].value >= 0
+    leads, cells = (fig.axes[0] for fig in (shown.figure(), shown.matrix()))
+    assert {text.get_text() for text in leads.get_yticklabels()} >= {"LS A/A", "EMTL", "STL"}
+    assert len(cells.patches) == len(order) * (len(order) - 1)
 
     path = place / "data/ledger/equal.jsonl"
     lines = path.read_text().splitlines(keepends=True)

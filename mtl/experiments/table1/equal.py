@@ -40,7 +40,8 @@ class EqualTerms(Table1):
         if trials is None:
             return "–"
         own = trials[trials["chosen"] & (trials["method"] == label.removesuffix(" A/A"))]
-        own = own[own["model"].map(BACKBONES).eq(backbone) | (backbone == "")]
+        if "model" in own and backbone:  # where there are several
+            own = own[own["model"].map(BACKBONES).eq(backbone)]
         found = [float(rate) for rate in own["point"].str.extract(r"lr=([\d.e-]+)")[0]]
         last = found[-1:] if label.startswith("scalarization") else found
         return " / ".join(f"{r:g}" + "†" * (r in (rates[0], rates[-1])) for r in dict.fromkeys(last))
