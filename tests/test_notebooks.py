@@ -43,6 +43,8 @@ def problems(notebook: dict[str, Any]) -> list[str]:
         told = [out for out in cell.get("outputs", []) if out["output_type"] == "stream" and not kept]
         if sum("".join(out["text"]).count("\n") for out in told) > MOST_LINES:
             found.append(f"cell {number} leaves a log in its output")
+        if cell.get("outputs") and not cell.get("execution_count"):
+            found.append(f"cell {number} has outputs but no number, which nbval takes for not run")
         shown = json.dumps([out.get("data", {}).get("text/html", "") for out in cell.get("outputs", [])])
         if "**" in shown:
             found.append(f"cell {number} shows ** in a table")
@@ -110,7 +112,11 @@ def test_the_rules_can_fail() -> None:
         cell("markdown", "# Which one?\n\n**This one, at scale quick.**"),
         cell("code", 'scale = "quick"\nn = -1', "parameters"),
     ]
-    meta = {"kernelspec": {"name": "python3"}}
+    meta, ran = {"kernelspec": {"name": "python3"}}, {"execution_count": 1}
+
+    def html(text: str) -> dict[str, Any]:
+        return {"output_type": "x", "data": {"text/html": [text]}}
+
     assert problems({"cells": good, "metadata": meta}) == []
     cases = {
         "the kernel must be python3": {"cells": good, "metadata": {}},
@@ -136,11 +142,14 @@ def test_the_rules_can_fail() -> None:
         "cell 3 leaves a log in its output": {
             "cells": [
                 *good,
-                cell("code", "1") | {"outputs": [{"output_type": "stream", "text": ["[1/9] done\n"] * 41}]},
+                cell("code", "1") | ran | {"outputs": [{"output_type": "stream", "text": ["[1/9] done\n"] * 41}]},
             ]
         },
         "cell 3 shows ** in a table": {
-            "cells": [*good, cell("code", "1") | {"outputs": [{"output_type": "x", "data": {"text/html": ["**1**"]}}]}]
+            "cells": [*good, cell("code", "1") | ran | {"outputs": [html("**1**")]}],
+        },
+        "cell 3 has outputs but no number, which nbval takes for not run": {
+            "cells": [*good, cell("code", "1") | {"execution_count": None, "outputs": [html("1")]}],
         },
     }
     for said, notebook in cases.items():
