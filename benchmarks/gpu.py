@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtl.experiments.table2 import GROUP_A
 from mtl.files import atomic, root
 
 
@@ -33,18 +34,22 @@ class Command(NamedTuple):
 
 
 GRAM = "ls,mgda,nash,fairgrad,emtl"
+GROUP = ",".join(GROUP_A)
 STEP = "benchmarks.step --device {device} --methods " + GRAM
+TABLE2 = "mtl.cli run table2_unet --scale gpu --device {device} --jobs {jobs} --deadline {left} "
 PARTS: dict[str, tuple[Command, ...]] = {
     "checks": (
-        Command("doctor", 20, "mtl.cli doctor", "mtl.cli doctor"),
+        Command("doctor", 30, "mtl.cli doctor", "mtl.cli doctor"),
+        # every method of Table 2 for an epoch: what the long part would fall over
+        Command("train", 60, "mtl.cli run table2_unet --scale smoke --device {device} --jobs 8 --ledger {scratch}"),
         Command(
-            "seeds", 60, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
+            "seeds", 75, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
         ),
-        Command("tests", 60, "pytest -q -m gpu -n 8 tests"),
         Command(
-            "step", 70, STEP + " --workloads W1,W2,W3,W3b,W4 --seconds 8 --vjp --out {out}",
+            "step", 90, STEP + " --workloads W1,W2,W3,W3b,W4,W5 --seconds 6 --vjp --out {out}",
             "benchmarks.step --quick --methods ls,fairgrad --workloads W4 --seconds .1 --out {out}",
         ),
+        Command("tests", 75, "pytest -q -n 12 {tests}"),
     ),
     "papermill": (
         Command(
@@ -53,12 +58,17 @@ PARTS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "table2": (
-        Command(
-            "table2", 480, "mtl.cli run table2_unet --scale gpu --device {device} --jobs {jobs} --deadline {left}",
-            "mtl.cli run start --scale smoke --deadline {left}",
-        ),
+        Command("group A", 300, TABLE2 + "--seeds 10,11 --methods {group_a}"),
+        Command("table2", 480, TABLE2 + "--seeds 10-19", "mtl.cli run start --scale smoke --deadline {left}"),
     ),
 }  # fmt: skip
+
+
+def marked() -> list[str]:
+    """What pytest is told: the files with tests for a GPU (to collect the others takes longer than these take to run),
+    but for those of time, which `seeds` measures on a card of its own."""
+    files = sorted((root() / "tests").rglob("test_*.py"))
+    return ["-m", "gpu and not slow", *(str(path) for path in files if "pytest.mark.gpu" in path.read_text())]
 
 
 @dataclass
@@ -70,12 +80,12 @@ class Session:
     git: str
     smoke: bool
     until: float
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="mtl-gpu-"))  # rows are small files, which DIR would have too many of
         self.results: dict[str, Any] = {}
-        self.jobs = 1
 
     def run(self, command: Command) -> None:
         """One command, its output in the log, its rows gathered while it goes on."""
@@ -89,8 +99,10 @@ class Session:
             return
         measured = self.work / f"{command.name}.json"
         known = {"device": self.device, "out": measured, "jobs": self.jobs, "left": max(limit - 30, 1)}
-        known["notebook"] = self.out / "notebook.ipynb"
-        filled = [word.format(**known) for word in words.split()]  # a path may hold spaces
+        known |= {"notebook": self.out / "notebook.ipynb", "scratch": self.work / "scratch", "group_a": GROUP}
+        filled = []
+        for word in words.split():  # a path may hold spaces
+            filled += marked() if word == "{tests}" else [word.format(**known)]
         said_command = shlex.join(["python", "-m", *filled])
         log, start = self.out / "log.txt", time.monotonic()
         with log.open("ab") as sink:
@@ -158,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--git", default="", help="the commit that this tree is")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the card, where `checks` is no part")
     parser.add_argument("--smoke", action="store_true", help="small, on the CPU")
     options = parser.parse_args(arguments)
     names = list(PARTS) if options.parts == "all" else options.parts.split(",")
@@ -166,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.minutes > 0:
         parser.error(f"--minutes: must be positive, found {options.minutes}")
     device, until = "cpu" if options.smoke else options.device, time.monotonic() + 60 * options.minutes
-    session = Session(options.out.resolve(), device, options.git, options.smoke, until)
+    session = Session(options.out.resolve(), device, options.git, options.smoke, until, options.jobs)
     try:
         for name in names:
             for command in PARTS[name]:

@@ -7,6 +7,7 @@
 | W3 | MTAN on SegNet | 3 | 2 images of 96 x 128 |
 | W4 | shared perceptron, 512 inputs, one linear head per task | 40 | 256 rows |
 | W3b | W3 in bfloat16 autocast | 3 | 8 images |
+| W5 | Table 2's net at scale `gpu`: U-Net of width 64 in bfloat16 autocast | 3 | 8 images |
 | W1f, W2f | W1 and W2 as `mtl.models` has them: first layer folded | 2 | 2048 rows |
 
 In W1 and W2 every field is looked up, as peers do it.
@@ -56,16 +57,16 @@ def w2f(device: str = "cpu", rows: int = 2048) -> Workload:
     return Workload("W2f", model.to(device), (ids, numbers), [binary(y) for y in targets])
 
 
-def w3(device: str = "cpu", width: int = 16, images: int = 2) -> Workload:
+def w3(device: str = "cpu", images: int = 2, net: str = "mtan", width: int = 16, depth: int = 5) -> Workload:
     draw = torch.Generator().manual_seed(1)
     seen = torch.randn(images, 3, 96, 128, generator=draw).to(device)
     classes = torch.randint(13, (images, 96, 128), generator=draw).to(device)
-    depth = torch.rand(images, 1, 96, 128, generator=draw).to(device)
+    metres = torch.rand(images, 1, 96, 128, generator=draw).to(device)
     normals = F.normalize(torch.randn(images, 3, 96, 128, generator=draw), dim=1).to(device)
-    model = dense_model("mtan", (13, 1, 3), (False, False, True), seed=0, width=width).to(device)
+    model = dense_model(net, (13, 1, 3), (False, False, True), seed=0, width=width, depth=depth).to(device)
     criteria: list[Callable[[Tensor], Tensor]] = [
         lambda y: F.cross_entropy(y, classes),
-        lambda y: (y - depth).abs().mean(),
+        lambda y: (y - metres).abs().mean(),
         lambda y: 1 - (y * normals).sum(1).mean(),
     ]
     return Workload("W3", model, (seen,), criteria)
@@ -73,6 +74,10 @@ def w3(device: str = "cpu", width: int = 16, images: int = 2) -> Workload:
 
 def w3b(device: str = "cpu") -> Workload:
     return replace(w3(device, images=8), name="W3b", amp=True)
+
+
+def w5(device: str = "cpu") -> Workload:
+    return replace(w3(device, 8, "unet", 64, depth=3), name="W5", amp=True)
 
 
 def w4(device: str = "cpu") -> Workload:
@@ -88,5 +93,5 @@ def w2(device: str = "cpu") -> Workload:
 
 
 WORKLOADS: dict[str, Callable[[str], Workload]] = {
-    "W1": w1, "W2": w2, "W3": w3, "W3b": w3b, "W4": w4, "W1f": w1f, "W2f": w2f,
+    "W1": w1, "W2": w2, "W3": w3, "W3b": w3b, "W4": w4, "W5": w5, "W1f": w1f, "W2f": w2f,
 }  # fmt: skip
