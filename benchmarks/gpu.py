@@ -98,7 +98,8 @@ class Session:
             self.write()
             return
         measured = self.work / f"{command.name}.json"
-        known = {"device": self.device, "out": measured, "jobs": self.jobs, "left": max(limit - 30, 1)}
+        known = {"device": self.device, "out": measured, "jobs": self.jobs}
+        known["left"] = round(max(limit - 100, limit / 2))  # the fewer run to the end, the sooner each is there
         known |= {"notebook": self.out / "notebook.ipynb", "scratch": self.work / "scratch", "group_a": GROUP}
         filled = []
         for word in words.split():  # a path may hold spaces

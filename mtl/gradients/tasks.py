@@ -24,6 +24,10 @@ class Column:
     stride: tuple[int, ...]
     rows: Tensor | None = None
 
+    def row(self, block: Tensor, t: int) -> Tensor:
+        """The parameter's part of row t of (T, n), in the parameter's own layout: (*shape)."""
+        return block.as_strided(self.shape, self.stride, block.storage_offset() + t * block.stride(0) + self.start)
+
     def of(self, block: Tensor) -> Tensor:
         """The parameter's part of (T, n) or (n,), in the parameter's own layout: (T, *shape) or (*shape)."""
         lead = block.dim() - 1
@@ -34,11 +38,22 @@ class Column:
         )
 
 
-def _layout(p: Tensor) -> tuple[int, ...]:
-    """The parameter's strides where it fills its memory, so that optimisers stay on their fast path."""
-    if torch.ops.aten.is_non_overlapping_and_dense(p):
+def layout(p: Tensor) -> tuple[int, ...]:
+    """The parameter's strides where it fills its memory."""
+    if p.is_contiguous() or (p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last)):
         return tuple(p.stride())
-    return tuple(torch.empty(p.shape, device="meta").stride())
+    like = p if torch.ops.aten.is_non_overlapping_and_dense(p) else torch.empty(p.shape, device="meta")
+    return tuple(like.stride())
+
+
+def laid(g: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A gradient in the layout of its parameter: fused optimisers read both as they lie in memory, on a CPU unasked."""
+    if g.is_sparse or g.stride() == strides:
+        return g
+    new = torch.empty_strided(g.shape, strides, dtype=g.dtype, device="meta")
+    if g.is_contiguous() and new.is_contiguous():  # strides where the size is 1 are all that differs
+        return g.as_strided(g.shape, strides)
+    return torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
 
 
 class TaskGradients:
@@ -59,7 +74,7 @@ class TaskGradients:
     ):
         self.shared, self.n_tasks, self.layers = shared, n_tasks, list(layers)
         self.blocks: list[tuple[Tensor, list[Column]]] = []
-        self.views: dict[int, Tensor] = {}
+        self.places: dict[int, tuple[Tensor, Column]] = {}
         self.sparse: dict[int, list[tuple[int, Tensor]]] = {}
         self.touched: list[bool] = [False] * n_tasks
         self._filled: dict[int, set[int]] = {}
@@ -69,12 +84,17 @@ class TaskGradients:
         columns, start = [], 0
         for i in indices:
             p = self.shared[i]
-            columns.append(Column(i, start, p.shape, _layout(p)))
+            columns.append(Column(i, start, p.shape, layout(p)))
             start += p.numel()
         owner = self._owner if not self.blocks else None
         matrix = workspace(owner, "gradients", (self.n_tasks, start), self.shared[indices[0]])
         self.blocks.append((matrix, columns))
-        self.views |= {c.index: c.of(matrix) for c in columns}
+        self.places |= {c.index: (matrix, c) for c in columns}
+
+    def view(self, i: int) -> Tensor:
+        """The gradients of parameter i: (T, *shape)."""
+        matrix, column = self.places[i]
+        return column.of(matrix)
 
     def store(self, t: int, grads: Grads) -> None:
         """Row t: one gradient per shared parameter, None where it is not reached; a second call adds."""
@@ -84,15 +104,18 @@ class TaskGradients:
                 self.sparse.setdefault(i, []).append((t, g))
         self.touched[t] |= any(g is not None for g in grads)
         wanted = [i for i in range(len(grads)) if i not in self.sparse] if self._all_dense else list(dense)
-        if new := [i for i in wanted if i not in self.views]:
+        if new := [i for i in wanted if i not in self.places]:
             for dtype in dict.fromkeys(self.shared[i].dtype for i in new):
                 self._allocate([i for i in new if self.shared[i].dtype == dtype])
         fresh = [i for i in dense if t not in self._filled.setdefault(i, set())]
         if fresh:
-            torch._foreach_copy_([self.views[i][t] for i in fresh], [dense[i] for i in fresh])
+            places = [self.places[i] for i in fresh]
+            rows = [column.row(matrix, t) for matrix, column in places]
+            # in one layout: a single pair that differs would take all of them off the fast path
+            torch._foreach_copy_(rows, [laid(dense[i], c.stride) for i, (_, c) in zip(fresh, places, strict=True)])
         for i in dense:
-            if i not in fresh:
-                self.views[i][t] += dense[i]
+            if t in self._filled[i]:
+                self.view(i)[t] += dense[i]
             self._filled[i].add(t)
 
     def store_factors(self, t: int, seeds: Grads) -> None:
@@ -104,13 +127,14 @@ class TaskGradients:
 
     def finish(self, union: Callable[[Tensor], Tensor] = torch.unique) -> None:
         """Zero what was never written, and gather the touched rows of sparse gradients into blocks of their own."""
-        for i, view in self.views.items():
-            for t in set(range(self.n_tasks)) - self._filled.get(i, set()):
-                view[t].zero_()
+        for i, (matrix, column) in self.places.items():
+            if len(filled := self._filled.get(i, set())) < self.n_tasks:
+                for t in set(range(self.n_tasks)) - filled:
+                    column.row(matrix, t).zero_()
         for i, parts in self.sparse.items():
-            if i in self.views:  # dense for one task, sparse for another
+            if i in self.places:  # dense for one task, sparse for another
                 for t, g in parts:
-                    self.views[i][t] += g.to_dense()
+                    self.view(i)[t] += g.to_dense()
                 continue
             # indices are taken as they are: coalescing each task first would sort T times
             rows = union(torch.cat([g._indices()[0] for _, g in parts]))

@@ -13,7 +13,7 @@ from mtl.gradients.layers import find, rays
 from mtl.gradients.parallel import Ranks
 from mtl.gradients.paths import Heads, Vjp
 from mtl.gradients.step import RANKS, SCALE, Pending, Report, Step
-from mtl.gradients.tasks import TaskGradients, product
+from mtl.gradients.tasks import TaskGradients, laid, layout, product
 from mtl.methods.absent import index_of, present
 from mtl.methods.base import Method
 
@@ -194,7 +194,7 @@ class Update:
             Pending.add(self.method, report)
         for p in self.method.parameters():
             if p.grad is not None and self.scale is not None:
-                p.grad *= self.scale
+                p.grad *= self.scale.to(p.grad.device)
         return weights, own
 
     def _asked(self, method: Method, losses: Tensor, values: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -259,10 +259,10 @@ class Update:
 
     def _combined(self, tasks: TaskGradients) -> list[Tensor | None]:
         name, shared = type(self.method).__name__, self.given.shared
-        if sparse := [i for i in tasks.sparse if i not in tasks.views]:
+        if sparse := [i for i in tasks.sparse if i not in tasks.places]:
             raise ValueError(f"shared[{sparse[0]}]: {name} needs dense gradients, found sparse ones")
         # a method may keep state per parameter, so it always sees all of them
-        every = [tasks.views.get(i, p.new_zeros(self.n, *p.shape)) for i, p in enumerate(shared)]
+        every = [tasks.view(i) if i in tasks.places else p.new_zeros(self.n, *p.shape) for i, p in enumerate(shared)]
         if self.scale is not None:  # the method's buffers outlive it, and half precision may not hold what is left
             every = [(g.to(self.dtype) if g.dtype == torch.float16 else g) / self.scale.to(self.dtype) for g in every]
         if self.places is None:
@@ -283,7 +283,7 @@ class Update:
         update = [g.contiguous() for g in update]
         for g in update:
             self.ranks.same_(g)  # a random combination must not differ between ranks
-        return [g if i in tasks.views else None for i, g in enumerate(update)]
+        return [laid(g, layout(shared[i])) if i in tasks.places else None for i, g in enumerate(update)]
 
     def _heads(self, heads: Heads, factors: Tensor) -> None:
         for t, grads in enumerate(heads.own):
@@ -297,10 +297,12 @@ class Update:
 
     @staticmethod
     def _add(parameters: Sequence[Tensor], grads: Grads, factor: Tensor) -> None:
-        for p, g in zip(parameters, grads, strict=True):
-            if g is not None:
-                part = g * factor.to(g.dtype)
-                p.grad = part if p.grad is None else p.grad + part
+        reached = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+        for dtype in dict.fromkeys(g.dtype for _, g in reached):
+            own = [(p, g) for p, g in reached if g.dtype == dtype]
+            parts = torch._foreach_mul([g for _, g in own], factor.to(dtype))
+            for (p, _), part in zip(own, parts, strict=True):
+                p.grad = laid(part, layout(p)) if p.grad is None else p.grad + part
 
     def reduce(self, parameters: Sequence[Tensor]) -> None:
         """Mean of `.grad` over ranks; a parameter that this rank did not reach counts as zero."""

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from mtl.gradients import Step, backward
 from mtl.methods import method
 from mtl.methods.base import Method
+from tests.methods.cases import CASES, Case
 
 F64 = torch.float64
 W = torch.tensor([0.7, -0.4, 1.9], dtype=F64)
@@ -520,6 +521,23 @@ def test_gradients_keep_the_layout_of_their_parameters() -> None:
     backward(losses, shared=conv.parameters(), method=Fixed(2))
     assert conv.weight.grad.stride() == conv.weight.stride()
     torch.testing.assert_close(conv.weight.grad, W[0].float() * rows[0] + W[1].float() * rows[1])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "stl"], ids=str)
+def test_every_method_leaves_gradients_in_the_layout_of_their_parameters(case: Case) -> None:
+    """Fused optimisers read a parameter and its gradient as they lie in memory: on a CPU without a look at strides."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).to(memory_format=torch.channels_last)
+    heads = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 1, 1)) for _ in range(2))
+    heads.to(memory_format=torch.channels_last)
+    method = case.make(2, **({"seed": 0} if case.draws else {}))
+    z = trunk(torch.randn(4, 3, 8, 8))
+    backward(
+        [head(z).square().mean() for head in heads], shared=trunk.parameters(),
+        heads=[list(head.parameters()) for head in heads], method=method, features=z,
+    )  # fmt: skip
+    for p in [*trunk.parameters(), *heads.parameters()]:
+        assert p.grad is not None and p.grad.stride() == p.stride()
 
 
 def test_retain_graph_allows_a_second_look() -> None:

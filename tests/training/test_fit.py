@@ -69,7 +69,7 @@ class Lines(Problem):
     def batches(self, split: str, *rest: Any, **more: Any) -> Iterator[tuple[Tensor, ...]]:
         """Training inputs are jittered: a problem may draw from the run's generator."""
         for x, y in super().batches(split, *rest, **more):
-            yield (x + 0.01 * torch.randn(x.shape) if split == "train" else x), y
+            yield (x + 0.01 * torch.randn(x.shape).to(x) if split == "train" else x), y
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self.counted(super().losses(model, batch))
