@@ -56,7 +56,7 @@ class Report:
 
     def wait(self) -> None:
         """For the device, once."""
-        if self.event is not None and not self.waited:
+        if self.event is not None and not self.waited and not self.event.query():
             self.event.synchronize()
         self.waited = True
         self.gather()

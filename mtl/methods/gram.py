@@ -143,10 +143,10 @@ class IMTL(Learned):
         self.check(losses, gram)
         assert gram is not None
         factor = torch.exp(self.shaped(losses).detach().double())
-        self.descend(factor * losses.to(factor) - 1)
+        self.descend(factor * losses.to(factor, non_blocking=True) - 1)
         # equal projections do not see the scale of a gradient: a ~ w / e^s with the weights w of the g_t themselves
         w, self.certificate = equal_angles(gram.double(), self.rounding(gram))
-        w = w.to(factor)
+        w = w.to(factor, non_blocking=True)
         return (w / (w / factor).sum(-1, keepdim=True)).to(losses.dtype)
 
     def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
