@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[Command, ...]] = {
     "papermill": (
         Command(
             "notebook", 60, "papermill notebooks/11_cost.ipynb {notebook} -p scale smoke -p device {device}",
-            "papermill notebooks/00_start_here.ipynb {notebook} -p scale smoke",
+            "papermill notebooks/11_cost.ipynb {notebook} -p scale smoke",
         ),
     ),
     "table2": (
@@ -144,10 +144,10 @@ class Session:
         return os.environ | own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows so far, each with its ledger's name; a copy without git does not know its commit, `--git` says it."""
+        """Rows so far, each with its ledger's name; a copy of a tree may not know its commit, `--git` says it."""
         for path in sorted((self.work / "ledger").glob("*/[!.]*.json")):
             row = json.loads(path.read_text())
-            if row["provenance"]["git"] is None:
+            if self.git:
                 row["provenance"] |= {"git": self.git, "dirty": False}
                 row.pop("sha256", None)  # merging gives it a new one
             yield {"ledger": path.parent.name, "row": row}

@@ -142,8 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
             work = WORKLOADS[name](options.device)
             sizes[name] = describe(work)
             steps = rows(work, methods, options.vjp, peers, options.device, console)
-            seconds, least = (3.0, 3) if options.quick else (options.seconds, 5)
-            results += measure(work, steps, seconds, least, options.device)
+            for_s, least = (min(options.seconds, 3.0), 3) if options.quick else (options.seconds, 5)
+            results += measure(work, steps, for_s, least, options.device)
             progress.advance(task)
     console.print(table(results, sizes, options.device))
     path = root() / "benchmarks" / "results" / f"step_{options.device.split(':')[0]}.json"

@@ -337,6 +337,36 @@ def find_row(name: str) -> tuple[str, Row]:
     )
 
 
+def _compared() -> Path:
+    return root() / "data" / "again.json"
+
+
+@lru_cache(maxsize=4)
+def _comparisons(path: Path, changed: int) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def compared(row: Mapping[str, Any]) -> bool | None:
+    """Whether a row, run again by the present sources, had the same metrics; None where that was not tried."""
+    path = _compared()
+    known = _comparisons(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    one = known.get(row.get("key", ""), {})
+    modules = tuple(row["provenance"].get("modules", ()))
+    return one["same"] if one and one["sources"] == _digest(modules) else None
+
+
+def compare(row: Row, now: Row) -> bool:
+    """Write down in data/again.json whether a row, run again, has the same metrics, and return it."""
+    path, same = _compared(), bool(row["metrics"] == now["metrics"])
+    known = dict(_comparisons(path, path.stat().st_mtime_ns)) if path.is_file() else {}
+    made = now["provenance"]
+    known[row["key"]] = {"same": same} | {name: made[name] for name in ("sources", "git", "dirty", "created")}
+    with atomic(path) as part:
+        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return same
+
+
 def ledger(name: str) -> Ledger:
     """Ledger `name`: a folder of $MTL_LEDGER or data/ledger/local, beside the published rows in data/ledger."""
     published = root() / "data" / "ledger"

@@ -4,8 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mtl import sources
+
+settings.register_profile("any machine", deadline=None)  # a busy one is slow, which is no fault
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -38,3 +38,23 @@ def test_what_a_step_costs_is_what_was_measured() -> None:
     found = [row["x_floor"] for row in rows if row["row"] == "mtl fairgrad" and not row["workload"].endswith("f")]
     (said,) = re.findall(r"alone:\s([\d.]+) to ([\d.]+) times, in four workloads", README)
     assert len(found) == 4 and said == (f"{min(found):.2f}", f"{max(found):.2f}")
+
+
+def test_what_a_gpu_gives_is_what_was_measured() -> None:
+    """`benchmarks.gpu` on a card: steps of Gram methods, processes side by side, runs of Table 2."""
+    step, seeds = (
+        json.loads((ROOT / f"benchmarks/results/{name}_cuda.json").read_text()) for name in ("step", "seeds")
+    )
+    gram = [
+        row["x_floor"]
+        for row in step["rows"]
+        if row["row"] in {f"mtl {m}" for m in ("mgda", "nash", "fairgrad", "emtl")}
+    ]
+    speed = {row["processes"]: row["steps_per_s"] for row in seeds["processes"]}
+    rows = map(json.loads, (ROOT / "data/ledger/scenes.jsonl").read_text().splitlines())
+    wall = [row["wall_s"] for row in rows if row["config"].get("device") == "cuda"]
+    gpu = " ".join(README.partition("## On a GPU")[2].partition("## Map")[0].split())
+    assert {one["provenance"]["hardware"]["gpu"] for one in (step, seeds)} == {"NVIDIA H200"} and "On an H200" in gpu
+    assert f"takes {min(gram):.2f} to {max(gram):.2f} times its T backwards" in gpu
+    assert f"eight processes on the card are {speed[8] / speed[1]:.1f} times as fast as one" in gpu
+    assert f"takes {min(wall):.0f} to {max(wall):.0f} s a run" in gpu

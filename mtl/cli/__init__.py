@@ -274,6 +274,33 @@ def ledger_merge(folder: Annotated[Path, typer.Argument(help="--out of `python -
             typer.echo(f"data/ledger/{name}.jsonl: {count} rows added")
 
 
+@book.command("again")
+def ledger_again(
+    name: Annotated[str, typer.Argument(help="a ledger below data/ledger: table1, figures/census, ...")],
+    rows: Annotated[int, typer.Option(help="how many")] = 3,
+    longest: Annotated[float, typer.Option(help="seconds that a row may have taken")] = 60.0,
+) -> None:
+    """Run a few rows of other sources again; what came out stands in data/again.json; exit code 1 for another."""
+    from mtl.files import root
+    from mtl.ledger import Ledger, compare, key, stale
+
+    with one_sentence():
+        path = root() / "data" / "ledger" / f"{name}.jsonl"
+        if not path.is_file():
+            raise DataError(f"name: must be a file below data/ledger, found no {name}.jsonl")
+        from mtl.runs.cells import again as run_again
+
+        old = [row for row in Ledger(path).published() if stale(row) and row["wall_s"] <= longest]
+        old = [row for row in old if row["config"].get("device", "cpu") == "cpu" and row.get("fingerprint")]
+        old.sort(key=lambda row: key(row["config"], "drawn"))  # in an order that nobody chose
+        same = []
+        for row in old[:rows]:
+            same.append(compare(row, run_again(row)))
+            typer.echo(f"{row['key']}: {'identical' if same[-1] else 'DIFFERENT'}")
+        typer.echo(f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources")
+    raise typer.Exit(int(not all(same)))
+
+
 @app.command()
 def doctor() -> None:
     """Versions, device, cores, data, disk, ledgers: what a bug report needs; exit code 1 if nothing could run here."""

@@ -85,7 +85,7 @@ CENSUS = Experiment(
     seeds={"smoke": (0, 1), "quick": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
     budget={
         "smoke": Budget(epochs=2, batch_size=256, lr=2e-3, weight_decay=1e-6),
-        "quick": Budget(epochs=6, batch_size=512, lr=2e-3, weight_decay=1e-6, patience=2),
+        "quick": Budget(epochs=3, batch_size=1024, lr=4e-3, weight_decay=1e-6, patience=2),
         "paper": Budget(epochs=30, batch_size=2048, lr=1e-3, weight_decay=1e-6, patience=5),
     },
     variants=dict.fromkeys(("smoke", "quick"), ({"tasks": 3},)) | {"paper": ({"tasks": 3}, {"tasks": 2})},

@@ -15,8 +15,9 @@ from mtl.methods.base import Method
 
 # "auto" is the loop: it takes no more memory than the T gradients, and vectorising was never faster where measured.
 # `python -m benchmarks.step --vjp`, one CPU thread, MGDA, x T backwards, loop / batched from the features:
-# W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE). Not
-# measured on a GPU, where launches may turn it. On the CPU "auto" also keeps wide linear layers as factors.
+# W1 1.01 / 1.30, W2 1.00 / 1.12, W3 1.04 / 1.05, W4 1.30 / 1.35 (1.61 with all forty at once, hence AT_ONCE). On an
+# H200: 1.37 / 1.67, 1.37 / 1.44, 1.24 / 1.27, 1.25 / 1.02: there launches count, and batched is for many tasks. On the
+# CPU "auto" also keeps wide linear layers as factors.
 Vjp = Literal["auto", "loop", "batched"]
 AT_ONCE = 8  # tasks in one vectorised backward: its temporaries stay in the cache, and memory does not grow with T
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.ledger import Row, plain, stale
+from mtl.ledger import Row, compared, plain, stale
 from mtl.scales import SCALES
 
 BOLD = re.compile(r"\*\*(.+?)\*\*")
@@ -42,8 +42,10 @@ def caption(
     parts = [text.rstrip(". ") + ".", f"Data: {data.rstrip('. ')}{said}.", f"Scale: {scale}.", f"n = {n}."]
     if failed := sum(row.get("status", "ok") != "ok" for row in rows):
         parts.append(f"{failed} of {len(rows)} runs ended without a result.")
-    if old := sum(stale(row) for row in rows if "provenance" in row):
-        parts.append(f"{old} of {len(rows)} rows were made by other sources than the present ones.")
+    if old := [row for row in rows if "provenance" in row and stale(row)]:
+        again = [same for row in old if (same := compared(row)) is not None]
+        said = f", {len(again)} of them run again: {sum(again)} identical" if again else ""
+        parts.append(f"{len(old)} of {len(rows)} rows were made by other sources than the present ones{said}.")
     return " ".join(parts)
 
 

@@ -42,13 +42,13 @@ def results_table(
 
     `metrics` maps a column to "higher is better". p is the exact sign-flip test over common seeds against `baseline`,
     or else against the best other row. `reference_row` (STL) comes first, is neither ranked nor a competitor.
-    Formatted: best mean bold, p of the `primary` (else first) metric. `raw`: numbers, columns (metric, mean | ci | n |
-    p | smallest p) and ("", "mean rank"). Raises ValueError for two runs of one row and seed, and where real and
-    synthetic runs would share a column.
+    Formatted: best mean bold, p of the `primary` (else first) metric; none of it and no interval where n < 3. `raw`:
+    numbers, columns (metric, mean | ci | n | p | smallest p) and ("", "mean rank"). Raises ValueError for two runs of
+    one row and seed, and where real and synthetic runs would share a column.
 
     >>> runs = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "auc": [0.8, 0.9, 0.6, 0.7]})
     >>> results_table(runs, {"auc": True}, digits=2).loc["a"].tolist()
-    ['**0.85 ± 0.64**', '2', '0.50', '1.0']
+    ['0.85', '2', '–', '1.0']
     """
     data = rows if isinstance(rows, pd.DataFrame) else frame(rows)
     if lost := [name for name in (*metrics, by, "seed") if name not in data]:
@@ -98,16 +98,20 @@ def _formatted(
     numbers: pd.DataFrame, higher: Mapping[str, bool], contest: list[str], primary: str, digits: int
 ) -> pd.DataFrame:
     shown = pd.DataFrame(index=numbers.index)
+    enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table, and p cannot speak
     for metric, up in higher.items():
         means = numbers[metric, "mean"]
         best = means[contest].max() if up else means[contest].min()
         cells = []
-        for mean, half in zip(means, numbers[metric, "ci"], strict=True):
-            text = "–" if mean != mean else f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
-            cells.append(f"**{text}**" if mean == best else text)
+        for mean, half, told in zip(means, numbers[metric, "ci"], enough, strict=True):
+            spread = f" ± {half:.{digits}f}" if told and half == half else ""
+            text = "–" if mean != mean else f"{mean:.{digits}f}{spread}"
+            cells.append(f"**{text}**" if told and mean == best else text)
         shown[f"{metric} {'↑' if up else '↓'}"] = cells
     shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
-    shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in numbers[primary, "p"]]
+    p_values = numbers[primary, "p"].where(enough)
+    shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in p_values]
     shown["mean rank"] = ["–" if rank != rank else f"{rank:.1f}" for rank in numbers["", "mean rank"]]
-    shown.attrs["note"] = numbers.attrs["note"].replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
+    note = numbers.attrs["note"] if enough.any() else "No interval, no p, nothing bold: n < 3."
+    shown.attrs["note"] = note.replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
     return shown

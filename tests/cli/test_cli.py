@@ -340,3 +340,29 @@ def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lac
     result = call("row", "a", "--again")
     sentence = f"mtl: a: only a whole row of a training run can be run again, this one lacks {lacks}"
     assert result.exit_code == 1 and result.output.splitlines()[-1] == sentence
+
+
+def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtl.ledger import _write, compared, provenance
+    from mtl.report import caption
+
+    made = provenance("cpu", ["mtl.solvers.kl"])
+    row = {"config": CONFIG, "fingerprint": "f", "metrics": {"auc": 0.5}, "wall_s": 1.0}
+    rows: list[Any] = [
+        row | {"key": "same", "provenance": made | {"sources": "older"}},
+        row | {"key": "moved", "metrics": {"auc": 0.6}, "provenance": made | {"sources": "older"}},
+        row | {"key": "slow", "wall_s": 1e3, "provenance": made | {"sources": "older"}},
+        row | {"key": "present", "provenance": made},
+    ]
+    folder = root / "data" / "ledger"
+    folder.mkdir(parents=True)
+    _write(folder / "demo.jsonl", [json.dumps(one).encode() + b"\n" for one in rows])
+    monkeypatch.setattr("mtl.runs.cells.again", lambda one: one | {"metrics": {"auc": 0.5}, "provenance": made})
+    result = call("ledger", "again", "demo")
+    assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
+    assert [compared(one) for one in rows] == [True, False, None, None]
+    text = caption("T.", data="d", scale="quick", n=1, rows=rows)
+    assert "3 of 4 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
+    assert call("ledger", "again", "nothing").exit_code == 1

@@ -113,6 +113,18 @@ class Table2(Study):
         return results.findings(self.rows, self.frame, self.blind, self.same, doubled, scale=self.scale)
 
 
+PUBLISHED: tuple[tuple[str, str, Point], ...] = (
+    ("STL", "stl", {}), ("LS", "ls", {}), ("MGDA", "mgda", {}), ("EMTL", "emtl", {}),
+    ("FairGrad (alpha=2)", "fairgrad", {"alpha": 2.0}), ("Nash-MTL", "nash", {}), ("UW", "uw", {}),
+    ("CAGrad", "cagrad", {}), ("IMTL-G", "imtl-g", {}), ("BanditMTL", "bandit", {"rho": 0.5}), ("SI", "si", {}),
+    ("RLW", "rlw", {}), ("DWA", "dwa", {}), ("PCGrad", "pcgrad", {}), ("GradDrop", "graddrop", {}),
+    ("MoCo", "moco", {}), ("FairGrad (alpha=1)", "fairgrad", {"alpha": 1.0}),
+    ("Fair LS (alpha=0.5)", "fair-loss", {"base": "ls", "alpha": 0.5}),
+)  # fmt: skip
+# Their gradients lay in another order than the weights, which the fused optimiser did not say: rows withdrawn, to be
+# made anew (bfloat16, 25 minutes a run on a CPU without instructions for it).
+WITHDRAWN = ("GradDrop", "MoCo")
+
 TABLE2 = Experiment(
     name="table2",
     book="scenes",
@@ -121,20 +133,14 @@ TABLE2 = Experiment(
     notebook="06_table2_scenes",
     source="{} (real), 96 x 128; 715 train, 80 validation, 654 test images; normals derived from depth",
     shows=Table2,
-    methods=(
-        ("STL", "stl", {}), ("LS", "ls", {}), ("MGDA", "mgda", {}), ("EMTL", "emtl", {}),
-        ("FairGrad (alpha=2)", "fairgrad", {"alpha": 2.0}), ("Nash-MTL", "nash", {}), ("UW", "uw", {}),
-        ("CAGrad", "cagrad", {}), ("IMTL-G", "imtl-g", {}), ("BanditMTL", "bandit", {"rho": 0.5}), ("SI", "si", {}),
-        ("RLW", "rlw", {}), ("DWA", "dwa", {}), ("PCGrad", "pcgrad", {}), ("GradDrop", "graddrop", {}),
-        ("MoCo", "moco", {}), ("FairGrad (alpha=1)", "fairgrad", {"alpha": 1.0}),
-        ("Fair LS (alpha=0.5)", "fair-loss", {"base": "ls", "alpha": 0.5}),
-    ),
+    methods=dict.fromkeys(("smoke", "quick", "paper"), PUBLISHED)
+    | {"study": tuple(entry for entry in PUBLISHED if entry[0] not in WITHDRAWN)},
     # MTAN costs three times as much
     models={"smoke": ("mtan",), "quick": ("segnet",), "study": ("segnet",), "paper": ("mtan",)},
-    seeds={"smoke": (0, 1), "quick": (0, 1), "study": (0, 1, 2), "paper": (0, 1, 2)},
+    seeds={"smoke": (0, 1), "quick": (0,), "study": (0, 1, 2), "paper": (0, 1, 2)},
     budget={
         "smoke": Budget(epochs=1, batch_size=4, lr=1e-3, last=1),
-        "quick": Budget(epochs=2, batch_size=4, lr=1e-3, last=1),
+        "quick": Budget(epochs=1, batch_size=4, lr=1e-3, last=1),
         # the learning rate that LS likes best on validation, seed 100 (.001 .003)
         "study": Budget(epochs=6, batch_size=4, lr=1e-3, halve_at=4, last=2),
         "paper": Budget(epochs=200, batch_size=2, lr=1e-4, halve_at=100, last=10),
@@ -185,6 +191,18 @@ class Seeing(Table2):
     @cached_property
     def table(self) -> pd.DataFrame:
         return captioned(results.formatted(self.frame), f"{self.name}, last epoch: {WORDS}")
+
+    @property
+    def gate(self) -> pd.DataFrame:
+        """What has to hold before these rows may decide `emtl-table2-best`."""
+        (finding,) = (one for one in self.findings() if one.claim == self.sentences[0])
+        words = {True: "yes", False: "no", None: "not run"}
+        rows = [(c.name, words[c.passed], c.said) for c in finding.gate]
+        table = pd.DataFrame(rows, columns=["check", "passed", "found"]).set_index("check")
+        n = f"{finding.n} of {len(self.experiment.seeds[self.scale])} seeds"
+        return captioned(
+            table, f"{self.name}, scale {self.scale}: the gate; {n}, so that no sentence is decided by them"
+        )
 
 
 UNET = Experiment(

@@ -46,12 +46,12 @@ def formatted(table: pd.DataFrame) -> pd.DataFrame:
         heads = {name: name.replace(task + "/", f"{HEADS[task]} ") for name in shown.columns}
         parts.append(shown.drop(columns=["n", "p", "mean rank"]).rename(columns=heads))
     last = results_table(table, {DELTA: False, FAIRER: False}, by="label", reference_row="STL", digits=1)
-    last = last.replace("-0.0 ", "0.0 ", regex=True)  # STL's own delta-m
+    last = last.replace(r"^-(0\.0+)\b", r"\1", regex=True)  # STL's own delta-m
     last["mean rank"] = ranks(table).map(lambda rank: f"{rank:.1f}").reindex(last.index, fill_value="–")
     whole = pd.concat([*parts, last], axis=1)
     whole.attrs["note"] = (
         last.attrs["note"].replace("p:", f"p ({DELTA}):")
-        + " STL's own spread is not in the intervals of delta-m; rank over the nine metrics, without STL."
+        + " STL's own spread is not in the intervals of delta-m. Rank over the nine metrics, without STL."
     )
     return whole
 
