@@ -337,6 +337,9 @@ def find_row(name: str) -> tuple[str, Row]:
     )
 
 
+_BITS = (("hardware", "cpu"), ("hardware", "gpu"), ("versions", "torch"))
+
+
 def _compared() -> Path:
     return root() / "data" / "again.json"
 
@@ -345,6 +348,11 @@ def _compared() -> Path:
 def _comparisons(path: Path, changed: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two provenances are of one kind of processor and one torch: the same sources then give the same bits."""
+    return all(a[part].get(name) == b[part].get(name) for part, name in _BITS)
 
 
 def compared(row: Mapping[str, Any]) -> bool | None:

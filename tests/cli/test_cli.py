@@ -356,13 +356,15 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
         row | {"key": "slow", "wall_s": 1e3, "provenance": made | {"sources": "older"}},
         row | {"key": "present", "provenance": made},
     ]
+    other = made | {"sources": "older", "hardware": made["hardware"] | {"cpu": "another"}}
+    rows.append(row | {"key": "elsewhere", "provenance": other})
     folder = root / "data" / "ledger"
     folder.mkdir(parents=True)
     _write(folder / "demo.jsonl", [json.dumps(one).encode() + b"\n" for one in rows])
     monkeypatch.setattr("mtl.runs.cells.again", lambda one: one | {"metrics": {"auc": 0.5}, "provenance": made})
     result = call("ledger", "again", "demo")
     assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
-    assert [compared(one) for one in rows] == [True, False, None, None]
+    assert [compared(one) for one in rows] == [True, False, None, None, None]
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
-    assert "3 of 4 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
+    assert "4 of 5 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1
