@@ -73,8 +73,9 @@ def results_table(
             for column, value in _cell(runs, name, other).items():
                 cells.setdefault((metric, column), {})[name] = value
     numbers = pd.DataFrame(cells).reindex(order).rename_axis(by)
-    means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in metrics}).loc[contest]
-    numbers["", "mean rank"] = mean_rank(means.dropna(), metrics)
+    ranked = {metric: up for metric, up in metrics.items() if metric != "score"} or metrics  # the mean of the others
+    means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in ranked}).loc[contest]
+    numbers["", "mean rank"] = mean_rank(means.dropna(), ranked)
     note = f"p: paired sign-flip test against {baseline or 'the best other row'}"
     first = next(iter(metrics))
     least = numbers[first, "smallest p"].min()
