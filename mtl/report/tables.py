@@ -42,8 +42,9 @@ def results_table(
 
     `metrics` maps a column to "higher is better". p is the exact sign-flip test over common seeds against `baseline`,
     or else against the best other row. `reference_row` (STL) comes first, is neither ranked nor a competitor.
-    Formatted: best mean bold, p of the `primary` (else first) metric; none of it and no interval where n < 3. `raw`:
-    numbers, columns (metric, mean | ci | n | p | smallest p) and ("", "mean rank"). Raises ValueError for two runs of
+    Formatted: bold what cannot be told from the best mean (the 95 % t interval of the paired difference holds 0), p of
+    the `primary` (else first) metric; none of it and no interval where n < 3. `raw`: numbers, columns (metric, mean |
+    ci | n | p | smallest p | level) and ("", "mean rank"). Raises ValueError for two runs of
     one row and seed, and where real and synthetic runs would share a column.
 
     >>> runs = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "auc": [0.8, 0.9, 0.6, 0.7]})
@@ -72,6 +73,8 @@ def results_table(
             other = baseline or next((rival for rival in best if rival != name), None)
             for column, value in _cell(runs, name, other).items():
                 cells.setdefault((metric, column), {})[name] = value
+            level = name in contest and _level(runs[name], runs[best[0]])
+            cells.setdefault((metric, "level"), {})[name] = float(level)
     numbers = pd.DataFrame(cells).reindex(order).rename_axis(by)
     ranked = {metric: up for metric, up in metrics.items() if metric != "score"} or metrics  # the mean of the others
     means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in ranked}).loc[contest]
@@ -80,7 +83,7 @@ def results_table(
     first = next(iter(metrics))
     least = numbers[first, "smallest p"].min()
     numbers.attrs["note"] = note + (f"; {least:.3f} is the smallest that n can give." if least == least else ".")
-    return numbers if raw else _formatted(numbers, metrics, contest, primary or first, digits)
+    return numbers if raw else _formatted(numbers, metrics, primary or first, digits)
 
 
 def _cell(runs: pd.DataFrame, name: str, other: str | None) -> dict[str, float]:
@@ -95,19 +98,22 @@ def _cell(runs: pd.DataFrame, name: str, other: str | None) -> dict[str, float]:
     return cell
 
 
-def _formatted(
-    numbers: pd.DataFrame, higher: Mapping[str, bool], contest: list[str], primary: str, digits: int
-) -> pd.DataFrame:
+def _level(own: "pd.Series[float]", best: "pd.Series[float]") -> bool:
+    """Whether three paired seeds or more leave it open that both means are the same."""
+    lead = (own - best).dropna()
+    return len(lead) >= 3 and abs((estimate := mean_ci(lead)).value) <= estimate.half
+
+
+def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, digits: int) -> pd.DataFrame:
     shown = pd.DataFrame(index=numbers.index)
     enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table, and p cannot speak
     for metric, up in higher.items():
-        means = numbers[metric, "mean"]
-        best = means[contest].max() if up else means[contest].min()
         cells = []
-        for mean, half, told in zip(means, numbers[metric, "ci"], enough, strict=True):
+        columns = (numbers[metric, name] for name in ("mean", "ci", "level"))
+        for mean, half, level, told in zip(*columns, enough, strict=True):
             spread = f" ± {half:.{digits}f}" if told and half == half else ""
             text = "–" if mean != mean else f"{mean:.{digits}f}{spread}"
-            cells.append(f"**{text}**" if told and mean == best else text)
+            cells.append(f"**{text}**" if level else text)
         shown[f"{metric} {'↑' if up else '↓'}"] = cells
     shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
     p_values = numbers[primary, "p"].where(enough)

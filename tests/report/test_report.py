@@ -99,7 +99,7 @@ def test_lower_is_better_and_baseline() -> None:
 
 def test_one_seed_and_failed_runs_are_shown_as_such() -> None:
     shown = report.results_table([row("a", 0, 0.5), row("b", 0, None, status="non-finite")], {"t/auc": True}, digits=2)
-    assert shown.loc["a"].tolist() == ["**0.50**", "1", "–", "1.0"]
+    assert shown.loc["a"].tolist() == ["0.50", "1", "–", "1.0"]
     assert shown.loc["b"].tolist() == ["–", "0", "–", "–"]
 
 
@@ -333,3 +333,18 @@ def test_a_line_of_the_manifest_is_whole_or_an_error(tmp_path: Path, monkeypatch
             captions.manifest({"kind": "x" * 300})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_bold_is_what_cannot_be_told_from_the_best() -> None:
+    """paper/decision_rule.md, Display; the reference is no competitor, and two seeds tell nothing."""
+    scores = {
+        "stl": (1, 1, 1, 1),
+        "best": (0.90, 0.91, 0.92, 0.93),
+        "near": (0.92, 0.89, 0.93, 0.90),
+        "far": (0.80, 0.81, 0.82, 0.83),
+    }
+    rows = [row(name, seed, value) for name, values in scores.items() for seed, value in enumerate(values)]
+    shown = report.results_table(rows, {"t/auc": True}, reference_row="stl")["t/auc ↑"]
+    assert [name for name, text in shown.items() if "**" in text] == ["best", "near"]
+    few = report.results_table([one for one in rows if one["config"]["seed"] < 2], {"t/auc": True}, reference_row="stl")
+    assert not few["t/auc ↑"].str.contains(r"\*|±").any()
