@@ -119,9 +119,9 @@ def checked(file: dict[str, NDArray[Any]], where: str) -> dict[str, NDArray[Any]
         if len(bad := np.flatnonzero(~good)):
             row = int(np.searchsorted(ends, bad[0], side="right"))
             raise fault(row, f"{name} must be {rule}, found {file[name][bad[0]]}")
-    if len(bad := np.argwhere(~np.isfinite(y))):
-        row, column = bad[0]
-        raise fault(int(row), f"{list(TARGETS)[column]} must be a finite number, found {y[row, column]}")
+    if len(cells := np.argwhere(~np.isfinite(y))):
+        row, column = cells[0].tolist()
+        raise fault(row, f"{list(TARGETS)[column]} must be a finite number, found {y[row, column]}")
     return file
 
 
