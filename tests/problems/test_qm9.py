@@ -6,9 +6,10 @@ import torch
 
 from mtl.errors import DataError
 from mtl.problems import MissingDataError, problem
+from mtl.problems.data.download import entry
 from mtl.problems.molecules import generate
 from mtl.problems.qm9 import FAMILIES, HARTREE, NODES, PAIR, UNITS, features, split_rows
-from mtl.problems.qm9_files import COLUMNS, COMPACT, ELEMENTS, PARTS, TARGETS, Molecules, read
+from mtl.problems.qm9_files import COLUMNS, COMPACT, ELEMENTS, FOLDER, PARTS, SHA256, TARGETS, Molecules, read
 from tests.problems.damage import kept, spoil
 
 SYMBOLS = {charge: symbol for symbol, charge in ELEMENTS.items()}
@@ -155,6 +156,12 @@ def test_missing_data_say_the_route_and_the_stand_in_says_what_it_is(tmp_path, m
     assert made.describe().startswith("EMBEDDED DEFAULT: qm9 was not found, generated molecules stand in for it.")
     assert "(synthetic)" in made.describe() and made.fingerprint == problem("molecules").fingerprint
     assert made.sizes == {"train": 600, "validation": 200, "test": 400}
+
+
+def test_the_manifest_fetches_the_files_that_are_read():
+    item = entry("qm9")
+    assert item.folder == FOLDER and [file.name for file in item.files] == list(PARTS)
+    assert {file.name: file.sha256 for file in item.files} == {name: SHA256[name] for name in PARTS}
 
 
 def test_splits_are_those_of_the_literature_disjoint_and_fixed():
