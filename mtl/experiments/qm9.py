@@ -124,10 +124,11 @@ class QM9Study(Study):
         if len(shown) > len(strong):
             ax.plot([], [], ".", color="0.75", ms=4, label="the others")
         ax.set_xscale("symlog", linthresh=50)
+        low, high = max(ax.get_xlim()[0], -100), ax.get_xlim()[1]
         ticks = [-50, -25, 0, 25, 50, 100, 200, 500, 1000]
         ax.set_xticks(ticks, list(map(str, ticks)))
         ax.set_xticks([], minor=True)
-        ax.set_xlim(left=max(ax.get_xlim()[0], -100))
+        ax.set_xlim(low, high)
         ax.set_yticks(range(len(names)), [name.removesuffix("/mae") for name in names])
         ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="change of the test MAE against STL [%] (left of 0 is better)")
         ax.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
