@@ -12,7 +12,9 @@ from mtl.problems.census import Census
 from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
 from mtl.problems.kuairand import KuaiRand, KuaiRandClick
+from mtl.problems.molecules import GeneratedMolecules
 from mtl.problems.multimnist import MultiMNIST
+from mtl.problems.qm9 import QM9
 from mtl.problems.scaled import ScaledCensus, ScaledDigits
 from mtl.problems.scenes.cityscapes import Cityscapes
 from mtl.problems.scenes.nyuv2 import NYUv2
@@ -32,11 +34,14 @@ PROBLEMS: dict[str, type[Problem]] = {
     "nyuv2": NYUv2,
     "cityscapes": Cityscapes,
     "rooms": Rooms,
+    "qm9": QM9,
+    "molecules": GeneratedMolecules,
 }
 # what takes the place of a data set that is not found, if the caller agrees; digits for all others
 STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "rooms"), Rooms)
 STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
 STAND_INS |= dict.fromkeys(("kuairand", "shortvideo"), ShortVideo)
+STAND_INS |= dict.fromkeys(("qm9", "molecules"), GeneratedMolecules)
 
 __all__ = [
     "PROBLEMS",
@@ -56,8 +61,8 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
 
     A data set that is nowhere to be found raises DataError saying what to run; with fallback="digits" the
     digits that come with scikit-learn take its place (for scenes: fallback="rooms", rendered ones; for AliExpress:
-    fallback="aliexpress_like", for KuaiRand: fallback="shortvideo", generated rows), which `embedded_default` and
-    `describe()` then say.
+    fallback="aliexpress_like", for KuaiRand: fallback="shortvideo", for QM9: fallback="molecules", generated ones),
+    which `embedded_default` and `describe()` then say.
     Damaged data always raise. Raises ValueError for an unknown name, scale, option or fallback.
 
     >>> problem("digits", tasks=3).tasks

@@ -293,7 +293,7 @@ def test_the_manifest_names_whole_checksums_and_plain_paths():
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match=r"data set must be one of census, mnist, found 'cencus'"):
+    with pytest.raises(ValueError, match=r"data set must be one of census, mnist, qm9, found 'cencus'"):
         download.get("cencus")
 
 

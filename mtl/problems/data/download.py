@@ -70,7 +70,7 @@ def manifest() -> dict[str, Entry]:
     """The data sets that can be fetched, from manifest.toml beside this file.
 
     >>> sorted(manifest())
-    ['census', 'mnist']
+    ['census', 'mnist', 'qm9']
     """
     tables = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
     files = {name: tuple(Member(**file) for file in table.pop("files")) for name, table in tables.items()}
