@@ -192,7 +192,7 @@ BALLS: tuple[Point, ...] = ({"alpha": 0.5, "rho": 0.3}, {"alpha": 0.25, "rho": 0
 FIXED: tuple[Point, ...] = tuple({"c": [w if task == "r2" else 1.0 for task in UNITS]} for w in (3.0, 10.0, 30.0))
 BUDGET = {
     "smoke": Budget(epochs=1, batch_size=100, lr=2e-3),
-    "quick": Budget(epochs=12, batch_size=256, lr=2e-3, one_cycle=0.2),
+    "quick": Budget(epochs=4, batch_size=256, lr=2e-3, one_cycle=0.2),
     "study": Budget(epochs=40, batch_size=256, lr=2e-3, one_cycle=0.2),
     "paper": Budget(epochs=300, batch_size=120, lr=2e-3, one_cycle=0.2),
 }
