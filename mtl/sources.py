@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 REGISTRIES = {"mtl": "", "mtl.models": "", "mtl.methods": "METHODS", "mtl.problems": "PROBLEMS"}  # name of the dict
+REGISTRIES |= {"mtl.problems.registry": ""}  # where `mtl.problems` has what it names
 Import = tuple[str, str | None]  # (module, name) of `from module import name`, (module, None) of `import module`
 
 
@@ -79,11 +80,21 @@ def resolve(module: str, name: str | None) -> str | None:
     if (path := file_of(module)) is None:
         return None
     if name is not None:
-        if file_of(f"{module}.{name}"):
-            return f"{module}.{name}"
-        if path.name == "__init__.py" and (origin := _read(path).exports.get(name)):
+        if file_of(inner := f"{module}.{name}"):
+            return None if inner in REGISTRIES else inner
+        if path.name == "__init__.py" and (origin := _exports(module, path).get(name)):
             return resolve(*origin)
     return None if module in REGISTRIES else module
+
+
+def _home(module: str) -> Path | None:
+    """The file with the imports of a registry."""
+    return file_of(f"{module}.registry") if module in REGISTRIES else None
+
+
+def _exports(module: str, path: Path) -> dict[str, tuple[str, str]]:
+    home = _home(module)
+    return _read(path).exports | (_read(home).exports if home else {})
 
 
 def closure(modules: Iterable[str]) -> dict[str, Path]:
@@ -121,7 +132,7 @@ def entries(registry: str) -> dict[str, str]:
     >>> entries("mtl.methods")["emtl"], entries("mtl.problems")["census"]
     ('mtl.methods.emtl', 'mtl.problems.census')
     """
-    path = file_of(registry)
+    path = _home(registry) or file_of(registry)
     assert path is not None
     named = _read(path).dicts.get(REGISTRIES[registry], {})
     return {str(key): module for key, name in named.items() if (module := resolve(registry, name))}

@@ -2,46 +2,13 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mtl.files import canonical
-from mtl.problems.aliexpress import AliExpress
-from mtl.problems.aliexpress_like import AliExpressLike
-from mtl.problems.base import SPLITS, Batch, BinaryProblem, Metric, Problem
-from mtl.problems.census import Census
-from mtl.problems.data.raw import MissingDataError
-from mtl.problems.digits import Digits
-from mtl.problems.kuairand import KuaiRand, KuaiRandClick
-from mtl.problems.molecules import GeneratedMolecules
-from mtl.problems.multimnist import MultiMNIST
-from mtl.problems.qm9 import QM9
-from mtl.problems.scaled import ScaledCensus, ScaledDigits
-from mtl.problems.scenes.cityscapes import Cityscapes
-from mtl.problems.scenes.nyuv2 import NYUv2
-from mtl.problems.scenes.rooms import Rooms
-from mtl.problems.shortvideo import ShortVideo
 
-PROBLEMS: dict[str, type[Problem]] = {
-    "census": Census,
-    "census_scaled": ScaledCensus,
-    "aliexpress": AliExpress,
-    "aliexpress_like": AliExpressLike,
-    "kuairand": KuaiRand,
-    "kuairand_click": KuaiRandClick,
-    "shortvideo": ShortVideo,
-    "multimnist": MultiMNIST,
-    "digits": Digits,
-    "nyuv2": NYUv2,
-    "cityscapes": Cityscapes,
-    "rooms": Rooms,
-    "qm9": QM9,
-    "molecules": GeneratedMolecules,
-}
-# what takes the place of a data set that is not found, if the caller agrees; digits for all others
-STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "rooms"), Rooms)
-STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
-STAND_INS |= dict.fromkeys(("kuairand", "shortvideo"), ShortVideo)
-STAND_INS |= dict.fromkeys(("qm9", "molecules"), GeneratedMolecules)
+if TYPE_CHECKING:
+    from mtl.problems.registry import PROBLEMS, SPLITS, Batch, BinaryProblem, Metric, MissingDataError, Problem
 
 __all__ = [
     "PROBLEMS",
@@ -54,6 +21,14 @@ __all__ = [
     "problem",
     "registered",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What the registry has, and no sooner: to list data sets needs none of the problems, nor torch."""
+        if name in __all__:
+            return getattr(import_module("mtl.problems.registry"), name)
+        raise AttributeError(f"module 'mtl.problems' has {', '.join(__all__)}, found no {name!r}")
 
 
 def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **options: Any) -> Problem:
@@ -68,11 +43,14 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     >>> problem("digits", tasks=3).tasks
     ('odd', 'five-or-more', 'prime')
     """
+    from mtl.problems.data.raw import MissingDataError
+    from mtl.problems.registry import PROBLEMS, STAND_INS
+
     if not isinstance(name, str) or name not in PROBLEMS:
         near = get_close_matches(str(name), PROBLEMS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
-    stand_in: Any = STAND_INS.get(name, Digits)
+    stand_in: Any = STAND_INS.get(name, PROBLEMS["digits"])
     if fallback not in (None, stand_in.name):
         raise ValueError(f"fallback of {name} must be {stand_in.name!r} or None, found {fallback!r}")
     kind: Any = PROBLEMS[name]
@@ -96,5 +74,7 @@ def registered(name: str, options: Mapping[str, Any]) -> str:
     >>> registered("census", {"tasks": 3}), registered("census", {"factor": 0.1})
     ('census', 'census_scaled')
     """
+    from mtl.problems.registry import PROBLEMS
+
     kinds = [key for key, kind in PROBLEMS.items() if kind.name == name and set(options) <= kind.option_names()]
     return kinds[0] if kinds else name
