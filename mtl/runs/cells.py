@@ -30,6 +30,10 @@ OUTCOME = (  # what a row takes from its run as it is
 BUDGET_KEYS = ("lr", "weight_decay")  # what a hyperparameter point may say of the budget
 
 
+class Refused(RunError):
+    """A worker whose rows could not be compared with the others: no run may go to it."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: its label in tables, all that decides it but the device, the data that it will read.
@@ -239,13 +243,16 @@ def locked(name: str) -> Iterator[Path]:
         path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
-    """Run one cell and append its row, unless another process has done so meanwhile."""
+def run_cell(
+    cell: Cell, book: Ledger | None, device: str = "cpu", checkpoints: bool = True, older: bool = False
+) -> Row:
+    """Run one cell and append its row, unless another process has done so meanwhile; no `book`: the caller writes."""
     name = cell.key(torch.device(device).type)
     with locked(name) as path:
-        if (row := book.find(name, older)) is None:
+        if book is None or (row := book.find(name, older)) is None:
             row = _made(cell, device, path if checkpoints else None)
-            book.append(row)  # which has read it back
+            if book is not None:
+                book.append(row)  # which has read it back
             path.unlink(missing_ok=True)
     return row
 
