@@ -103,7 +103,7 @@ def run(
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
     methods: Annotated[str, typer.Option(help="labels, with commas; default: all")] = "",
     jobs: Annotated[int, typer.Option(help="worker processes, which may share one GPU; ray: runs for each GPU")] = 1,
-    engine: Annotated[str, typer.Option(help="here, processes or ray; default: as jobs say")] = "auto",
+    engine: Annotated[str, typer.Option(help="here, processes, ray or ranks; default: as jobs say")] = "auto",
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster; default: this machine")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     deadline: Annotated[float | None, typer.Option(help="seconds after which no run is started")] = None,

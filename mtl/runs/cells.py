@@ -257,8 +257,9 @@ def run_cell(
     return row
 
 
-def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
-    data, start = build(cell), cell.seed if cell.init_seed is None else cell.init_seed
+def fitted(cell: Cell, data: Problem, device: str, **how: Any) -> Run:
+    """The run of a cell on its data; `how` goes to `fit`."""
+    start = cell.seed if cell.init_seed is None else cell.init_seed
     return fit(
         data,
         fresh(cell.method, len(data.tasks), start, cell.hyper),
@@ -268,19 +269,20 @@ def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
         budget=cell.budget,
         device=device,
         select=cell.select,
-        checkpoint=checkpoint,
+        **how,
     )
 
 
 def _made(cell: Cell, device: str, checkpoint: Path | None = None) -> Row:
     with one_thread():
-        return row_of(cell, _fit(cell, device, checkpoint), device)
+        return row_of(cell, fitted(cell, build(cell), device, checkpoint=checkpoint), device)
 
 
 def refit(cell: Cell, changes: Mapping[str, Any] | None = None, device: str = "cpu") -> MultiTaskModel:
     """The model of a run, trained anew, since ledgers keep none; `changes` replace fields of the cell."""
     with one_thread():
-        return cast(MultiTaskModel, _fit(replace(cell, **(changes or {})), device).model)
+        changed = replace(cell, **(changes or {}))
+        return cast(MultiTaskModel, fitted(changed, build(changed), device).model)
 
 
 def again(row: Row, device: str = "cpu") -> Row:

@@ -22,11 +22,12 @@ import torch
 from mtl.errors import RunError
 from mtl.ledger import Ledger, Row, key
 from mtl.methods.base import chosen
+from mtl.runs import ranks
 from mtl.runs.cells import Cell, Refused, build, locked, one_thread, row_of, run_cell
 from mtl.training.fit import Run
 from mtl.training.together import fit_seeds, fresh, refusal
 
-ENGINES = ("auto", "here", "processes", "ray")
+ENGINES = ("auto", "here", "processes", "ray", "ranks")
 
 
 class Event(TypedDict, total=False):
@@ -72,11 +73,12 @@ def run_grid(
 ) -> list[Row]:
     """Rows of all cells in order, each with its cell's `label`; only runs that the ledger lacks are run.
 
-    `engine` is "here", in `jobs` "processes" of one thread each, or "ray", on the cluster of `address` or this machine
-    alone; "auto" is here for one job and processes for more. Rows depend on neither. Local rows made by older
-    sources count as missing if `rerun_stale`; published ones are taken as they are. `accept`
-    names further kinds of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its
-    row is then missing in the answer and `progress` hears of it, as of each cell: `shown("census")` draws a bar.
+    `engine` is "here", in `jobs` "processes" of one thread each, "ray", on the cluster of `address` or this machine
+    alone, or "ranks", where processes that torchrun started share each run; "auto" is here for one job and processes
+    for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by older sources count as
+    missing if `rerun_stale`; published ones are taken as they are. `accept` names further kinds of device ("cuda")
+    whose rows will do. After `deadline` seconds no run is started: its row is then missing in the answer and
+    `progress` hears of it, as of each cell: `shown("census")` draws a bar.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
     agree with those of single runs to rounding, and have the same keys. What cannot be trained so runs one by one,
     with a warning.
@@ -88,14 +90,17 @@ def run_grid(
     chosen("engine", engine, ENGINES)
     if together and engine not in ("auto", "here"):
         raise ValueError(f"engine: must be here where seeds train together, found {engine!r}")
-    if jobs > 1 and (together or engine == "here"):
-        raise ValueError(f"jobs: must be 1 {'where seeds train together' if together else 'here'}, found {jobs}")
+    if jobs > 1 and (together or engine in ("here", "ranks")):
+        why = "where seeds train together" if together else f"for the engine {engine}"
+        raise ValueError(f"jobs: must be 1 {why}, found {jobs}")
     if address is not None and engine != "ray":
         raise ValueError(f"address: must be of a cluster of the engine ray, found {address!r} for {engine}")
     if deadline is not None and deadline < 0:
         raise ValueError(f"deadline: must not be negative, found {deadline}")
     until = None if deadline is None else time.monotonic() + deadline
-    known = ledger.latest(older=not rerun_stale)
+    device = ranks.join(device) if engine == "ranks" else device
+    agreed = ranks.told if engine == "ranks" else lambda value: value
+    known = agreed(ledger.latest(older=not rerun_stale))
     names = {cell.key(kind): cell for cell in cells}
     rows: dict[str, Row] = {}
     failed: dict[str, str] = {}
@@ -122,7 +127,7 @@ def run_grid(
         ledger.ready()
 
     def late() -> bool:
-        return until is not None and time.monotonic() >= until
+        return agreed(until is not None and time.monotonic() >= until)
 
     def finish(name: str, result: Callable[[], Row]) -> None:
         try:
@@ -141,13 +146,18 @@ def run_grid(
 
         runs = {name: names[name] for name in missing}
         missing = cluster.run(runs, ledger, device, checkpoints, jobs, address, late, finish)
+    elif engine == "ranks":
+        while missing and not late():
+            name = missing.pop(0)
+            rows[name] = ranks.run_cell(names[name], *arguments)
+            tell("done", name, row=rows[name])
     elif engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1)):
         queue = _groups([names[name] for name in missing]) if together else [[names[name]] for name in missing]
         while queue and not late():
             for cell, result in _results(queue.pop(0), *arguments):
                 finish(cell.key(kind), result)
         missing = [cell.key(kind) for group in queue for cell in group]
-    while engine != "ray" and missing and not late():
+    while engine in ("auto", "processes") and missing and not late():
         missing, lost = _run_pool(missing, names, arguments, jobs, late, finish)
         for name in lost:  # one of these took its worker down: alone, each shows whether it was the one
             _, again = _run_pool([name], names, arguments, 1, lambda: False, finish)
