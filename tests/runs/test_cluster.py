@@ -117,14 +117,17 @@ class Node:
 
     def __init__(self, log: Path, *words: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *words]
-        command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+        command += ["--object-store-memory=100000000", "--disable-usage-stats", "--include-log-monitor=false"]
         for _ in range(4):  # a node waits 15 seconds for its agents, too short on a machine that is at work
             with log.open("wb") as file:
                 self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-            while self.process.poll() is None:
-                if b"runtime started" in log.read_bytes():
+            try:
+                wait(lambda: self.process.poll() is not None or b"runtime started" in log.read_bytes(), 150)
+                if self.process.poll() is None:
                     return
-                time.sleep(0.1)
+            except BaseException:
+                self.kill()
+                raise
             self.kill()
         pytest.fail(log.read_text())
 
@@ -147,7 +150,13 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     address, nodes = f"127.0.0.1:{_port()}", list[Node]()
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # a socket's path is short
-        head = ("--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", f"--temp-dir={short}")
+        head = (
+            "--head",
+            "--no-monitor",
+            f"--port={address.partition(':')[2]}",
+            "--include-dashboard=false",
+            f"--temp-dir={short}",
+        )
         try:
             for words in (head, (f"--address={address}",)):
                 nodes.append(Node(tmp_path / f"node{len(nodes)}.log", *words))
