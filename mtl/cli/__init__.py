@@ -132,7 +132,8 @@ def run(
 
         def progress(event: Any) -> None:
             events[event["event"]] += 1
-            plain_progress(event)
+            if os.environ.get("RANK", "0") == "0":  # torchrun's others do the same
+                plain_progress(event)
 
         started = time.monotonic()
         try:
