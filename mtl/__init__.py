@@ -22,6 +22,7 @@ EXTRAS = {
     "figures": ("pandas", "matplotlib", "seaborn", "jinja2"),
     "commands": ("typer", "rich", "yaml", "filelock"),
     "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
+    "ray": ("ray",),
 }
 
 

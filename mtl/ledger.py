@@ -53,6 +53,7 @@ class Row(TypedDict, total=False):
     unconverged: int | None
     history: list[dict[str, Any]]
     trace: list[list[float]]
+    ranks: int  # processes that each took a part of every batch
     together: list[int]  # seeds that were trained side by side
     sha256: str  # in a file only: sixteen digits over all else in the row, looked at and left out when it is read
     label: str  # in an answer of `run_grid`: the cell's

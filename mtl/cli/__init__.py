@@ -102,7 +102,9 @@ def run(
     scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
     methods: Annotated[str, typer.Option(help="labels, with commas; default: all")] = "",
-    jobs: Annotated[int, typer.Option(help="worker processes, which may share one GPU")] = 1,
+    jobs: Annotated[int, typer.Option(help="worker processes, which may share one GPU; ray: runs for each GPU")] = 1,
+    engine: Annotated[str, typer.Option(help="here, processes, ray or ranks; default: as jobs say")] = "auto",
+    address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster; default: this machine")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     deadline: Annotated[float | None, typer.Option(help="seconds after which no run is started")] = None,
     ledger: Annotated[Path | None, typer.Option(help="a folder for the rows; default: data/ledger/local")] = None,
@@ -116,7 +118,7 @@ def run(
         options = arguments.pairs(parameter or ())
         how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": arguments.names(methods) or None}
         how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
-        how |= {"jobs": jobs, "together": together, "rerun_stale": not keep_stale}
+        how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
         from mtl.experiments.registry import EXPERIMENTS
@@ -130,7 +132,8 @@ def run(
 
         def progress(event: Any) -> None:
             events[event["event"]] += 1
-            plain_progress(event)
+            if os.environ.get("RANK", "0") == "0":  # torchrun's others do the same
+                plain_progress(event)
 
         started = time.monotonic()
         try:

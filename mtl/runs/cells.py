@@ -30,6 +30,10 @@ OUTCOME = (  # what a row takes from its run as it is
 BUDGET_KEYS = ("lr", "weight_decay")  # what a hyperparameter point may say of the budget
 
 
+class Refused(RunError):
+    """A worker whose rows could not be compared with the others: no run may go to it."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: its label in tables, all that decides it but the device, the data that it will read.
@@ -239,19 +243,23 @@ def locked(name: str) -> Iterator[Path]:
         path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def run_cell(cell: Cell, book: Ledger, device: str = "cpu", checkpoints: bool = True, older: bool = False) -> Row:
-    """Run one cell and append its row, unless another process has done so meanwhile."""
+def run_cell(
+    cell: Cell, book: Ledger | None, device: str = "cpu", checkpoints: bool = True, older: bool = False
+) -> Row:
+    """Run one cell and append its row, unless another process has done so meanwhile; no `book`: the caller writes."""
     name = cell.key(torch.device(device).type)
     with locked(name) as path:
-        if (row := book.find(name, older)) is None:
+        if book is None or (row := book.find(name, older)) is None:
             row = _made(cell, device, path if checkpoints else None)
-            book.append(row)  # which has read it back
+            if book is not None:
+                book.append(row)  # which has read it back
             path.unlink(missing_ok=True)
     return row
 
 
-def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
-    data, start = build(cell), cell.seed if cell.init_seed is None else cell.init_seed
+def fitted(cell: Cell, data: Problem, device: str, **how: Any) -> Run:
+    """The run of a cell on its data; `how` goes to `fit`."""
+    start = cell.seed if cell.init_seed is None else cell.init_seed
     return fit(
         data,
         fresh(cell.method, len(data.tasks), start, cell.hyper),
@@ -261,19 +269,20 @@ def _fit(cell: Cell, device: str, checkpoint: Path | None = None) -> Run:
         budget=cell.budget,
         device=device,
         select=cell.select,
-        checkpoint=checkpoint,
+        **how,
     )
 
 
 def _made(cell: Cell, device: str, checkpoint: Path | None = None) -> Row:
     with one_thread():
-        return row_of(cell, _fit(cell, device, checkpoint), device)
+        return row_of(cell, fitted(cell, build(cell), device, checkpoint=checkpoint), device)
 
 
 def refit(cell: Cell, changes: Mapping[str, Any] | None = None, device: str = "cpu") -> MultiTaskModel:
     """The model of a run, trained anew, since ledgers keep none; `changes` replace fields of the cell."""
     with one_thread():
-        return cast(MultiTaskModel, _fit(replace(cell, **(changes or {})), device).model)
+        changed = replace(cell, **(changes or {}))
+        return cast(MultiTaskModel, fitted(changed, build(changed), device).model)
 
 
 def again(row: Row, device: str = "cpu") -> Row:

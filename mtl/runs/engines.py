@@ -1,4 +1,4 @@
-"""Running the cells of a grid that the ledger lacks: here, in worker processes, or seeds side by side."""
+"""Running the cells of a grid that the ledger lacks: here, in worker processes, on a cluster, or seeds side by side."""
 
 import multiprocessing
 import os
@@ -21,9 +21,13 @@ import torch
 
 from mtl.errors import RunError
 from mtl.ledger import Ledger, Row, key
-from mtl.runs.cells import Cell, build, locked, one_thread, row_of, run_cell
+from mtl.methods.base import chosen
+from mtl.runs import ranks
+from mtl.runs.cells import Cell, Refused, build, locked, one_thread, row_of, run_cell
 from mtl.training.fit import Run
 from mtl.training.together import fit_seeds, fresh, refusal
+
+ENGINES = ("auto", "here", "processes", "ray", "ranks")
 
 
 class Event(TypedDict, total=False):
@@ -64,13 +68,17 @@ def run_grid(
     rerun_stale: bool = True,
     accept: Sequence[str] = (),
     together: bool = False,
+    engine: str = "auto",
+    address: str | None = None,
 ) -> list[Row]:
     """Rows of all cells in order, each with its cell's `label`; only runs that the ledger lacks are run.
 
-    `jobs` worker processes of one thread each (1: in this process); rows do not depend on `jobs`. Local rows
-    made by older sources count as missing if `rerun_stale`; published ones are taken as they are. `accept`
-    names further kinds of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its
-    row is then missing in the answer and `progress` hears of it, as of each cell: `shown("census")` draws a bar.
+    `engine` is "here", in `jobs` "processes" of one thread each, "ray", on the cluster of `address` or this machine
+    alone, or "ranks", where processes that torchrun started share each run; "auto" is here for one job and processes
+    for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by older sources count as
+    missing if `rerun_stale`; published ones are taken as they are. `accept` names further kinds of device ("cuda")
+    whose rows will do. After `deadline` seconds no run is started: its row is then missing in the answer and
+    `progress` hears of it, as of each cell: `shown("census")` draws a bar.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
     agree with those of single runs to rounding, and have the same keys. What cannot be trained so runs one by one,
     with a warning.
@@ -79,12 +87,20 @@ def run_grid(
     kind = torch.device(device).type
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, found {jobs}")
-    if together and jobs > 1:
-        raise ValueError(f"jobs: must be 1 where seeds train together, found {jobs}")
+    chosen("engine", engine, ENGINES)
+    if together and engine not in ("auto", "here"):
+        raise ValueError(f"engine: must be here where seeds train together, found {engine!r}")
+    if jobs > 1 and (together or engine in ("here", "ranks")):
+        why = "where seeds train together" if together else f"for the engine {engine}"
+        raise ValueError(f"jobs: must be 1 {why}, found {jobs}")
+    if address is not None and engine != "ray":
+        raise ValueError(f"address: must be of a cluster of the engine ray, found {address!r} for {engine}")
     if deadline is not None and deadline < 0:
         raise ValueError(f"deadline: must not be negative, found {deadline}")
     until = None if deadline is None else time.monotonic() + deadline
-    known = ledger.latest(older=not rerun_stale)
+    device = ranks.join(device) if engine == "ranks" else device
+    agreed = ranks.told if engine == "ranks" else lambda value: value
+    known = agreed(ledger.latest(older=not rerun_stale))
     names = {cell.key(kind): cell for cell in cells}
     rows: dict[str, Row] = {}
     failed: dict[str, str] = {}
@@ -105,18 +121,18 @@ def run_grid(
         else:
             rows[name] = hit
             tell("found", name, row=hit)
-    if missing and kind == "cuda" and not torch.cuda.is_available():
+    if missing and kind == "cuda" and engine != "ray" and not torch.cuda.is_available():
         raise RunError(f"device: {len(missing)} of {len(names)} runs need {device!r}, found no CUDA device here")
     if missing:
         ledger.ready()
 
     def late() -> bool:
-        return until is not None and time.monotonic() >= until
+        return agreed(until is not None and time.monotonic() >= until)
 
     def finish(name: str, result: Callable[[], Row]) -> None:
         try:
             rows[name] = result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, Refused):
             raise
         except Exception as error:  # one bad cell must not cost the others
             failed[name] = f"{type(error).__name__}: {error}"
@@ -125,13 +141,23 @@ def run_grid(
             tell("done", name, row=rows[name])
 
     arguments = (ledger, device, checkpoints, not rerun_stale)
-    if together or jobs == 1 or len(missing) == 1:
+    if engine == "ray" and missing:
+        from mtl.runs import cluster  # which only some have
+
+        runs = {name: names[name] for name in missing}
+        missing = cluster.run(runs, ledger, device, checkpoints, jobs, address, late, finish)
+    elif engine == "ranks":
+        while missing and not late():
+            name = missing.pop(0)
+            rows[name] = ranks.run_cell(names[name], *arguments)
+            tell("done", name, row=rows[name])
+    elif engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1)):
         queue = _groups([names[name] for name in missing]) if together else [[names[name]] for name in missing]
         while queue and not late():
             for cell, result in _results(queue.pop(0), *arguments):
                 finish(cell.key(kind), result)
         missing = [cell.key(kind) for group in queue for cell in group]
-    while missing and not late():
+    while engine in ("auto", "processes") and missing and not late():
         missing, lost = _run_pool(missing, names, arguments, jobs, late, finish)
         for name in lost:  # one of these took its worker down: alone, each shows whether it was the one
             _, again = _run_pool([name], names, arguments, 1, lambda: False, finish)
