@@ -31,7 +31,7 @@ if not TYPE_CHECKING:
         raise AttributeError(f"module 'mtl.problems' has {', '.join(__all__)}, found no {name!r}")
 
 
-def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **options: Any) -> Problem:
+def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **options: Any) -> "Problem":
     """Build a problem by name at a scale; options are the problem's own (tasks=3, ...).
 
     A data set that is nowhere to be found raises DataError saying what to run; with fallback="digits" the
