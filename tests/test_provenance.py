@@ -44,7 +44,7 @@ def test_card_names_its_rows_its_commit_and_its_scale(name: str) -> None:
     assert rows <= keys(), f"{len(rows - keys())} of {len(rows)} rows are not in data/ledger"
     assert card["provenance"]["git"] and card["provenance"]["dirty"] is False
     assert (
-        card["scale"] in ("quick", "study", "paper")
+        card["scale"] in ("quick", "study", "gpu", "paper")
         and card["scale"] in card["caption"]
         and str(card["n"]) in card["caption"]
     )
