@@ -36,8 +36,8 @@ def test_what_is_new_and_unrelated_changes_no_hash_and_no_notebook(package: Path
     bytes_before = {name: path.read_bytes() for name, path in notebook.items()}
     for new in ("problems/fresh.py", "methods/fresh.py", "experiments/fresh.py"):
         (package / new).write_text('"""New."""\n\n\nclass Fresh:\n    pass\n')
-    for room, registry in (("methods", "METHODS"), ("problems", "PROBLEMS")):
-        face = package / room / "__init__.py"
+    for room, registry, file in (("methods", "METHODS", "__init__.py"), ("problems", "PROBLEMS", "registry.py")):
+        face = package / room / file
         text = face.read_text()
         text = text.replace("\n\nfrom", f"\n\nfrom mtl.{room}.fresh import Fresh\nfrom", 1)
         head, sep, tail = text.partition(f"{registry}: dict")

@@ -199,7 +199,7 @@ def code(path: Path) -> str:
 def register(package: Path, room: str, registry: str) -> None:
     """A new file in a room, with its line in the registry."""
     (package / room / "unheard.py").write_text('"""New."""\n\n\nclass Unheard:\n    pass\n')
-    face = package / room / "__init__.py"
+    face = next(path for path in (package / room / "registry.py", package / room / "__init__.py") if path.is_file())
     head, name, tail = face.read_text().partition(f"{registry}: dict")
     first, brace, rest = tail.partition("= {\n")
     head = head.replace("\n\nfrom", f"\n\nfrom mtl.{room}.unheard import Unheard\nfrom", 1)
