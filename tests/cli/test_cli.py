@@ -218,6 +218,7 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
 
 def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path) -> None:
     words = "run census --scale study --seeds 0-2,5 --jobs 2 --device cuda:1 --deadline 60 --together --keep-stale"
+    words += " --engine ray --address host:6379"
     result = call(*words.split(), "--methods", "LS, FairGrad (alpha=2)", "-p", "tasks=3", "--ledger", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert experiments["census"].asked == {
@@ -229,6 +230,8 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
         "deadline": 60.0,
         "together": True,
         "rerun_stale": False,
+        "engine": "ray",
+        "address": "host:6379",
         "tasks": 3,
     }
     assert os.environ["MTL_LEDGER"] == str(tmp_path) and "2 rows, 0 without a result, 0 left" in said(result)
@@ -237,6 +240,7 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
 def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
     assert call("run", "census").exit_code == 0
     how = {"jobs": 1, "device": "cpu", "deadline": None, "together": False, "rerun_stale": True}
+    how |= {"engine": "auto", "address": None}
     assert experiments["census"].asked == {"scale": "quick", "seeds": None, "methods": None, **how}
 
 
