@@ -130,7 +130,7 @@ class Session:
         found: dict[str, Any] = {"command": said_command, "rc": process.returncode, "late": late, "said": said}
         found["wall_s"] = round(time.monotonic() - start, 1)
         if measured.exists():
-            found["measured"] = json.loads(measured.read_text())
+            found["measured"] = self.named(json.loads(measured.read_text()))
         self.results[command.name] = found
         if command.name == "seeds" and measured.exists():
             self.jobs = max(found["measured"]["processes"], key=lambda row: row["steps_per_s"])["processes"]
@@ -144,13 +144,16 @@ class Session:
         return os.environ | own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows so far, each with its ledger's name; a copy of a tree may not know its commit, `--git` says it."""
+        """Rows so far, each with its ledger's name."""
         for path in sorted((self.work / "ledger").glob("*/[!.]*.json")):
-            row = json.loads(path.read_text())
-            if self.git:
-                row["provenance"] |= {"git": self.git, "dirty": False}
-                row.pop("sha256", None)  # merging gives it a new one
-            yield {"ledger": path.parent.name, "row": row}
+            yield {"ledger": path.parent.name, "row": self.named(json.loads(path.read_text()))}
+
+    def named(self, made: dict[str, Any]) -> dict[str, Any]:
+        """A row or measurement with its commit, which a copy of a tree may not know, or only an older one."""
+        if self.git and "provenance" in made:
+            made["provenance"] |= {"git": self.git, "dirty": False}
+            made.pop("sha256", None)  # merging gives a row a new one
+        return made
 
     def gather(self) -> None:
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.rows())

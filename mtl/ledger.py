@@ -80,6 +80,12 @@ def _digest(modules: tuple[str, ...]) -> str | None:
         return None
 
 
+def present(row: Mapping[str, Any]) -> str | None:
+    """The hash of what a row's modules import now; None where it names none, or one that is gone."""
+    modules = tuple((row.get("provenance") or {}).get("modules", ()))
+    return _digest(modules) if modules else None
+
+
 def stale(row: Mapping[str, Any]) -> bool:
     """Whether a row was made by other sources than those now installed; reports say so.
 
@@ -88,9 +94,8 @@ def stale(row: Mapping[str, Any]) -> bool:
     >>> stale({"provenance": provenance("cpu", ["mtl.solvers.kl"])}), stale({"provenance": {"sources": "older"}})
     (False, True)
     """
-    made = row.get("provenance") or {}
-    now = _digest(tuple(made.get("modules", ())))
-    return not made.get("modules") or now is None or made.get("sources") != now
+    now = present(row)
+    return now is None or (row.get("provenance") or {}).get("sources") != now
 
 
 @lru_cache(maxsize=1)
@@ -336,44 +341,6 @@ def find_row(name: str) -> tuple[str, Row]:
     raise DataError(
         f"key: no ledger below data/ledger has {name!r}; keys stand in the JSON beside each table and figure"
     )
-
-
-_BITS = (("hardware", "cpu"), ("hardware", "gpu"), ("versions", "torch"))
-
-
-def _compared() -> Path:
-    return root() / "data" / "again.json"
-
-
-@lru_cache(maxsize=4)
-def _comparisons(path: Path, changed: int) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two provenances are of one kind of processor and one torch: the same sources then give the same bits."""
-    return all(a[part].get(name) == b[part].get(name) for part, name in _BITS)
-
-
-def compared(row: Mapping[str, Any]) -> bool | None:
-    """Whether a row, run again by the present sources, had the same metrics; None where that was not tried."""
-    path = _compared()
-    known = _comparisons(path, path.stat().st_mtime_ns) if path.is_file() else {}
-    one = known.get(row.get("key", ""), {})
-    modules = tuple(row["provenance"].get("modules", ()))
-    return one["same"] if one and one["sources"] == _digest(modules) else None
-
-
-def compare(row: Row, now: Row) -> bool:
-    """Write down in data/again.json whether a row, run again, has the same metrics, and return it."""
-    path, same = _compared(), bool(row["metrics"] == now["metrics"])
-    known = dict(_comparisons(path, path.stat().st_mtime_ns)) if path.is_file() else {}
-    made = now["provenance"]
-    known[row["key"]] = {"same": same} | {name: made[name] for name in ("sources", "git", "dirty", "created")}
-    with atomic(path) as part:
-        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return same
 
 
 def ledger(name: str) -> Ledger:

@@ -285,7 +285,8 @@ def ledger_again(
 ) -> None:
     """Run a few rows of other sources again; what came out stands in data/again.json; exit code 1 for another."""
     from mtl.files import root
-    from mtl.ledger import Ledger, alike, compare, key, provenance, stale
+    from mtl.ledger import Ledger, key, provenance, stale
+    from mtl.report.again import comparable, record
 
     with one_sentence():
         path = root() / "data" / "ledger" / f"{name}.jsonl"
@@ -296,12 +297,12 @@ def ledger_again(
         every = [row for row in Ledger(path).published() if stale(row)]
         here = provenance()
         # another processor or torch rounds otherwise, and a run of thousands of steps then ends elsewhere
-        same_bits = [row for row in every if alike(row["provenance"], here) and "budget" in row["config"]]
+        same_bits = [row for row in every if comparable(row["provenance"], here) and "budget" in row["config"]]
         old = [row for row in same_bits if row["wall_s"] <= longest]
         old.sort(key=lambda row: key(row["config"], "drawn"))  # in an order that nobody chose
         same = []
         for row in old[:rows]:
-            same.append(compare(row, run_again(row)))
+            same.append(record(row, run_again(row)))
             typer.echo(f"{row['key']}: {'identical' if same[-1] else 'DIFFERENT'}")
         typer.echo(
             f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources; "

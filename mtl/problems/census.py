@@ -16,7 +16,7 @@ from torch import Tensor
 from mtl.models import PLE, MMoE, MultiTaskModel, shared_bottom, single_task
 from mtl.problems.base import BinaryProblem, check_scale
 from mtl.problems.data import raw
-from mtl.problems.data.download import entry, locate
+from mtl.problems.data.pins import entry, locate
 
 # in the order of the files; the names follow the data set's own documentation
 COLUMNS = (

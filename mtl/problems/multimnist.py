@@ -15,7 +15,7 @@ from mtl.models import lenet, lenet_single_task
 from mtl.problems import metrics
 from mtl.problems.base import Metric, Problem, check_scale
 from mtl.problems.data import raw
-from mtl.problems.data.download import entry, locate
+from mtl.problems.data.pins import entry, locate
 
 COLUMNS = ("label", *(f"{row}x{column}" for row in range(1, 29) for column in range(1, 29)))
 ROWS = {"smoke": (600, 200, 400), "quick": (6_000, 1_000, 2_000), "paper": (54_000, 6_000, 10_000)}

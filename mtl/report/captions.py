@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from mtl.ledger import Row, compared, plain, stale
+from mtl.ledger import Row, plain, stale
+from mtl.report.again import outcome
 from mtl.scales import SCALES
 
 BOLD = re.compile(r"\*\*(.+?)\*\*")
@@ -43,7 +44,7 @@ def caption(
     if failed := sum(row.get("status", "ok") != "ok" for row in rows):
         parts.append(f"{failed} of {len(rows)} runs ended without a result.")
     if old := [row for row in rows if "provenance" in row and stale(row)]:
-        again = [same for row in old if (same := compared(row)) is not None]
+        again = [same for row in old if (same := outcome(row)) is not None]
         said = f", {len(again)} of them run again: {sum(again)} identical" if again else ""
         parts.append(f"{len(old)} of {len(rows)} rows were made by other sources than the present ones{said}.")
     return " ".join(parts)

@@ -349,8 +349,9 @@ def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lac
 def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtl.ledger import _write, compared, provenance
+    from mtl.ledger import _write, provenance
     from mtl.report import caption
+    from mtl.report.again import outcome
 
     made = provenance("cpu", ["mtl.solvers.kl"])
     row = {"config": CONFIG, "fingerprint": "f", "metrics": {"auc": 0.5}, "wall_s": 1.0}
@@ -368,7 +369,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     monkeypatch.setattr("mtl.runs.cells.again", lambda one: one | {"metrics": {"auc": 0.5}, "provenance": made})
     result = call("ledger", "again", "demo")
     assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
-    assert [compared(one) for one in rows] == [True, False, None, None, None]
+    assert [outcome(one) for one in rows] == [True, False, None, None, None]
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
     assert "4 of 5 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from mtl.cli import app
 from mtl.errors import DataError
-from mtl.problems.data import download
-from mtl.problems.data.download import Entry, Member
+from mtl.problems.data import download, pins
+from mtl.problems.data.pins import Entry, Member
 
 CONTENT = {"pkg/data/a.csv": b"1,2\n" * 50, "pkg/data/b.csv": b"3,4\n" * 60}
 CODE = {"pkg/setup.py": b"raise SystemExit('must never be unpacked')"}
@@ -82,7 +82,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.delenv("MTL_DATA", raising=False)
 
     def use(entry, registry):
-        monkeypatch.setattr(download, "manifest", lambda: {"toy": entry})
+        monkeypatch.setattr(pins, "manifest", lambda: {"toy": entry})
         monkeypatch.setattr(download, "_pip", registry)
         return root / "data" / "raw"
 
@@ -218,7 +218,7 @@ def test_killed_in_the_middle_it_begins_anew(place, tmp_path):
         "import os\nfrom pathlib import Path\nfrom mtl.problems.data import download\n"
         "from tests.problems.test_download import CONTENT, Registry, item, tar_bytes\n"
         "archive = tar_bytes(CONTENT)\n"
-        "download.manifest = lambda: {'toy': item(archive)}\n"
+        "download.pins.manifest = lambda: {'toy': item(archive)}\n"
         "download._pip = Registry(archive, meanwhile=lambda: os._exit(9))\n"
         "download.get('toy')\n"
     )
@@ -286,7 +286,7 @@ def test_lookup_order_and_status(place, tmp_path, monkeypatch):
 
 
 def test_the_manifest_names_whole_checksums_and_plain_paths():
-    for entry in download.manifest().values():
+    for entry in pins.manifest().values():
         assert {len(s) for s in [entry.sha256, *(f.sha256 for f in entry.files)]} == {64}
         assert "==" in entry.requirement and entry.folder.isidentifier()
         assert len({f.name for f in entry.files}) == len(entry.files)

@@ -6,7 +6,7 @@ import torch
 
 from mtl.errors import DataError
 from mtl.problems import MissingDataError, problem
-from mtl.problems.data.download import entry
+from mtl.problems.data.pins import entry
 from mtl.problems.molecules import generate
 from mtl.problems.qm9 import FAMILIES, HARTREE, NODES, PAIR, UNITS, features, split_rows
 from mtl.problems.qm9_files import COLUMNS, COMPACT, ELEMENTS, FOLDER, PARTS, SHA256, TARGETS, Molecules, read

@@ -37,18 +37,6 @@ def bare(rows: list[Row]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("wall_s", "provenance")} for row in rows]
 
 
-@pytest.fixture(autouse=True)
-def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "book")
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -32,19 +32,6 @@ TINY = Budget(epochs=1, batch_size=200)
 TWO = [("LS", "ls", {}), ("MGDA", "mgda", {})]
 
 
-@pytest.fixture(autouse=True)
-def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Checkpoints and ledgers of a test lie in its own folder."""
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
-    monkeypatch.delenv("MTL_LEDGER", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "book")
-
-
 def cells(seeds: tuple[int, ...] = (0, 1), methods: list[Any] = TWO, budget: Budget = TINY) -> list[Cell]:
     return grid("digits", methods, ["mlp"], seeds, "smoke", budget, tasks=2)
 

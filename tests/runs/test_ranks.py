@@ -43,12 +43,6 @@ def cells(methods: list[Any] = METHODS) -> list[Cell]:
     return grid("digits", methods, ["mlp"], [0], "smoke", Budget(3, 99), tasks=2)  # 99: parts of unequal size
 
 
-@pytest.fixture(autouse=True)
-def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
-    return tmp_path
-
-
 def torchrun(n: int, *words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=Path(__file__).parents[2])

@@ -9,89 +9,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 import zipfile
 import zlib
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mtl.errors import DataError
 from mtl.files import root, sweep
-from mtl.problems.data import raw
-
-MANIFEST = Path(__file__).with_name("manifest.toml")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One data file inside an archive."""
-
-    member: str
-    sha256: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.member).name
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One data set of the manifest."""
-
-    name: str
-    title: str
-    folder: str
-    licence: str
-    requirement: str
-    archive: str
-    sha256: str
-    files: tuple[Member, ...]
-    instead: str = ""  # one file that the problem reads as well, which no registry has
-
-    def place(self) -> raw.Found | None:
-        """The first place where all files are, whatever is in them."""
-        places = raw.places(self.folder)
-        return next((p for p in places if all((p.path / file.name).is_file() for file in self.files)), None)
-
-    def verify(self, found: raw.Found) -> Path:
-        """The folder, if each file in it is the pinned one; else DataError."""
-        for file in self.files:
-            if (digest := raw.sha256(found.path / file.name)) != file.sha256:
-                rule = f"must have sha256 {file.sha256}, found {digest}"
-                advice = f"remove the folder and run `mtl data get {self.name}` again"
-                raise DataError(f"{found.where}/{file.name}: {rule}; {advice}")
-        return found.path
-
-
-@cache
-def manifest() -> dict[str, Entry]:
-    """The data sets that can be fetched, from manifest.toml beside this file.
-
-    >>> sorted(manifest())
-    ['census', 'mnist', 'qm9']
-    """
-    tables = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
-    files = {name: tuple(Member(**file) for file in table.pop("files")) for name, table in tables.items()}
-    return {name: Entry(name=name, files=files[name], **table) for name, table in tables.items()}
-
-
-def entry(name: str) -> Entry:
-    """One data set of the manifest; "multimnist" is made from "mnist". Raises ValueError for an unknown name."""
-    known = manifest()
-    name = {"multimnist": "mnist"}.get(name, name)
-    if name not in known:
-        raise ValueError(f"data set must be one of {', '.join(known)}, found {name!r}")
-    return known[name]
-
-
-def locate(name: str) -> raw.Found:
-    """Where a data set lies; raises MissingDataError saying what to run if it is nowhere."""
-    item = entry(name)
-    return raw.find(item.name, item.folder, [file.name for file in item.files])
-
+from mtl.problems.data import pins, raw
+from mtl.problems.data.pins import Entry
 
 BY_HAND = (  # name, which is the folder's too, title, licence, route; data/README.md says what has to lie there
     ("aliexpress", "AliExpress search log", "Tianchi's terms", "Tianchi data set 74690 (login), unpacked in data/raw"),
@@ -120,7 +46,7 @@ def status() -> list[dict[str, Any]]:
 
     columns = ("name", "title", "found", "where", "size", "licence", "route")
     rows: list[tuple[Any, ...]] = []
-    for item in manifest().values():
+    for item in pins.manifest().values():
         place = item.place() or next((p for p in raw.places(item.folder) if (p.path / item.instead).is_file()), None)
         where = place.where if place else "not found"
         route = f"mtl data get {item.name} (pip, {item.requirement})"
@@ -139,7 +65,7 @@ def get(name: str, *, force: bool = False) -> Path:
     Raises ValueError for an unknown name, DataError where the network, the archive or a file is not as pinned; nothing
     half-written stays.
     """
-    item = entry(name)
+    item = pins.entry(name)
     target = raw.Found(root() / "data" / "raw" / item.folder, f"data/raw/{item.folder}")
     if not force and (found := item.place()):
         return item.verify(found)
