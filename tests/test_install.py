@@ -30,13 +30,14 @@ def test_methods_solvers_and_gradients_need_no_extra() -> None:
         "method = mtl.method('fairgrad', n_tasks=2)\n"
         "mtl.backward([x[0] ** 2, x.sum()], shared=[x], method=method)\n"
         "mtl.aggregate('mgda', grads=torch.eye(2), losses=torch.ones(2))\n"
-        "try: mtl.fit\n"
+        "mtl.fit\n"
+        "try: mtl.problem('digits')\n"
         "except ImportError as said: print(said)\n",
         *every,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "mtl.fit needs pyarrow, which is not installed: pip install '.[data]' in the checkout of mtl\n"
+        "mtl.problem needs pyarrow, which is not installed: pip install '.[data]' in the checkout of mtl\n"
     )
 
 

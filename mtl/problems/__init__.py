@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mtl import lacking
 from mtl.files import canonical
 
 if TYPE_CHECKING:
@@ -22,12 +23,23 @@ __all__ = [
     "registered",
 ]
 
+
+def _registry() -> Any:
+    """The file of all problems, or what to install for it."""
+    try:
+        return import_module("mtl.problems.registry")
+    except ModuleNotFoundError as missing:
+        if said := lacking(missing):
+            raise ImportError(f"mtl.problem {said}") from missing
+        raise
+
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """What the registry has, and no sooner: to list data sets needs none of the problems, nor torch."""
         if name in __all__:
-            return getattr(import_module("mtl.problems.registry"), name)
+            return getattr(_registry(), name)
         raise AttributeError(f"module 'mtl.problems' has {', '.join(__all__)}, found no {name!r}")
 
 
@@ -43,24 +55,22 @@ def problem(name: str, scale: str = "smoke", *, fallback: str | None = None, **o
     >>> problem("digits", tasks=3).tasks
     ('odd', 'five-or-more', 'prime')
     """
-    from mtl.problems.data.raw import MissingDataError
-    from mtl.problems.registry import PROBLEMS, STAND_INS
-
-    if not isinstance(name, str) or name not in PROBLEMS:
-        near = get_close_matches(str(name), PROBLEMS, 1)
+    known = _registry()
+    if not isinstance(name, str) or name not in known.PROBLEMS:
+        near = get_close_matches(str(name), known.PROBLEMS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, found {name!r}{hint}")
-    stand_in: Any = STAND_INS.get(name, PROBLEMS["digits"])
+        raise ValueError(f"problem must be one of {', '.join(known.PROBLEMS)}, found {name!r}{hint}")
+    stand_in = known.STAND_INS.get(name, known.PROBLEMS["digits"])
     if fallback not in (None, stand_in.name):
         raise ValueError(f"fallback of {name} must be {stand_in.name!r} or None, found {fallback!r}")
-    kind: Any = PROBLEMS[name]
+    kind = known.PROBLEMS[name]
     valid = kind.option_names()
     if unknown := sorted(set(options) - valid):
         raise ValueError(f"options of {name} are {', '.join(sorted(valid)) or 'none'}, found {', '.join(unknown)}")
     options = canonical(options, "options")
     try:
         built: Problem = kind(scale, **options)
-    except MissingDataError:
+    except known.MissingDataError:
         if fallback is None:
             raise
         kept = {key: value for key, value in {"tasks": 2, **options}.items() if key in stand_in.option_names()}
@@ -74,7 +84,7 @@ def registered(name: str, options: Mapping[str, Any]) -> str:
     >>> registered("census", {"tasks": 3}), registered("census", {"factor": 0.1})
     ('census', 'census_scaled')
     """
-    from mtl.problems.registry import PROBLEMS
-
-    kinds = [key for key, kind in PROBLEMS.items() if kind.name == name and set(options) <= kind.option_names()]
+    kinds = [
+        key for key, kind in _registry().PROBLEMS.items() if kind.name == name and set(options) <= kind.option_names()
+    ]
     return kinds[0] if kinds else name

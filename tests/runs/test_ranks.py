@@ -1,5 +1,6 @@
 """The engine ranks: torchrun with two processes gives the row of one process, to rounding; what it refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def cells(methods: list[Any] = METHODS) -> list[Cell]:
 
 def torchrun(n: int, *words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}  # the program takes its cells from here
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, env=env)
 
 
 def test_without_torchrun_it_is_said(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_two_ranks_give_the_rows_of_one_process(tmp_path: Path) -> None:
     """Stopped after fourteen steps and resumed; refused with another number of ranks."""
     program, book = tmp_path / "program.py", Ledger(tmp_path / "book")
     program.write_text(PROGRAM)
-    assert torchrun(2, str(program), str(book.path), "stop").returncode != 0
+    assert "exitcode  : 3" in (stopped := torchrun(2, str(program), str(book.path), "stop")).stderr, stopped.stderr
     (saved,) = (tmp_path / "data" / "checkpoints").glob("*.pt")
     assert saved.name == f"{cells()[0].key()}.2.pt" and not book.rows()
 
