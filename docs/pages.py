@@ -4,6 +4,7 @@ MkDocs calls `on_files`; nothing is written beside the sources.
 """
 
 import inspect
+import json
 import re
 from html import escape, unescape
 from pathlib import Path
@@ -157,7 +158,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Formulas of notebooks as MathML, which browsers draw without a script; code and outputs stay."""
+    """Formulas of notebooks as MathML, which browsers draw without a script, and what their pictures show."""
     if not page.file.src_uri.startswith("notebooks/"):
         return html
     from latex2mathml.converter import convert
@@ -165,7 +166,11 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     parts = re.split(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>)", html, flags=re.DOTALL)
     for n in range(0, len(parts), 2):
         parts[n] = re.sub(r"\$([^$]+)\$", lambda found: convert(unescape(found[1])), parts[n])
-    return "".join(parts)
+    cells = json.loads(Path(page.file.abs_src_path).read_text(encoding="utf-8"))["cells"]
+    shown = [out["metadata"] for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    texts = iter([escape(one.get("image/png", {}).get("alt", "")) for one in shown])
+    html = "".join(parts).replace('href="../docs/words.md"', 'href="../../words/"')
+    return re.sub(r'alt="No description has[^"]*"', lambda _: f'alt="{next(texts)}"', html)
 
 
 def on_files(files: Any, config: Any) -> Any:
