@@ -154,6 +154,7 @@ def test_make_help_names_each_target() -> None:
         'NOTEBOOKS=00"',
         "JOBS=2x",
         "FRESH=yes",
+        "SLOW=yes",
         "TEST_JOBS=2 && touch run",
         "PYTHON=`touch run`",
         "TORCH_ARGS=--pre 'x'",
