@@ -1,10 +1,12 @@
 """Simulated short-video logs larger than memory: Parquet parts, written and trained on in constant memory."""
 
+import ctypes
 import itertools
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -30,6 +32,7 @@ GROUP = 1 << 16  # rows of a row group: `STREAMS` of these are in memory at once
 PART = 64  # row groups of a file
 STREAMS = 16  # which a batch is drawn from, and which ranks divide among each other
 HELD = 1 << 16  # rows of validation, and of test
+TRIM = 64  # batches after which the heap gives its holes back: between what a run keeps of each step they would add up
 
 
 class Place(NamedTuple):
@@ -77,6 +80,12 @@ def _grouped(made: World, days: Iterator[int], count: int, group: int) -> Iterat
                 waiting, count = waiting.slice(min(group, count)), count - min(group, count)
                 if not count:
                     return
+
+
+def trim() -> None:
+    """Give free memory back to the system, where this is glibc."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Stream:
@@ -206,6 +215,8 @@ class StreamedLog(WatchLog):
                 start, stop = ((stream.rows * at + place * steps // STREAMS) // steps for at in (k, k + 1))
                 pieces += stream.take(stop - start)
             yield tuple(torch.cat(column).to(device) for column in zip(*pieces, strict=True))
+            if k % TRIM == 0:
+                trim()
 
     def _in_order(self, split: str, device: torch.device | str) -> Iterator[Batch]:
         if split == "train":
