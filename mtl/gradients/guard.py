@@ -39,7 +39,6 @@ def backward(
 class Accumulator(gradients.Accumulator):
     __doc__ = gradients.Accumulator.__doc__
 
-    @wraps(gradients.Accumulator.__init__)
     def __init__(
         self, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
     ) -> None:
