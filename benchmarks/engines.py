@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def engine(name: str, count: int, first: int) -> list[dict[str, Any]]:
 def made(name: str, rows: int) -> Workload:
     """W1 or W1f on so many rows; the same parameters whatever their number."""
     work = w1f("cpu", rows)
-    return work if name == "W1f" else unfolded(work)
+    return work if name == "W1f" else replace(unfolded(work), name="W1")
 
 
 def _rank(rank: int, world: int, folder: str, rounds: int) -> None:
