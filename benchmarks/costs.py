@@ -145,6 +145,7 @@ def markdown(lines: Iterator[list[str]]) -> str:
 
 def text(price: float, link: float) -> str:
     measured = Measured.read()
+    rate = 8 * step_flops("unet", 64, 3, (96, 128))[1] / measured.gram["W5"] / 1e9
     return f"""# What it costs
 
 `python -m benchmarks.costs --price {price:g} --link {link:g}` writes this page: an estimate.
@@ -153,6 +154,8 @@ def text(price: float, link: float) -> str:
 - Counted: FLOPs of Table 2's nets (`benchmarks.flops`), at the rate of the measured W5.
 - Assumed: {price:g} for a GPU hour in whatever currency, {link:g} GB/s between GPUs, 10 million training rows of
   AliExpress (one country), for each net the step of the nearest workload (MMoE W1, PLE W2, QM9's perceptron W4).
+- Too much for Table 2: W5 leaves a card idle at {rate:.1f} TFLOP/s; full images fill it better (docs/flops.md says what
+  100 TFLOP/s would make of it).
 - Not in it: evaluation, reading data, the choice of points, doubled epochs; no run stops early.
 
 Runs are independent: G GPUs take G at once, and more than one each where a net leaves a card idle (5.3 times the runs
