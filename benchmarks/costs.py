@@ -61,7 +61,7 @@ def hours(made: Experiment, measured: Measured) -> tuple[int, float]:
     runs, total = 0, 0.0
     for variant in made.chosen(scale):
         tasks = variant.get("tasks", TASKS[problem])
-        for model in models:  # type: ignore[union-attr]
+        for model in models:
             ls, gram = step_ms(problem, model, budget.batch_size, measured)
             for label, name, _ in made.entries(scale, **variant):
                 many = tasks if name == "stl" else 1
