@@ -5,6 +5,8 @@ SCALE ?= quick
 NOTEBOOKS ?=
 JOBS ?=
 FRESH ?=
+ENGINE ?=
+ADDRESS ?=
 TORCH_ARGS ?=
 LAB_ARGS ?=
 TEST_JOBS ?= 2
@@ -23,6 +25,8 @@ others = $(if $(strip $(1)),$(call others,$(wordlist 2,$(words $(1)),$(1)),$(sub
 check = $(if $(call others,$(2),$(value $(1))),$(error $(1): $(3), found '$(value $(1))'))
 check_words = $(if $(call others,$(2),$(subst $(space),,$(value $(1)))),$(error $(1): $(3), found '$(value $(1))'))
 $(if $(filter-out 1,$(words $(value SCALE)))$(filter-out smoke quick paper,$(value SCALE)),$(error SCALE: smoke, quick or paper, found '$(value SCALE)'))
+$(if $(value ENGINE),$(if $(filter-out 1,$(words $(value ENGINE)))$(filter-out here processes ray,$(value ENGINE)),$(error ENGINE: here, processes or ray, found '$(value ENGINE)')))
+$(call check,ADDRESS,$(word) :,host:port of a Ray cluster)
 $(call check,NOTEBOOKS,$(word) $(comma),numbers or names with commas between)
 $(call check,JOBS,$(digits),a number)
 $(call check,FRESH,0 1,0 or 1)
@@ -40,14 +44,14 @@ NBVAL_LEDGER := build/nbval-ledger
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # Passed on only where given, so that `mtl reproduce` keeps its own defaults.
-FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(if $(filter 1,$(FRESH)),--fresh)
+FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(addprefix --engine ,$(ENGINE)) $(addprefix --address ,$(ADDRESS)) $(if $(filter 1,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures paper site data test lint unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, SLOW=1, PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
+	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, SLOW=1, ENGINE=here|processes|ray, ADDRESS=host:port, PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
 
 setup: $(STAMP) ## create .venv and install everything into it
 

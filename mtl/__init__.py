@@ -4,7 +4,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl.gradients import Accumulator, backward
+    from mtl.gradients.guard import Accumulator, backward
     from mtl.methods import METHODS, aggregate, method
     from mtl.methods.custom import rule
     from mtl.problems import PROBLEMS, problem
@@ -15,7 +15,12 @@ __all__ = ["METHODS", "PROBLEMS", "Accumulator", "Budget", "aggregate", "backwar
 
 _HOMES = {"METHODS": "methods", "aggregate": "methods", "method": "methods", "rule": "methods.custom"}
 _HOMES |= {"PROBLEMS": "problems", "problem": "problems"}
-_HOMES |= {"Accumulator": "gradients", "Budget": "training.fit", "backward": "gradients", "fit": "training.fit"}
+_HOMES |= {
+    "Accumulator": "gradients.guard",
+    "Budget": "training.fit",
+    "backward": "gradients.guard",
+    "fit": "training.fit",
+}
 
 EXTRAS = {
     "data": ("pyarrow", "sklearn", "PIL", "setuptools"),

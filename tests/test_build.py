@@ -155,6 +155,9 @@ def test_make_help_names_each_target() -> None:
         "JOBS=2x",
         "FRESH=yes",
         "SLOW=yes",
+        "ENGINE=dask",
+        "ENGINE=ray; touch run",
+        "ADDRESS=host:1 $(shell touch run)",
         "TEST_JOBS=2 && touch run",
         "PYTHON=`touch run`",
         "TORCH_ARGS=--pre 'x'",
@@ -177,6 +180,7 @@ def test_make_looks_at_a_value_before_the_shell_does(tmp_path: Path, given: str)
             "--scale quick --notebooks 00,01_toy --jobs 2 --fresh",
         ),
         (["figures", "SCALE=smoke", "FRESH=0"], "--scale smoke"),
+        (["figures", "ENGINE=ray", "ADDRESS=head:6379"], "--scale quick --engine ray --address head:6379"),
         (
             ["lab", "LAB_ARGS=--allow-root --ip=0.0.0.0"],
             "jupyterlab --allow-root --ip=0.0.0.0 notebooks/00_start_here.ipynb",

@@ -72,6 +72,8 @@ def reproduce(
     fresh: Annotated[bool, typer.Option("--fresh", help="run all again; earlier local rows are moved aside")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would run")] = False,
     parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value for the parameters cell")] = None,
+    engine: Annotated[str, typer.Option(help="of their grids of runs: here, processes or ray")] = "auto",
+    address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster; default: this machine")] = None,
 ) -> None:
     """Run the notebooks; leave figures, tables, executed copies and a summary. A second call runs what is missing."""
     from mtl.cli.plan import plan
@@ -86,7 +88,7 @@ def reproduce(
                 done = job.stamp is not None and not fresh
                 console().print(f"{job.name}: {'unchanged' if done else 'would run'}", highlight=False)
             return
-        outcomes = go(todo, jobs, fresh, console())
+        outcomes = go(todo, jobs, fresh, console(), engine, address)
         summary(outcomes, console(), time.monotonic() - started)
         if any(one.ok for one in outcomes):
             from mtl.report.html import write

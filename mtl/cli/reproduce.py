@@ -28,8 +28,17 @@ from mtl.errors import RunError
 from mtl.files import root
 
 
-def reproduce(todo: Sequence[Job], jobs: int | None, fresh: bool, console: Console) -> list[Outcome]:
+def reproduce(
+    todo: Sequence[Job],
+    jobs: int | None,
+    fresh: bool,
+    console: Console,
+    engine: str = "auto",
+    address: str | None = None,
+) -> list[Outcome]:
     """Run what is not done yet of a plan, `jobs` notebooks at once; one outcome per notebook, in its order.
+
+    Their grids of runs go to `engine`; with "ray" all to the cluster of `address`, or one that starts here.
 
     A notebook is done when its stamp names the present inputs and its outputs lie there unchanged. `fresh` removes
     the stamps and moves the local ledger and the checkpoints aside. A notebook that fails stops those after it only.
@@ -37,6 +46,10 @@ def reproduce(todo: Sequence[Job], jobs: int | None, fresh: bool, console: Conso
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: at least 1, found {jobs}")
+    if engine not in (known := ("auto", "here", "processes", "ray")):  # torchrun starts no notebooks
+        raise ValueError(f"engine: one of {', '.join(known)}, found {engine!r}")
+    if address is not None and engine != "ray":
+        raise ValueError(f"address: must be of a cluster of the engine ray, found {address!r} for {engine}")
     if importlib.util.find_spec("papermill") is None:
         raise RunError("running notebooks needs papermill: pip install -e '.[notebooks]'")
     for folder in ("executed/smoke", "logs"):
@@ -44,7 +57,12 @@ def reproduce(todo: Sequence[Job], jobs: int | None, fresh: bool, console: Conso
     with _alone():
         if fresh and (moved := set_aside(todo)):
             console.print(f"Earlier local results are kept in {moved.relative_to(root())}", highlight=False)
-        return _run(todo, jobs or cores(), console)
+        given = {} if engine == "auto" else {"MTL_ENGINE": engine}
+        if engine == "ray":
+            from mtl.runs.cluster import connect
+
+            given["RAY_ADDRESS"] = connect(address, jobs or cores())
+        return _run(todo, jobs or cores(), console, given)
 
 
 def set_aside(todo: Sequence[Job]) -> Path | None:
@@ -74,7 +92,7 @@ def _alone() -> Iterator[None]:
         raise RunError(f"another `mtl reproduce` is at work in {root()}; wait for it, or end it") from held
 
 
-def _run(todo: Sequence[Job], at_once: int, console: Console) -> list[Outcome]:
+def _run(todo: Sequence[Job], at_once: int, console: Console, given: dict[str, str]) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     running: dict[str, tuple[subprocess.Popen[bytes], float, TaskID]] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[cells]}"))
@@ -113,7 +131,7 @@ def _run(todo: Sequence[Job], at_once: int, console: Console) -> list[Outcome]:
                         if not console.is_terminal:
                             console.print(f"{job.name}: starts ({len(job.cells)} cells)", highlight=False)
                         task = bar.add_task(job.name, total=len(job.cells), cells="starts")
-                        running[job.name] = _start(job), time.monotonic(), task
+                        running[job.name] = _start(job, given), time.monotonic(), task
                 if running:
                     time.sleep(0.2)
     finally:
@@ -127,20 +145,24 @@ def _run(todo: Sequence[Job], at_once: int, console: Console) -> list[Outcome]:
     return [outcomes[job.name] for job in todo]
 
 
-def _start(job: Job) -> subprocess.Popen[bytes]:
+def _start(job: Job, given: dict[str, str]) -> subprocess.Popen[bytes]:
     for path in (job.copy.with_suffix(".failed.ipynb"), *map(job.file, ("stamp", "ipynb", "manifest", "answer"))):
         path.unlink(missing_ok=True)
     files = [job.path, *map(job.file, ("ipynb", "answer", "lock"))]
     call = [sys.executable, "-m", "mtl.cli.worker", str(os.getpid()), json.dumps(job.parameters), *map(str, files)]
-    env = os.environ | {
-        "MTL_ROOT": str(root()),
-        "MTL_MANIFEST": str(job.file("manifest")),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "IPYTHONDIR": str(executed(".ipython")),  # nobody's start-up files
-        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one of the same name elsewhere
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
+    env = (
+        os.environ
+        | given
+        | {
+            "MTL_ROOT": str(root()),
+            "MTL_MANIFEST": str(job.file("manifest")),
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "IPYTHONDIR": str(executed(".ipython")),  # nobody's start-up files
+            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not one of the same name elsewhere
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+    )
     with (root() / f"figures/logs/{job.name}.log").open("wb") as log:
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
         return subprocess.Popen(call, cwd=root(), env=env, **how)

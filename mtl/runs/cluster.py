@@ -61,13 +61,12 @@ def _work(cell: Cell, device: str, checkpoints: bool, wanted: Mapping[str, str])
     return run_cell(cell, None, device, checkpoints)
 
 
-def connect(address: str | None, jobs: int) -> None:
-    """Join the cluster of `address`, or of $RAY_ADDRESS, or start one of `jobs` cores here; once in a process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+def connect(address: str | None, jobs: int) -> str:
+    """Join the cluster of `address`, or of $RAY_ADDRESS, or start one of `jobs` cores here; its host:port.
 
-    if ray.is_initialized():
-        return
+    Once in a process: who has joined stays where they are.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     how: dict[str, Any] = {"address": address}
     if not address:
@@ -80,6 +79,10 @@ def connect(address: str | None, jobs: int) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise RunError(f"address: {address} must be of a Ray cluster, cannot be reached ({error})") from None
+    import ray
+
+    if ray.is_initialized():
+        return str(ray.get_runtime_context().gcs_address)
     main = threading.current_thread() is threading.main_thread()
     earlier = signal.getsignal(signal.SIGTERM)
     try:
@@ -90,6 +93,16 @@ def connect(address: str | None, jobs: int) -> None:
     finally:
         if main:  # ray sets its own, which would leave without a word
             signal.signal(signal.SIGTERM, earlier)
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def resources(gpu: bool, jobs: int) -> dict[str, float]:
+    """What a run asks the cluster for: a core, and on GPUs, `jobs` of which share one, that part of a GPU.
+
+    >>> resources(True, 4), resources(False, 4)
+    ({'num_cpus': 1, 'num_gpus': 0.25}, {'num_cpus': 1, 'num_gpus': 0})
+    """
+    return {"num_cpus": 1, "num_gpus": 1 / jobs if gpu else 0}
 
 
 def slots(gpu: bool, jobs: int) -> int:
@@ -113,21 +126,20 @@ def run(
 ) -> list[str]:
     """Run cells by key until all are done or it is late: those that were not started.
 
-    A run takes one core, and on GPUs, `jobs` of which share one, that part of a GPU. A run whose worker is lost goes to
-    another one. Raises Refused for a worker with other sources, versions or data, and what is at work then stops.
+    A run takes `resources`; one whose worker is lost goes to another. Raises Refused for a worker with other sources,
+    versions or data, and what is at work then stops.
     """
-    import ray
-
     gpu = torch.device(device).type == "cuda"
     if gpu and device != "cuda":
         raise ValueError(f"device: must be cpu or cuda on a cluster, which says which one, found {device!r}")
     connect(address, jobs)
+    import ray
+
     if not slots(gpu, jobs):
         found = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
         raise RunError(f"device: the cluster must have a core{' and a GPU' * gpu} for a run, found {found or 'none'}")
-    share = 1 / jobs if gpu else 0
     # by default a worker on a GPU ends after one run, and the next reads torch and data again
-    task = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES, max_calls=0)(_work)
+    task = ray.remote(**resources(gpu, jobs), max_retries=RETRIES, max_calls=0)(_work)
     queue, flying, wanted = list(cells), dict[Any, str](), alike()
     try:
         while flying or (queue and not late()):

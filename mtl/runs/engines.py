@@ -28,6 +28,7 @@ from mtl.training.fit import Run
 from mtl.training.together import fit_seeds, fresh, refusal
 
 ENGINES = ("auto", "here", "processes", "ray", "ranks")
+ENGINE = "MTL_ENGINE"  # of the environment: what "auto" is in the notebooks of `mtl reproduce --engine`
 
 
 class Event(TypedDict, total=False):
@@ -74,11 +75,11 @@ def run_grid(
     """Rows of all cells in order, each with its cell's `label`; only runs that the ledger lacks are run.
 
     `engine` is "here", in `jobs` "processes" of one thread each, "ray", on the cluster of `address` or this machine
-    alone, or "ranks", where processes that torchrun started share each run; "auto" is here for one job and processes
-    for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by older sources count as
-    missing if `rerun_stale`; published ones are taken as they are. `accept` names further kinds of device ("cuda")
-    whose rows will do. After `deadline` seconds no run is started: its row is then missing in the answer and
-    `progress` hears of it, as of each cell: `shown("census")` draws a bar.
+    alone, or "ranks", where processes that torchrun started share each run; "auto" is what $MTL_ENGINE says, else here
+    for one job and processes for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by
+    older sources count as missing if `rerun_stale`; published ones are taken as they are. `accept` names further kinds
+    of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its row is then missing in the
+    answer and `progress` hears of it, as of each cell: `shown("census")` draws a bar.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
     agree with those of single runs to rounding, and have the same keys. What cannot be trained so runs one by one,
     with a warning.
@@ -87,6 +88,9 @@ def run_grid(
     kind = torch.device(device).type
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, found {jobs}")
+    if engine == "auto" and not together:
+        engine = os.environ.get(ENGINE) or engine
+        jobs = 1 if engine == "here" else jobs
     chosen("engine", engine, ENGINES)
     if together and engine not in ("auto", "here"):
         raise ValueError(f"engine: must be here where seeds train together, found {engine!r}")

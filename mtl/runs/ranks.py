@@ -28,9 +28,14 @@ PATIENCE = timedelta(hours=2)  # the others wait while rank 0 evaluates
 def join(device: str) -> str:
     """Enter the group of processes that torchrun made; the device of this one."""
     if not dist.is_initialized():
+        how = "torchrun --nproc-per-node N -m mtl.cli run ... --engine ranks"
         if "RANK" not in os.environ:
-            how = "torchrun --nproc-per-node N -m mtl.cli run ... --engine ranks"
             raise RunError(f"engine: ranks are processes that torchrun starts, found no RANK; {how}")
+        world, rank = os.environ.get("WORLD_SIZE", ""), os.environ["RANK"]
+        if not world.isdecimal() or int(world) < 1:  # torch would wait for half an hour
+            raise RunError(f"engine: WORLD_SIZE must be a whole number, at least 1, found {world!r}; {how}")
+        if not rank.isdecimal() or int(rank) >= int(world):
+            raise RunError(f"engine: RANK must be a whole number, in 0..{int(world) - 1}, found {rank!r}; {how}")
         dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=PATIENCE)
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
 

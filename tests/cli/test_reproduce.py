@@ -1,5 +1,6 @@
 """The runner of notebooks, on tiny notebooks in a folder of their own."""
 
+import io
 import json
 import os
 import signal
@@ -363,3 +364,25 @@ def test_claims_without_rows_are_not_tested(root: Path) -> None:
     (root / "paper/claims.yml").write_text("- {id: a}\n")
     with pytest.raises(DataError, match=r"entry 1 needs figure, id, paper, section, sentence, test as text"):
         claims()
+
+
+def test_the_engine_reaches_the_notebooks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ray all of them go to one cluster, which is joined, or started, once."""
+    write(root, "00_start")
+    (module,) = {sys.modules[run.__module__]}
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(module, "_run", lambda todo, jobs, console, given: told.append(given) or [])
+    monkeypatch.setattr("mtl.runs.cluster.connect", lambda address, jobs: address or f"here:{jobs}")
+    how = (plan("smoke"), 3, False, Console(file=io.StringIO()))
+    for engine, address in (("auto", None), ("processes", None), ("ray", None), ("ray", "head:1")):
+        run(*how, engine, address)
+    assert told == [
+        {},
+        {"MTL_ENGINE": "processes"},
+        {"MTL_ENGINE": "ray", "RAY_ADDRESS": "here:3"},
+        {"MTL_ENGINE": "ray", "RAY_ADDRESS": "head:1"},
+    ]
+    with pytest.raises(ValueError, match="engine: one of auto, here, processes, ray, found 'ranks'"):
+        run(*how, "ranks")
+    with pytest.raises(ValueError, match="address: must be of a cluster of the engine ray, found 'a:1' for here"):
+        run(*how, "here", "a:1")

@@ -11,18 +11,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mtl import lacking
-from mtl.errors import RunError
+from mtl.errors import DataError, RunError
 from mtl.ledger import Ledger, Row
 from mtl.runs import cells as runs
 from mtl.runs import cluster
 from mtl.runs.cells import Cell, Refused, grid
-from mtl.runs.engines import run_grid
+from mtl.runs.engines import run_grid, shown
 from mtl.training.fit import Budget
 
 TWO = [("LS", "ls", {}), ("MGDA", "mgda", {})]
@@ -77,15 +79,107 @@ def test_a_worker_without_the_data_is_refused(monkeypatch: pytest.MonkeyPatch) -
         cluster._work(cell, "cpu", True, cluster.alike())
 
 
+def test_a_worker_that_lacks_the_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: Any) -> None:
+        raise DataError("census: must lie in $MTL_DATA, found in none")
+
+    monkeypatch.setattr(cluster, "build", lacks)
+    with pytest.raises(Refused, match=r"worker on .*: census: must lie in \$MTL_DATA, found in none"):
+        cluster._work(cells((0,))[0], "cpu", True, cluster.alike())
+
+
+class FakeRay:
+    """What `cluster` uses of ray, in this process: its resources are its own, workers named in `lose` are lost."""
+
+    class exceptions:
+        class RayError(Exception): ...
+
+        class RayTaskError(RayError):
+            cause: Any = None
+
+    def __init__(self, **have: float) -> None:
+        self.have, self.asked, self.most = have, dict[str, Any](), 0
+        self.lose = set[str]()
+        self.cancelled = list[Any]()
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address="fake:1")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.have
+
+    def remote(self, **asked: Any) -> Callable[..., Any]:
+        self.asked = asked
+        return lambda work: SimpleNamespace(remote=lambda *given: partial(work, *given))
+
+    def wait(self, flying: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.most = max(self.most, len(flying))
+        return flying[:1], flying[1:]
+
+    def get(self, task: Any) -> Row:
+        cell, device, *more = task.args
+        if cell.label in self.lose:
+            raise self.exceptions.RayError
+        return task.func(cell, "cpu", *more) | {"key": cell.key(device)}
+
+    def cancel(self, task: Any, force: bool) -> None:
+        self.cancelled.append(task)
+
+
+def test_a_run_asks_for_its_part_of_a_gpu(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs share a GPU: each asks for a quarter, and no more are at work than there is room for."""
+    ray = FakeRay(CPU=64.0, GPU=1.0)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    made = cells((0, 1, 2))
+    rows = run_grid(made, ledger=book, engine="ray", device="cuda", jobs=4)
+    assert ray.asked == {"num_cpus": 1, "num_gpus": 0.25, "max_retries": 2, "max_calls": 0} and ray.most == 4
+    assert [row["key"] for row in rows] == [cell.key("cuda") for cell in made] and len(book.rows()) == 6
+    ray.have = {"CPU": 64.0}
+    with pytest.raises(RunError, match=r"must have a core and a GPU for a run, found \{'CPU': 64.0\}"):
+        run_grid(cells((3,)), ledger=book, engine="ray", device="cuda", jobs=4)
+
+
+def test_failed_cells_are_summed_up_and_the_others_kept(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = FakeRay(CPU=2.0)
+    ray.lose = {"MGDA"}
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    said = r"2 of 4 runs failed, the others are in book: MGDA · mlp · seed 0 \(RunError: its worker was lost 3 times"
+    with pytest.raises(RunError, match=said):
+        run_grid(cells((0, 1)), ledger=book, engine="ray", progress=shown("digits"))
+    assert ray.asked["num_gpus"] == 0 and ray.most == 2
+    assert [row["config"]["method"] for row in book.rows()] == ["ls", "ls"]
+    assert "digits: 2 of 4 runs, 2 failed, " in capsys.readouterr().err
+    with pytest.raises(Refused, match=r"torch must be 0.1"), monkeypatch.context() as patch:
+        patch.setattr(cluster, "alike", iter([{"torch": "0.1"}, {"torch": "0.2"}]).__next__)
+        run_grid(cells((2, 3)), ledger=book, engine="ray")
+    assert len(ray.cancelled) == 2, "what is at work stops"
+
+
+def test_auto_is_what_the_environment_says(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(CPU=2.0)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("MTL_ENGINE", "ray")
+    assert bare(run_grid(cells((0,)), ledger=book)) and ray.asked
+    monkeypatch.setenv("MTL_ENGINE", "dask")
+    with pytest.raises(ValueError, match=r"engine: must be one of .*found 'dask'"):
+        run_grid(cells((0,)), ledger=book)
+    monkeypatch.setenv("MTL_ENGINE", "here")
+    ray.asked = {}
+    assert len(run_grid(cells((0, 1)), ledger=book, jobs=2)) == 4 and not ray.asked
+
+
 @pytest.mark.parametrize("address", ["nowhere", "ray://a:1", "a/b:7", ":6379"])
 def test_an_address_that_is_none(book: Ledger, address: str) -> None:
-    pytest.importorskip("ray")
     with pytest.raises(ValueError, match="address: must be host:port or auto, found"):
         run_grid(cells((0,)), ledger=book, engine="ray", address=address)
 
 
 def test_an_address_where_nobody_answers(book: Ledger) -> None:
-    pytest.importorskip("ray")
     began = time.monotonic()
     with pytest.raises(RunError, match=r"address: 127.0.0.1:\d+ must be of a Ray cluster, cannot be reached"):
         run_grid(cells((0,)), ledger=book, engine="ray", address=f"127.0.0.1:{_port()}")

@@ -11,6 +11,7 @@ import torch
 
 from mtl.errors import RunError
 from mtl.ledger import Ledger
+from mtl.runs import ranks
 from mtl.runs.cells import Cell, grid
 from mtl.runs.engines import run_grid
 from mtl.training.fit import Budget
@@ -53,6 +54,18 @@ def torchrun(n: int, *words: str) -> "subprocess.CompletedProcess[str]":
 def test_without_torchrun_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="engine: ranks are processes that torchrun starts, found no RANK; torchrun --n"):
         run_grid(cells(), ledger=Ledger(tmp_path / "book"), engine="ranks")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("WORLD_SIZE", "0", "at least 1, found '0'"), ("WORLD_SIZE", "two", "at least 1, found 'two'"),
+     ("RANK", "2", "in 0..1, found '2'"), ("RANK", "-1", "in 0..1, found '-1'")],
+)  # fmt: skip
+def test_a_world_that_cannot_be(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, own in (("RANK", "0"), ("WORLD_SIZE", "2"), (name, value)):
+        monkeypatch.setenv(key, own)
+    with pytest.raises(RunError, match=f"engine: {name} must be a whole number, {said}; torchrun --nproc-per-node N"):
+        ranks.join("cpu")
 
 
 @pytest.mark.slow
