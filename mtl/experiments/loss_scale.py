@@ -62,7 +62,7 @@ class LossScale(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        table = falls(self.frame, self.metrics)
+        table = falls(self.frame[~self.frame["label"].str.endswith(" A/A")], self.metrics)
         return captioned(
             table.assign(label=[style.look(name)[0] for name in table["label"]]).rename(columns={"label": "method"}),
             "Mean test AUC with the factor 1, and its largest fall at any other factor (negative: no fall), in total "
@@ -70,27 +70,30 @@ class LossScale(Study):
         )
 
     def figure(self) -> Figure:
-        """How far the mean test AUC of the tasks falls from factor 1, a panel for the methods of each kind."""
-        fig, axes = style.subplots(1, 2, height=2.6, sharey=True)
+        """How far the mean test AUC of the tasks falls from factor 1; where there are readings, these on their own."""
         table = self.frame[~self.frame["label"].str.endswith(" A/A")]
         wide = table.pivot_table(index="factor", columns="label", values="score")
         fall = wide.loc[1.0] - wide.drop(1.0)
         kept = [name for name in table["label"].unique() if name == "emtl" or not name.startswith("emtl")]
         ours = ["emtl", *(name for name in table["label"].unique() if name.startswith("emtl ("))]
         shades = dict(zip(ours, (style.RED, style.ORANGE, style.SKY, style.GREEN), strict=False))
-        for ax, names in zip(axes[0], (kept, [*ours, "mgda"]), strict=True):
+        panels = {"EMTL and other methods": kept} | (
+            {"EMTL by reading, and its base": [*ours, "mgda"]} if ours[1:] else {}
+        )
+        fig, axes = style.subplots(1, len(panels), height=2.7, sharey=True)
+        for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
             for name in names:
                 label, colour, marker = style.look(name)
-                colour = shades.get(name, colour) if ax is axes[0, 1] else colour
+                colour = colour if names is kept else shades.get(name, colour)
                 strong = {"ms": 4, "lw": 1.6, "zorder": 5} if name == "emtl" else {"ms": 3, "lw": 0.8, "zorder": 3}
                 face = "white" if name == "bandit (balanced)" else colour
                 ax.plot(fall.index, fall[name], f"{marker}-", color=colour, mfc=face, label=label, **strong)
             ax.axhspan(-D, D, color="0.92", lw=0, zorder=0)
             ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss")
             ax.set_yscale("symlog", linthresh=D, linscale=0.5)
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, fontsize=6)
-        axes[0, 0].set(ylabel="fall of the mean test AUC", title="EMTL and its rivals")
-        axes[0, 1].set_title("EMTL by reading, and its base")
+            ax.set_title(title)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3 if ours[1:] else 5, fontsize=6)
+        axes[0, 0].set_ylabel("fall of the mean test AUC")
         low, high = axes[0, 0].get_ylim()
         axes[0, 0].set_ylim(high, low)  # a fall goes down
         said = f"Fall of the mean test AUC from factor 1 against the factor in front of the {self.tasks[0]} loss, mean "

@@ -123,7 +123,8 @@ def cells(scale: str) -> list[dict[str, Any]]:
 def study(scale: str, book: Ledger | None = None, deadline: float | None = None) -> "Readings":
     """The whole study where the ledger has it, else the runs of `scale`, resumable after each; none is started after
     `deadline` seconds."""
-    book, until = book or ledger("readings"), time.monotonic() + (deadline or float("inf"))
+    book = book or ledger("readings")
+    until = float("inf") if deadline is None else time.monotonic() + deadline
     if scale == "quick" and (rows := _there(book, "study")):
         return Readings("study", rows, scale)
     rows, wanted = [], cells(scale)
@@ -131,7 +132,7 @@ def study(scale: str, book: Ledger | None = None, deadline: float | None = None)
     known = {_own(row): row for row in book.latest().values() if row["config"].get("scale") == scale}
     for cell in wanted:
         if (row := known.get(_name(cell))) is None:
-            if time.monotonic() > until:
+            if time.monotonic() >= until:
                 continue
             factor = cell["factor"]
             data.setdefault(factor, problem("census_scaled", _data(scale), fallback="digits", factor=factor))
