@@ -5,7 +5,7 @@ Exploratory: no word comes of it (paper/decision_rule.md). Census with MMoE, two
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtl.experiments.base import Experiment
 from mtl.experiments.table1.grids import BUDGET
 from mtl.ledger import Ledger, Row, key, ledger, plain, provenance
 from mtl.methods.base import Kind, Method, Needs, chosen, norms
@@ -79,22 +80,9 @@ def combinations() -> Iterator[Combination]:
             yield payoff, merge, base
 
 
-@dataclass(frozen=True)
-class Design:
-    """Seeds, the factors in front of the first loss, and the combinations of a scale."""
-
-    seeds: tuple[int, ...]
-    factors: tuple[float, ...]
-    kept: tuple[Combination, ...]
-
-
 FEW = (("w L/|g|", "literal", "mgda"), ("L/|g|", "frozen_norm", "mgda"), ("L/|g|", "literal", "nash"))
-DESIGNS = {
-    "smoke": Design((10,), (0.01, 1.0), FEW[:1]),
-    "quick": Design((10,), (0.01, 1.0), FEW),
-    "study": Design((10, 11, 12), FACTORS, tuple(combinations())),
-    "paper": Design((10, 11, 12), FACTORS, tuple(combinations())),
-}
+KEPT = {"smoke": FEW[:1], "quick": FEW, "study": tuple(combinations()), "paper": tuple(combinations())}
+SEEDS = {"smoke": (10,), "quick": (10,), "study": (10, 11, 12), "paper": (10, 11, 12)}
 
 
 def made(one: Combination, n_tasks: int) -> Variant:
@@ -109,42 +97,87 @@ def made(one: Combination, n_tasks: int) -> Variant:
     return Variant(n_tasks, payoff, base, combine=merge)  # type: ignore[arg-type]
 
 
-def cells(scale: str) -> list[dict[str, Any]]:
-    """The runs of a scale, seeds outermost: what a row's configuration says of its own."""
-    if scale not in DESIGNS:
-        raise ValueError(f"scale: must be one of {', '.join(DESIGNS)}, found {scale!r}")
-    design = DESIGNS[scale]
-    return [
-        {"payoff": payoff, "merge": merge, "base": base, "factor": factor, "seed": seed}
-        for seed, (payoff, merge, base), factor in itertools.product(design.seeds, design.kept, design.factors)
-    ]
+def label(one: Combination) -> str:
+    """The name of a combination among the methods of `READINGS`."""
+    return " · ".join(one)
 
 
-def study(scale: str, book: Ledger | None = None, deadline: float | None = None) -> "Readings":
-    """The whole study where the ledger has it, else the runs of `scale`, resumable after each; none is started after
-    `deadline` seconds."""
-    book = book or ledger("readings")
-    until = float("inf") if deadline is None else time.monotonic() + deadline
-    if scale == "quick" and (rows := _there(book, "study")):
-        return Readings("study", rows, scale)
-    rows, wanted = [], cells(scale)
-    data: dict[float, Problem] = {}
-    known = {_own(row): row for row in book.latest().values() if row["config"].get("scale") == scale}
-    for cell in wanted:
-        if (row := known.get(_name(cell))) is None:
-            if time.monotonic() >= until:
-                continue
-            factor = cell["factor"]
-            data.setdefault(factor, problem("census_scaled", _data(scale), fallback="digits", factor=factor))
-            row = _run(cell, scale, data[factor], book)
-        rows.append(row)
-    return Readings(scale, rows, scale)
+class Combinations(Experiment):
+    """Its methods are entries of no registry, so that it makes its rows itself, one by one."""
+
+    def wanted(
+        self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The runs of a scale, seeds outermost: what a row's configuration says of its own."""
+        labels = [name for name, _, _ in self.entries(scale, methods)]
+        kept = [one for one in KEPT[scale] if label(one) in labels]
+        factors = [variant["factor"] for variant in self.variants[scale]]
+        order = itertools.product(self.seeds[scale] if seeds is None else seeds, kept, factors)
+        return [
+            {"payoff": payoff, "merge": merge, "base": base, "factor": factor, "seed": seed}
+            for seed, (payoff, merge, base), factor in order
+        ]
+
+    def run(
+        self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
+        fallback: str | None = None, **how: Any,
+    ) -> list[Row]:  # fmt: skip
+        """The rows of a scale, resumable after each; after `deadline` seconds none is started. On this CPU alone."""
+        if (jobs := how.get("jobs", 1)) != 1 or how.get("device", "cpu") != "cpu" or how.get("together"):
+            raise ValueError(
+                f"jobs, device: {self.name} runs one by one on the CPU, found {jobs} and {how.get('device')}"
+            )
+        book, progress, rows = how.get("ledger") or ledger(self.name), how.get("progress"), []
+        until = float("inf") if how.get("deadline") is None else time.monotonic() + how["deadline"]
+        wanted, known, data = self.wanted(scale, seeds, methods), self.known(scale, book), dict[float, Problem]()
+        for done, cell in enumerate(wanted, start=1):
+            event: dict[str, Any] = {"event": "found", "cell": " · ".join(map(str, cell.values()))}
+            row = known.get(_name(cell))
+            if row is None and time.monotonic() < until:
+                factor = cell["factor"]
+                if factor not in data:
+                    data[factor] = problem(self.problem, _data(scale), fallback=fallback, factor=factor)
+                row, event["event"] = _run(cell, scale, data[factor], book), "done"
+            if row is None:
+                event["event"] = "left"
+            else:
+                rows.append(row)
+                event["row"] = row
+            if progress is not None:
+                progress(event | {"done": done, "total": len(wanted)})
+        return rows
+
+    def known(self, scale: str, book: Ledger) -> dict[tuple[Any, ...], Row]:
+        """The rows of a scale that the ledger holds, by what they are of."""
+        return {_own(row): row for row in book.latest().values() if row["config"].get("scale") == scale}
 
 
-def _there(book: Ledger, scale: str) -> list[Row]:
-    known = {_own(row): row for row in book.latest().values() if row["config"].get("scale") == scale}
-    found = [known[_name(cell)] for cell in cells(scale) if _name(cell) in known]
-    return found if len(found) == len(cells(scale)) else []
+READINGS = Combinations(
+    name="readings",
+    problem="census_scaled",
+    fallback="digits",
+    notebook="05_loss_scale",
+    methods={
+        scale: tuple((label(one), "emtl", {"payoff": one[0], "combine": one[1], "base": one[2]}) for one in kept)
+        for scale, kept in KEPT.items()
+    },
+    models=("mmoe",),
+    seeds=SEEDS,
+    budget=BUDGET,
+    variants={
+        scale: tuple({"factor": f} for f in (FACTORS if scale in ("study", "paper") else FACTORS[:2])) for scale in KEPT
+    },
+)
+
+
+def study(scale: str, book: Ledger | None = None) -> "Readings":
+    """The whole study where the ledger has it, else the runs of `scale`, with the fallback where data are not found."""
+    book = book or ledger(READINGS.name)
+    if scale != "smoke":
+        known, cells = READINGS.known("study", book), READINGS.wanted("study")
+        if all(_name(cell) in known for cell in cells):
+            return Readings("study", [known[_name(cell)] for cell in cells], scale)
+    return Readings(scale, READINGS.run(scale, fallback=READINGS.fallback, ledger=book), scale)
 
 
 def _data(scale: str) -> str:
@@ -186,12 +219,12 @@ class Readings:
 
     @property
     def facts(self) -> dict[str, Any]:
-        design = DESIGNS[self.scale]
+        factors = [variant["factor"] for variant in READINGS.variants[self.scale]]
         return {
             "scale": self.scale, "at": self.at, "rows": self.rows, "data": self.rows[0]["source"],
-            "n": f"{len(design.seeds)} seeds, factors {', '.join(f'{f:g}' for f in design.factors)}",
-            "notebook": "05_loss_scale", "command": f"mtl reproduce --notebooks 05_loss_scale --scale {self.scale}",
-            "config": {"factors": design.factors, "budget": asdict(BUDGET[_data(self.scale)])},
+            "n": f"{len(SEEDS[self.scale])} seeds, factors {', '.join(f'{f:g}' for f in factors)}",
+            "notebook": READINGS.notebook, "command": f"mtl run readings --scale {self.scale}",
+            "config": {"factors": factors, "budget": asdict(BUDGET[_data(self.scale)])},
         }  # fmt: skip
 
     @cached_property

@@ -312,11 +312,12 @@ class TheoremStudy:
     def answer(self) -> str:
         holds = self.checks[self.checks.must_hold]
         worst = self.checks[~self.checks.must_hold].violation.max()
-        useful = self.checks[(self.checks.bound == "thm1") & ~self.checks.vacuous]
+        first = self.checks[self.checks.bound == "thm1"]
+        sizes, useful = (", ".join(map(str, sorted(set(part["T"])))) for part in (first, first[~first.vacuous]))
         return (
             f"Theorems: {len(holds)} exact checks, largest violation {holds.violation.max():.1e} "
-            f"(delta {self.delta:g}). Negative controls: {worst:.2f}.\nSo: no. A repaired theorem holds, but here it "
-            f"says something only from T = {useful['T'].min()} tasks on, it does not decay with n, and its variance is "
+            f"(delta {self.delta:g}). Negative controls: {worst:.2f}.\nSo: no. A repaired theorem holds, but of T = {sizes} "
+            f"it says something for {useful} only (below 10 it cannot), it does not decay with n, and its variance is "
             "that between tasks, which does not fluctuate."
         )
 

@@ -19,7 +19,7 @@ SHORT = rates.Cell("digits", "shared-bottom", True, seeds=2, steps=6)
 
 
 def planted(ratio: float, variance: float, readings: tuple[str, ...] = tuple(rates.READINGS)) -> list[dict[str, Any]]:
-    """Rows of the design in which the readings named have `ratio` times MGDA's log ratio and `variance` its variance."""
+    """Rows of the design whose `readings` have `ratio` times MGDA's log ratio and `variance` times its variance."""
     rng, rows = np.random.default_rng(0), []
     for cell in rates.design("paper"):
         noise = np.exp(0.02 * rng.standard_normal((3, 8, len(rates.UNITS))))

@@ -52,15 +52,19 @@ def test_the_base_alone_and_the_players_share() -> None:
 def test_all_thirty_six_and_their_bases_are_declared() -> None:
     every = list(readings.combinations())
     assert len(set(every)) == 39 and sum(payoff != readings.ALONE for payoff, _, _ in every) == 36
-    assert len(readings.cells("study")) == 39 * 3 * 3
-    assert {cell["factor"] for cell in readings.cells("study")} == {0.01, 1.0, 100.0}
+    cells = readings.READINGS.wanted("study")
+    assert len(cells) == 39 * 3 * 3 and {cell["factor"] for cell in cells} == {0.01, 1.0, 100.0}
+    few = readings.READINGS.wanted("study", [11], ["L · product · ls"])
+    assert {(cell["payoff"], cell["base"], cell["seed"]) for cell in few} == {("L", "ls", 11)} and len(few) == 3
     with pytest.raises(ValueError, match="scale: must be one of smoke, quick, study, paper, found 'gpu'"):
-        readings.cells("gpu")
+        readings.study("gpu")
+    with pytest.raises(ValueError, match="readings runs one by one on the CPU, found 2"):
+        readings.READINGS.run("smoke", jobs=2)
 
 
 def planted(base_fall: dict[str, float]) -> list[dict[str, Any]]:
     rng, rows = np.random.default_rng(0), []
-    for cell in readings.cells("study"):
+    for cell in readings.READINGS.wanted("study"):
         fall = base_fall[cell["base"]] * (cell["factor"] == 0.01)
         metrics = {"score": 0.96 - fall + 1e-5 * rng.standard_normal(), "share": 0.5}
         rows.append({"config": {**cell, "scale": "study"}, "metrics": metrics, "status": "ok"})
@@ -82,11 +86,16 @@ def test_rows_are_kept_and_the_study_is_shown_once_whole(tmp_path: Path, monkeyp
     assert len(first.frame) == 1 and "EXPLORATORY" in first.table.attrs["caption"] and first.facts["n"].startswith("1")
     monkeypatch.setattr(readings, "fit", lambda *a, **k: pytest.fail("ran again"))
     assert [row["key"] for row in readings.study("smoke", book).rows] == [row["key"] for row in first.rows]
-    assert readings.study("quick", book, deadline=0).rows == []
-    monkeypatch.setitem(readings.DESIGNS, "study", readings.DESIGNS["smoke"])
+    heard: list[str] = []
+    later = [10, 11]
+    assert readings.READINGS.run("smoke", later, ledger=book, deadline=0, progress=lambda e: heard.append(e["event"]))
+    assert heard == ["found", "found", "left", "left"]
     kept = [
         row | {"config": row["config"] | {"scale": "study"}, "key": f"{i:016d}"} for i, row in enumerate(first.rows)
     ]
     for row in kept:
         book.append(row)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        readings.READINGS.__class__, "wanted", lambda self, scale, *a: [r["config"] for r in first.rows]
+    )
     assert readings.study("quick", book).scale == "study"
