@@ -316,9 +316,9 @@ class TheoremStudy:
         sizes, useful = (", ".join(map(str, sorted(set(part["T"])))) for part in (first, first[~first.vacuous]))
         return (
             f"Theorems: {len(holds)} exact checks, largest violation {holds.violation.max():.1e} "
-            f"(delta {self.delta:g}). Negative controls: {worst:.2f}.\nSo: no. A repaired theorem holds, but of T = "
-            f"{sizes} it says something for {useful} only (below 10 it cannot), it does not decay with n, and its variance is "
-            "that between tasks, which does not fluctuate."
+            f"(delta {self.delta:g}). Negative controls: {worst:.2f}.\n"
+            f"So: no. A repaired theorem holds, but of T = {sizes} it says something for {useful} only (below 10 it "
+            "cannot), it does not decay with n, and its variance is that between tasks, which does not fluctuate."
         )
 
 
