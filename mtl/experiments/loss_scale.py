@@ -1,25 +1,50 @@
 """Is EMTL robust to the scale of a loss? The first task's loss times a factor, as if measured in another unit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Experiment
+from mtl.errors import RunError
+from mtl.experiments.base import Entry, Experiment
 from mtl.experiments.hyperparameters import SEEDS
 from mtl.experiments.study import Study
+from mtl.experiments.table1.equal import EQUAL, EqualTerms
 from mtl.experiments.table1.grids import BUDGET
+from mtl.experiments.table1.says import READINGS, D
 from mtl.report import captioned, style
-from mtl.report.claims import Finding, Part, compare, converged_check, decide
+from mtl.report.claims import (
+    Check,
+    Finding,
+    Part,
+    blind_check,
+    by_reading,
+    compare,
+    converged_check,
+    decide,
+    same_check,
+)
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),
     "quick": (1e-3, 0.03, 1.0, 30.0, 1e3),
+    "study": (0.01, 0.1, 1.0, 10.0, 100.0),
     "paper": (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e3),
 }
 METHODS = ("ls", "uw", "dwa", "bandit", "mgda", "cagrad", "imtl-g", "nash", "fairgrad", "emtl")
+POINTS: tuple[Entry, ...] = tuple(
+    (name, name, {"rho": 0.5} if name == "bandit" else {}) for name in METHODS
+)  # as published
+FULL: tuple[Entry, ...] = (
+    *POINTS,
+    ("bandit (balanced)", "bandit", {"rho": 0.5, "balance": True}),
+    ("emtl (raw)", "emtl", {"rate": "raw"}),
+    ("emtl (frozen norm)", "emtl", {"combine": "frozen_norm"}),
+    ("emtl (product)", "emtl", {"combine": "product"}),
+)
 FALL = "largest fall of the score"
 
 
@@ -30,69 +55,108 @@ class LossScale(Study):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line per run: method, factor, seed, every test metric; a run without a result has NaN."""
+        """One line per run: label, factor, seed, every test metric; a run without a result has NaN."""
         table = super().frame
         table["factor"] = [options["factor"] for options in table["options"]]
         return table.astype(dict.fromkeys(self.rows[0]["metrics"], float))
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        table = falls(self.frame, self.metrics)
+        table = falls(self.frame[~self.frame["label"].str.endswith(" A/A")], self.metrics)
         return captioned(
-            table.assign(method=[style.look(name)[0] for name in table["method"]]),
+            table.assign(label=[style.look(name)[0] for name in table["label"]]).rename(columns={"label": "method"}),
             "Mean test AUC with the factor 1, and its largest fall at any other factor (negative: no fall), in total "
             "and per task",
         )
 
     def figure(self) -> Figure:
-        """Per task the test AUC against the factor, one line per method."""
-        fig, axes = style.subplots(1, len(self.tasks), height=2.6)
-        for ax, task in zip(axes[0], self.tasks, strict=True):
-            for method in dict.fromkeys(self.frame["method"]):
-                label, colour, marker = style.look(method)
-                mean = self.frame[self.frame["method"] == method].groupby("factor")[f"{task}/auc"].mean()
-                strong = {"ms": 4, "lw": 1.6, "zorder": 5} if method == "emtl" else {"ms": 3, "lw": 0.8, "zorder": 3}
-                ax.plot(mean.index, mean, marker + "-", color=colour, label=label, **strong)
-            ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss", ylabel=f"{task}, test AUC")
-        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        return captioned(
-            fig,
-            f"Test AUC per task against the factor in front of the {self.tasks[0]} loss, mean over seeds; every method "
-            "at its paper's own setting, nothing tuned per factor",
+        """How far the mean test AUC of the tasks falls from factor 1; where there are readings, these on their own."""
+        table = self.frame[~self.frame["label"].str.endswith(" A/A")]
+        wide = table.pivot_table(index="factor", columns="label", values="score")
+        fall = wide.loc[1.0] - wide.drop(1.0)
+        kept = [name for name in table["label"].unique() if name == "emtl" or not name.startswith("emtl")]
+        ours = ["emtl", *(name for name in table["label"].unique() if name.startswith("emtl ("))]
+        shades = dict(zip(ours, (style.RED, style.ORANGE, style.SKY, style.GREEN), strict=False))
+        panels = {"EMTL and other methods": kept} | (
+            {"EMTL by reading, and its base": [*ours, "mgda"]} if ours[1:] else {}
         )
+        fig, axes = style.subplots(1, len(panels), height=2.7, sharey=True)
+        for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
+            for name in names:
+                label, colour, marker = style.look(name)
+                colour = colour if names is kept else shades.get(name, colour)
+                strong = {"ms": 4, "lw": 1.6, "zorder": 5} if name == "emtl" else {"ms": 3, "lw": 0.8, "zorder": 3}
+                face = "white" if name == "bandit (balanced)" else colour
+                ax.plot(fall.index, fall[name], f"{marker}-", color=colour, mfc=face, label=label, **strong)
+            ax.axhspan(-D, D, color="0.92", lw=0, zorder=0)
+            ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss")
+            ax.set_yscale("symlog", linthresh=D, linscale=0.5)
+            ax.set_title(title)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3 if ours[1:] else 5, fontsize=6)
+        axes[0, 0].set_ylabel("fall of the mean test AUC")
+        low, high = axes[0, 0].get_ylim()
+        axes[0, 0].set_ylim(high, low)  # a fall goes down
+        said = f"Fall of the mean test AUC from factor 1 against the factor in front of the {self.tasks[0]} loss, mean "
+        said += f"over seeds (linear within the grey band ±{D}, then logarithmic); nothing is tuned per factor"
+        return captioned(fig, said)
 
     def findings(self) -> list[Finding]:
-        gate = [converged_check(None, D), self.same("score", D)]
         rows = tuple(row["key"] for row in self.rows)
-        return [robust(self.frame, gate=gate, declared=5, scale=self.scale, rows=rows)]
+        facts: dict[str, Any] = {"declared": 5, "scale": self.scale, "rows": rows}
+        there = [name for name in READINGS if name in set(self.frame["label"])]
+        found = [(name, robust(self.frame, name, gate=self.gate(name), **facts)) for name in there]
+        return [by_reading(found)]
+
+    def gate(self, own: str) -> list[Check]:
+        """Input-blind level at factor 1, Table 1's convergence check with MMoE, and the fall of the A/A rows."""
+        plain = self.frame[self.frame["factor"] == 1.0]
+        runs = {str(name): {"score": one["score"].to_numpy(float)} for name, one in plain.groupby("label")}
+        above, _ = blind_check(runs, {"score": 0.5}, {"score": True}, [name for name in (own, *RIVALS) if name in runs])
+        pairs = {part.name: [part.value] for part in leads(self.frame, ["ls A/A"], own="ls") if part.value is not None}
+        return [above, converged_check(_moves() if self.scale == "study" else None, D), same_check(pairs, D)]
+
+
+def _moves() -> dict[str, float] | None:
+    """What doubled epochs move in Table 1 on equal terms with MMoE: the same data, net and number of epochs."""
+    try:
+        equal = EQUAL.published(at="study")
+    except (LookupError, RunError):
+        return None
+    assert isinstance(equal, EqualTerms)
+    moves = equal.moves(["score"]) or {}
+    return {name: value for name, value in moves.items() if "(PLE)" not in name} or None
 
 
 def falls(table: pd.DataFrame, metrics: dict[str, bool]) -> pd.DataFrame:
     """Per method: score at factor 1, and the largest fall of the mean score (and of each task) at any other factor."""
-    means = table.groupby(["method", "factor"])[list(metrics)].mean()
-    base, low = means.xs(1.0, level="factor"), means.drop(1.0, level="factor").groupby("method").min()
+    means = table.groupby(["label", "factor"])[list(metrics)].mean()
+    base, low = means.xs(1.0, level="factor"), means.drop(1.0, level="factor").groupby("label").min()
     names = {"score": FALL} | {name: f"of {name.removesuffix('/auc')}" for name in metrics if name != "score"}
-    found = (base - low).rename(columns=names).loc[table["method"].unique(), [*names.values()]]
+    found = (base - low).rename(columns=names).loc[table["label"].unique(), [*names.values()]]
     found.insert(0, "score at 1", base["score"])
     return found.reset_index().sort_values(FALL, kind="stable", ignore_index=True)
 
 
-RIVALS, D = ("mgda", "imtl-g", "uw", "bandit"), 0.001  # of EMTL's Table 1, but for Nash-MTL, which cannot fall
+# Of EMTL's Table 1, but for Nash-MTL, which cannot fall.
+RIVALS = ("mgda", "imtl-g", "uw", "bandit", "bandit (balanced)")
 
 
-def leads(table: pd.DataFrame, rivals: Sequence[str], many: int = 1) -> list[Part]:
+def leads(table: pd.DataFrame, rivals: Sequence[str], many: int = 1, own: str = "emtl") -> list[Part]:
     """Per rival, how much further its score falls than EMTL's: per seed, from factor 1 to the worst other factor."""
-    wide = table.pivot(index=["method", "seed"], columns="factor", values="score").dropna()
-    fall = (wide[1.0] - wide.drop(columns=1.0).min(axis=1)).unstack("method")
+    wide = table.pivot(index=["label", "seed"], columns="factor", values="score").dropna()
+    fall = (wide[1.0] - wide.drop(columns=1.0).min(axis=1)).unstack("label")
     there = [name for name in rivals if name in fall]
-    return [compare(name, (fall[name] - fall["emtl"]).dropna(), D, rivals=many) for name in there]
+    return [compare(name, (fall[name] - fall[own]).dropna(), D, rivals=many) for name in there]
 
 
-def robust(table: pd.DataFrame, **facts: Any) -> Finding:
+def robust(table: pd.DataFrame, own: str = "emtl", **facts: Any) -> Finding:
     """Is EMTL's fall smaller than that of each of its table's methods? Methods that no factor moves stand beside."""
-    others = [name for name in dict.fromkeys(table["method"]) if name not in (*RIVALS, "emtl")]
-    parts, said = leads(table, RIVALS, len(RIVALS)), "Nash-MTL's fall is 0 by construction and cannot be beaten"
-    return decide("emtl-scale-robust", "best", parts, beside=tuple(leads(table, others)), said=said, **facts)
+    labels = list(dict.fromkeys(table["label"]))
+    others = [name for name in labels if not name.startswith("emtl") and name not in RIVALS and "A/A" not in name]
+    said = "Nash-MTL's fall is 0 by construction and cannot be beaten"
+    many = len([name for name in RIVALS if name in labels])
+    beside = tuple(leads(table, others, own=own))
+    return decide("emtl-scale-robust", "best", leads(table, RIVALS, many, own), beside=beside, said=said, **facts)
 
 
 LOSS_SCALE = Experiment(
@@ -102,9 +166,35 @@ LOSS_SCALE = Experiment(
     fallback="digits",
     notebook="05_loss_scale",
     shows=LossScale,
-    methods=tuple((name, name, {"rho": 0.5} if name == "bandit" else {}) for name in METHODS),  # the papers' settings
+    methods={"smoke": POINTS, "quick": POINTS, "study": FULL, "paper": FULL},
     models=("mmoe",),
-    seeds=SEEDS,
+    seeds=SEEDS | {"study": tuple(range(10, 15))},
+    twins=("ls",),
     budget=BUDGET,
     variants={scale: tuple({"factor": factor} for factor in factors) for scale, factors in FACTORS.items()},
 )
+
+
+def published(experiment: Experiment = LOSS_SCALE, scale: str = "study", at: str = "study") -> LossScale:
+    """The published rows of all factors at a scale; LookupError where one is missing."""
+    first, *others = [experiment.published(scale, at=at, **variant) for variant in experiment.chosen(scale)]
+    if any(one.seeds != first.seeds for one in others):
+        raise LookupError(f"seeds: must be the same at every factor of scale {scale}")
+    both = first.also(*others)
+    assert isinstance(both, LossScale)
+    return both
+
+
+def study(scale: str, jobs: int = 1) -> LossScale:
+    """The published study once it is whole, else the rows of the notebook's own scale, run where they are missing."""
+    if scale != "smoke":
+        try:
+            found = published(at=scale)
+        except (LookupError, RunError):
+            found = None
+        if found is not None and found.seeds == list(LOSS_SCALE.seeds["study"]):
+            return found
+    own = replace(LOSS_SCALE, twins=LOSS_SCALE.twins if scale in ("study", "paper") else ())
+    made = own.study(scale, jobs=jobs)
+    assert isinstance(made, LossScale)
+    return made

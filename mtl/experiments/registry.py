@@ -5,6 +5,7 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.qm9 import QM9
+from mtl.experiments.readings import READINGS
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
 from mtl.experiments.table1.equal import EQUAL
@@ -24,4 +25,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "qm9": QM9,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
+    "readings": READINGS,
 }

@@ -15,8 +15,14 @@ from mtl.theory.rates import kl_ball_sandwich, mirror_ascent_step, mirror_kkt_re
 GRID = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)
 
 
-def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05) -> list[Finding]:
-    """Claims on the theorem and the KL ball from `finite.violation_table` and `theorem.sandwich_cases`."""
+def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame, delta: float = 0.05) -> list[Finding]:
+    """Claims on the theorem and the KL ball from `finite.violation_table`, `theorem.sandwich_cases`, `steps.table`."""
+    proof = tuple(
+        checked(f"{line['step']}: {line['statement']}", line["left / right"] <= 1,
+                f"left over right at most {line['left / right']:.2f} in {line['classes']} classes")
+        for line in audit.to_dict("records")
+    )  # fmt: skip
+    printed, failing = int((~audit["must hold"]).sum()), int((audit.loc[~audit["must hold"], "left / right"] > 1).sum())
     worst = table.groupby("bound").violation.max()
     holds = table[table.must_hold]
     first = table[table.bound == "thm1"]
@@ -40,7 +46,7 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, delta: float = 0.05
                     f"fails with probability {counter:.2f} on Prop. 4's example and up to "
                     f"{worst['population-ratio']:.2f} on finite classes, delta = {delta:g}"),
             checked("(C) mean over samples", worst["thm1"] <= delta, f"Theorems 1 and 2: at most {worst['thm1']:.1e}"),
-        ]),
+        ], beside=proof, said=f"the proof's steps, as printed: {failing} of {printed} fail, so do not carry it"),
         decide("emtl-thm1-repaired", "parts", [
             checked("holds", holds.violation.max() <= delta, f"largest violation {worst['thm1']:.1e} in {len(holds)} "
                     f"exact checks of 5 theorems (worst of all {holds.violation.max():.1e})"),
@@ -93,10 +99,13 @@ def _player_checks() -> tuple[float, float]:
     return residual, ratio
 
 
-def gap_claims(table: pd.DataFrame, changes: Mapping[str, Array], arms: pd.DataFrame) -> list[Finding]:
+def gap_claims(
+    table: pd.DataFrame, changes: Mapping[str, Array], arms: pd.DataFrame, exploratory: str = ""
+) -> list[Finding]:
     """Claims on variance and gap from `hypotheses.primary`, `figures.own_base` and `figures.doses` of `gap`.
 
-    The registered hypotheses with their own smallest effects; the larger dose is said beside them.
+    The registered hypotheses with their own smallest effects; the larger dose, and what `hypotheses.averaged` says, are
+    said beside them and decide nothing.
     """
     works = [name for name in table.index if name.startswith("control") and table.loc[name, "verdict"] == "works"]
     control = Check("control", bool(works), f"L2 lowers the gap ({len(works)} of 2 doses)")
@@ -114,7 +123,8 @@ def gap_claims(table: pd.DataFrame, changes: Mapping[str, Array], arms: pd.DataF
     parts = [compare(name, x, 0.05) for name, x in changes.items() if "rho .3," in name]
     beside = tuple(compare(name, x, 0.05) for name, x in changes.items() if "rho .3," not in name)
     return [
-        decide("gap-observational", "best", [rank], gate=[matched, control], said=f"registered: {seen.verdict}"),
+        decide("gap-observational", "best", [rank], gate=[matched, control],
+               said="; ".join(filter(None, [f"registered: {seen.verdict}", exploratory]))),
         decide("gap-causal", "best", [less], gate=[matched, control, halved],
                said=f"registered: {penalty.verdict}; {dose}"),
         decide("emtl-lowers-variance", "parts", parts, gate=[matched, control], beside=beside,

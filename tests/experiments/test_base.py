@@ -37,7 +37,7 @@ def test_every_experiment_names_what_exists(name: str) -> None:
             assert len({(label, str(point)) for label, _, point in entries}) == len(entries)
             sizes = {len(points) for points in one.grids(scale, **variant).values()}
             assert len(sizes) <= 1, "the same tuning budget for each method"
-    swept = name in ("hyperparameters", "loss_scale")
+    swept = name in ("hyperparameters", "loss_scale", "readings")
     assert swept or any(method == "stl" for _, method, _ in one.entries("quick")), "single-task learning in every table"
 
 

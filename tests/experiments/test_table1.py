@@ -297,16 +297,50 @@ def test_a_factor_scales_the_first_loss_and_no_metric(nowhere):
 def test_scale_free_methods_do_not_feel_a_factor_and_equal_weights_do(nowhere, book):
     study = loss_scale.LOSS_SCALE.study("smoke", methods=("ls", "nash", "emtl"), ledger=book, progress=None)
     table, metrics = study.frame, study.metrics
-    falls = loss_scale.falls(table, metrics).set_index("method")[loss_scale.FALL]
+    falls = loss_scale.falls(table, metrics).set_index("label")[loss_scale.FALL]
     assert abs(falls["nash"]) < 2e-3 < falls["ls"]
     assert study.table["method"].tolist()[0] == "Nash-MTL"
-    more = pd.concat([table.assign(seed=seed) for seed in range(5)])
-    rivals = pd.concat([more, *(more[more["method"] == "ls"].assign(method=name) for name in loss_scale.RIVALS)])
-    flat = rivals.assign(score=np.where(rivals["method"] == "emtl", 0.9, rivals["score"]))
-    assert loss_scale.robust(flat).word == "reproduced"
-    deep = rivals.assign(score=np.where(rivals["method"] == "emtl", 0.9 * (rivals["factor"] == 1), rivals["score"]))
-    assert loss_scale.robust(deep).word == "contradicted"
-    assert {part.name for part in loss_scale.robust(flat).beside} == {"ls", "nash"}, "nash decides nothing"
+    assert len(study.figure().axes) == 1
+    assert [check.name for check in study.gate("emtl")][2] == "A/A rows" and study.gate("emtl")[2].passed is not None
+
+
+def fallen(**falls: float) -> pd.DataFrame:
+    """Runs of five seeds at three factors whose score falls by so much, in thousandths, at factor .01."""
+    rng = np.random.default_rng(0)
+    lines = [
+        {"label": label.replace("_", " "), "factor": factor, "seed": seed,
+         "score": 0.96 - 1e-3 * fall * (factor == 0.01) + 2e-5 * rng.standard_normal()}
+        for label, fall in falls.items() for seed in range(10, 15) for factor in (0.01, 1.0, 100.0)
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+RIVALS = dict.fromkeys(("mgda", "imtl-g", "uw", "bandit", "bandit (balanced)"), 5.0)
+
+
+def test_the_sentence_on_loss_scales_names_its_rivals_and_has_a_word_by_reading() -> None:
+    rows = fallen(emtl=0, ls=5, nash=0, **RIVALS)
+    found = loss_scale.robust(rows)
+    assert found.word == "reproduced" and {part.name for part in found.parts} == set(RIVALS)
+    assert {part.name for part in found.beside} == {"ls", "nash"}, "nash decides nothing"
+    assert loss_scale.robust(fallen(emtl=9, **RIVALS)).word == "contradicted"
+    assert loss_scale.robust(fallen(emtl=5, **RIVALS)).word == "practically equal"
+    one = fallen(emtl=0, **(RIVALS | {"bandit (balanced)": 0.1}))
+    assert loss_scale.robust(one).word == "practically equal", "best by d is excluded"
+    both = pd.concat([rows, fallen(**{"emtl (raw)": 9})])
+    assert loss_scale.robust(both, "emtl (raw)").word == "contradicted"
+    plain = loss_scale.LossScale(loss_scale.LOSS_SCALE, "smoke", [], "", ("income",))
+    plain.__dict__["frame"] = both
+    (by,) = plain.findings()
+    assert by.would == "depends on the reading" and "raw: contradicted" in by.said
+
+
+def test_the_loss_scale_study_is_the_declared_one() -> None:
+    one = loss_scale.LOSS_SCALE
+    assert [v["factor"] for v in one.variants["study"]] == [0.01, 0.1, 1.0, 10.0, 100.0]
+    assert one.seeds["study"] == (10, 11, 12, 13, 14) and one.twins == ("ls",)
+    labels = [label for label, _, _ in one.entries("study")]
+    assert {*loss_scale.RIVALS, *loss_scale.READINGS} <= set(labels)
 
 
 def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):

@@ -19,7 +19,7 @@ from mtl.experiments.gap import runs as gap
 from mtl.experiments.study import judged
 from mtl.report import verdicts as summary
 from mtl.report.claims import Finding, known
-from mtl.theory import fairness, finite
+from mtl.theory import fairness, finite, steps
 from tests.experiments.test_gap import planted
 
 
@@ -38,12 +38,17 @@ def cases() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
+def audit() -> pd.DataFrame:
+    return steps.table()
+
+
+@pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     return planted("observational", 0.3, 0) + planted("causal", 0, -0.02)
 
 
-def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.DataFrame) -> None:
-    found = verdicts.theorem_claims(table, cases)
+def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame) -> None:
+    found = verdicts.theorem_claims(table, cases, audit)
     assert all(known(c.word) and c.parts[0].said for c in found)
     assert by_name(found) == {
         "emtl-thm1": "depends on the reading",
@@ -54,9 +59,12 @@ def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.Da
         "emtl-player": "reproduced",
     }
     broken = table.assign(violation=np.where(table.bound == "thm1", 0.2, table.violation))
-    assert by_name(verdicts.theorem_claims(broken, cases))["emtl-thm1-repaired"] == "contradicted"
+    assert by_name(verdicts.theorem_claims(broken, cases, audit))["emtl-thm1-repaired"] == "contradicted"
+    printed = [part.word for part in found[0].beside if "repaired" not in part.name]
+    assert printed.count("contradicted") == 5 and len(found[0].beside) == len(audit) == 10
+    assert "5 of 5 fail" in found[0].said
     outside = cases.assign(low=cases.low - 0.1)
-    assert by_name(verdicts.theorem_claims(table, outside))["emtl-surrogate"] == "contradicted"
+    assert by_name(verdicts.theorem_claims(table, outside, audit))["emtl-surrogate"] == "contradicted"
 
 
 def test_fair_claims_follow_from_the_checks() -> None:
@@ -113,7 +121,7 @@ def test_every_claim_on_theory_has_a_test_a_verdict_and_a_figure() -> None:
             file, _, test = name.partition("::")
             room, _, file = file.partition("/")
             assert f"def test_{test}(" in (root / room / f"test_{file}.py").read_text(encoding="utf-8"), (claim, name)
-    ours = [claim for claim in claims if claim["figure"][:2] in ("01", "07", "08", "09")]
+    ours = [claim for claim in claims if claim["figure"][:2] in ("01", "07", "08", "09", "15")]
     for claim in ours:
         (notebook,) = (root.parent / "notebooks").glob(f"{claim['figure'][:2]}_*.ipynb")
         assert f'\\"{claim["figure"]}\\"' in notebook.read_text(encoding="utf-8"), claim

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.gap import figures, hypotheses
+from mtl.experiments.gap import figures, hypotheses, rates
 from mtl.experiments.gap.data import CONDITIONS, available
 from mtl.experiments.gap.runs import ARMS, LEVELS, METHODS, recorded, strata
 from mtl.experiments.gap.runs import study as run_all
@@ -61,8 +61,11 @@ class GapStudy:
         return judged(SENTENCES, caption=said, wide=True)
 
     def findings(self) -> list[Finding]:
-        """The registered tests, and EMTL against its own base, by paper/decision_rule.md."""
-        return gap_claims(self.primary, figures.own_base(self.rows), self.arms)
+        """The registered tests, EMTL against its own base by reading, and equal rates, by paper/decision_rule.md."""
+        explored = str(hypotheses.averaged(self.rows))
+        *found, lowers = gap_claims(self.primary, figures.own_base(self.rows), self.arms, explored)
+        more = rates.published(ledger("gap"))
+        return [*found, rates.lowered(more, lowers), *rates.equitable(more)]
 
     def at_hand(self) -> str:
         """Which data are at hand, how much of the design is in the ledger, and what the fresh strata say."""
@@ -80,6 +83,7 @@ class GapStudy:
         said = [f"A smaller relative-rate variance goes with a smaller gap: {self.findings()[0].word}."]
         for name, line in self.primary.iterrows():
             said.append(f"{name}: {line.estimate:+.3f} [{line.low:+.3f}, {line.high:+.3f}], {line.verdict}")
+        said.append(f"Not registered: H1 {hypotheses.averaged(self.rows)}.")
         return "\n".join(said)
 
 

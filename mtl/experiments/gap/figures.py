@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from mtl.experiments.gap.hypotheses import HYPOTHESES, Array, Result, causal, observational, spearman, tables
+from mtl.experiments.gap.hypotheses import HYPOTHESES, Array, Result, averaged, causal, observational, spearman, tables
 from mtl.experiments.gap.runs import ARMS, LEVELS
 from mtl.ledger import Row
 from mtl.report import captioned, style
@@ -35,23 +35,19 @@ def scatter(rows: Sequence[Row], quantity: str = "rrv") -> Figure:
     left.set(xscale="log", xlabel=f"{quantity.upper()} (normalised)", ylabel="gap (test − training loss)")
     left.set_title(f"Everything pooled: Spearman {float(spearman(*np.hstack(pooled))):+.2f}")
     left.legend(title="level q", markerscale=4, fontsize=6, title_fontsize=6, handletextpad=0.1)
-    for name, colour in COLOURS.items():
-        if own := [t for t in found if t.level is not None and t.condition == name]:
-            x, y = (np.mean([_share(np.nanmean(t.values(k), 0)) for t in own], 0) for k in (quantity, "gap"))
-            right.scatter(x, y, s=14, color=colour, lw=0, label=f"{name} ({float(spearman(x, y)):+.2f})")
+    explored = averaged(rows, quantity, permutations=1)
+    for name, (x, y) in explored.pooled.items():
+        said = f"{name} ({float(spearman(x, y)):+.2f}; {explored.by_condition[name]:+.2f})"
+        right.scatter(x, y, s=14, color=COLOURS[name], lw=0, label=said)
     right.set(xlabel=f"rank of {quantity.upper()} among methods", ylabel="rank of the gap")
     right.legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 0.98), ncol=2, handletextpad=0.1, columnspacing=0.6)
     return captioned(
         fig,
         "Normalised variance of relative rates (RRV) and gap. Left: all runs, colour is the level q of the training "
-        "loss. Right: mean rank per method (one point each) at the primary level, Spearman correlation of these points "
-        "in brackets",
+        "loss. Right, exploratory: mean rank per method (one point each) over seeds and strata at the primary level; "
+        "in brackets the Spearman correlation of these points, and the mean over strata of that of ranks averaged over "
+        "seeds alone; the registered statistic correlates within each seed",
     )
-
-
-def _share(values: Array) -> Array:
-    """Ranks from 0 to 1."""
-    return np.asarray(values.argsort().argsort() / max(len(values) - 1, 1))
 
 
 def forest(table: pd.DataFrame, parts: dict[str, Result]) -> Figure:

@@ -1,0 +1,386 @@
+"""Relative rates themselves (notebook 15): are they equal in the end, does EMTL lower their variance in each reading?
+
+And what a mini-batch sees of them. Declared in paper/decision_rule.md.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
+from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms, gram
+from mtl.experiments.study import judged
+from mtl.ledger import Ledger, Row, key, ledger, provenance
+from mtl.methods import Method, method
+from mtl.report import Table, captioned, style
+from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
+from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
+
+READINGS: dict[str, dict[str, Any]] = {
+    "emtl": {},
+    "emtl (raw)": {"rate": "raw"},
+    "emtl (frozen norm)": {"combine": "frozen_norm"},
+    "emtl (product)": {"combine": "product"},
+}
+UNITS = ("mgda", *READINGS)  # the base alone, and EMTL on it
+LEVELS = (0.5, 0.3)
+QUANTITIES = ("normalised", "plain", "ratio")  # variance over mean^2; Definition 1; log of largest over smallest
+D = 0.05  # ours
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One stratum: a condition, an architecture, full batch or batches of 32 drawn with replacement."""
+
+    condition: str
+    arch: str
+    full: bool
+    n: int = 100
+    seeds: int = 8
+    steps: int = 600
+    record: int = 3
+    batch: int = 32
+    lr: float = 5e-3
+
+
+def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Cell]:
+    """The strata of a scale: of the gap study with n = 100 at scale paper, else small ones of the digits."""
+    if scale == "paper":
+        return [Cell(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
+    if scale not in ("smoke", "quick"):
+        raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
+    return [Cell("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train every unit and seed; each quantity at the first crossing of each level and after the last step.
+
+    {quantity: {"0.5" | "0.3" | "end": [seed][unit]}}, None where a run never crossed, and q after the last step.
+    """
+    sample = draw(condition(cell.condition), cell.n, range(cell.seeds))
+    n_tasks = sample.y.shape[-1]
+    nets = Nets(cell.arch, sample.x.shape[-1], len(UNITS), n_tasks, cell.seeds, "cpu")
+    rules = [_rule(unit, n_tasks) for unit in UNITS]
+    parameters = nets.shared + nets.own
+    optimiser = torch.optim.Adam(parameters, lr=cell.lr)
+    batches = [torch.Generator().manual_seed(9000 + s) for s in range(cell.seeds)]
+    records = []
+    for step in range(cell.steps + 1):
+        if step % cell.record == 0 or step == cell.steps:
+            records.append(_record(nets, sample))
+        if step == cell.steps:
+            break
+        x, y = sample.x, sample.y
+        if not cell.full:
+            chosen = torch.stack([torch.randint(cell.n, (cell.batch,), generator=g) for g in batches])
+            x, y = (a.gather(1, chosen[..., None].expand(-1, -1, a.shape[-1])) for a in (x, y))
+        losses = sample.losses(nets(x), y)
+        first, bias = grads = nets.task_gradients(losses)
+        w = _weights(rules, losses.detach().double(), gram(grads).double()).to(losses.dtype)
+        own = torch.autograd.grad((w * losses).sum(), nets.own)
+        by_task = w.permute(2, 0, 1)
+        shared = ((first * by_task[:, :, None, :, None]).sum(0), (bias * by_task[..., None]).sum(0))
+        for p, gradient in zip(parameters, (*shared, *own), strict=True):
+            p.grad = gradient
+        optimiser.step()
+    return _found({name: torch.stack([one[name] for one in records]) for name in records[0]})
+
+
+def _rule(unit: str, n_tasks: int) -> Method:
+    if unit == "mgda":
+        return method(unit, n_tasks)
+    return method("emtl", n_tasks, rho=effective_radius(0.3, n_tasks), eta=ETA, **READINGS[unit])
+
+
+def _weights(rules: Sequence[Method], losses: Tensor, K: Tensor) -> Tensor:
+    """Of every unit on (S, U, T) losses and (S, U, T, T) Gram matrices; they sum to 1 over tasks."""
+    w = torch.stack([rule.weights(losses[:, u], K[:, u]) for u, rule in enumerate(rules)], 1)
+    return w / w.sum(-1, keepdim=True)
+
+
+def _rates(nets: Nets, losses: Tensor) -> Tensor:
+    norms = gradient_norms([g.detach() for g in nets.task_gradients(losses)]).double()
+    return relative_rate(losses.detach().double(), norms, FLOOR)
+
+
+def _record(nets: Nets, sample: Draw) -> dict[str, Tensor]:
+    losses = sample.losses(nets(sample.x), sample.y)
+    r = _rates(nets, losses)
+    return {
+        "q": losses.detach().double().mean(-1) / sample.constant_loss().double()[:, None],
+        "normalised": relative_rate_variance(r, normalised=True),
+        "plain": relative_rate_variance(r),
+        "ratio": (r.amax(-1) / r.amin(-1)).log(),
+    }
+
+
+def _found(table: Mapping[str, Tensor]) -> dict[str, Any]:
+    q, found = table["q"], {name: {"end": _plain(table[name][-1])} for name in (*QUANTITIES, "q")}
+    for level in LEVELS:
+        under = q <= level
+        after = under.double().argmax(0).clamp_min(1)[None]
+        share = (q.gather(0, after - 1) - level) / (q.gather(0, after - 1) - q.gather(0, after))
+        crossed = under.any(0) & ~under[0]
+        for name in QUANTITIES:
+            value = torch.lerp(table[name].gather(0, after - 1), table[name].gather(0, after), share)[0]
+            found[name][f"{level:g}"] = _plain(torch.where(crossed, value, torch.nan))
+    return found
+
+
+def _plain(values: Tensor) -> list[list[float | None]]:
+    return [[float(f"{v:.6g}") if np.isfinite(v) else None for v in line] for line in values.tolist()]
+
+
+def study(scale: str) -> "Rates":
+    """The published design where its rows are there, else the strata of `scale`, from the ledger or run."""
+    book = ledger("gap")
+    if scale != "smoke" and (rows := published(book)):
+        return Rates("paper", rows, scale)
+    return Rates(scale, [_row(cell, book) for cell in design(scale, available())], scale)
+
+
+def published(book: Ledger) -> list[Row]:
+    """The rows of the declared design, or none where one is missing; nothing is run."""
+    rows = [row for row in book.latest().values() if row["config"].get("study") == "rates"]
+    found = [row for cell in design("paper") for row in rows if _same(row, cell)]
+    return found if len(found) == len(design("paper")) else []
+
+
+def _same(row: Row, cell: Cell) -> bool:
+    return {name: row["config"].get(name) for name in asdict(cell)} == asdict(cell)
+
+
+def _row(cell: Cell, book: Ledger) -> Row:
+    data, config = condition(cell.condition), {"study": "rates", **asdict(cell), "units": list(UNITS)}
+    name = key(config, data.fingerprint)
+    if (found := book.find(name)) is not None:
+        return found
+    start = time.perf_counter()
+    metrics = run(cell)
+    row: Row = {
+        "key": name, "config": config, "fingerprint": data.fingerprint, "status": "ok", "metrics": metrics,
+        "wall_s": round(time.perf_counter() - start, 2), "provenance": provenance("cpu", [__name__]),
+        "source": data.source, "embedded_default": False, "synthetic": False,
+    }  # fmt: skip
+    book.append(row)
+    return row
+
+
+def leads(rows: Iterable[Row], quantity: str, at: str, unit: str) -> Array:
+    """The base's (log) quantity minus the unit's, the mean over the strata of each (condition, seed)."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        table = np.array(row["metrics"][quantity][at], dtype=float)
+        table = table if quantity == "ratio" else np.log(table)
+        lead = table[:, UNITS.index("mgda")] - table[:, UNITS.index(unit)]
+        for seed in np.flatnonzero(np.isfinite(lead)):
+            found.setdefault((row["config"]["condition"], int(seed)), []).append(float(lead[seed]))
+    return np.array([np.mean(v) for v in found.values()])
+
+
+def _ends(row: Row) -> Array:
+    """Log ratio after the last step, (S, U)."""
+    return np.array(row["metrics"]["ratio"]["end"], dtype=float)
+
+
+def trained(rows: Iterable[Row]) -> Check:
+    """Whether the runs got somewhere: at least 90 % end below the first level."""
+    below = np.concatenate([np.array(row["metrics"]["q"]["end"], dtype=float).ravel() < LEVELS[0] for row in rows])
+    return Check("trained", bool(below.mean() >= 0.9), f"{100 * below.mean():.0f} % of runs end below q = {LEVELS[0]}")
+
+
+def variance(rows: Sequence[Row], quantity: str, unit: str) -> list[Part]:
+    """Log of the base's variance over EMTL's at each level: the normalised one decides, Definition 1's is "plain"."""
+    head = "" if quantity == "normalised" else "Definition 1, "
+    return [compare(f"{head}q = {q:g}", leads(rows, quantity, f"{q:g}", unit), D) for q in LEVELS]
+
+
+def lowered(rows: Sequence[Row], literal: Finding) -> Finding:
+    """`emtl-lowers-variance`: the literal reading as registered, the other readings and Definition 1 from `rows`."""
+    if not rows:
+        return literal
+    found = [("emtl", literal)]
+    for unit in list(READINGS)[1:]:
+        parts = variance(rows, "normalised", unit)
+        found.append((unit, decide(literal.claim, "parts", parts, gate=literal.gate)))
+    one = by_reading(found)
+    return replace(one, beside=(*one.beside, *variance(rows, "plain", "emtl")))
+
+
+def equitable(rows: Sequence[Row], **facts: Any) -> list[Finding]:
+    """`emtl-equitable` by reading; nothing without rows."""
+    if not rows:
+        return []
+
+    def one(unit: str) -> Finding:
+        part = compare("after the last step", leads(rows, "ratio", "end", unit), D)
+        return decide("emtl-equitable", "best", [part], gate=[trained(rows)], declared=32, **facts)
+
+    return [by_reading([(unit, one(unit)) for unit in READINGS])]
+
+
+@dataclass
+class Rates:
+    """Rows of the declared design or of a small replicate; `scale` is theirs, `at` the notebook's."""
+
+    scale: str
+    rows: list[Row]
+    at: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        runs = sum(row["config"]["seeds"] * len(UNITS) for row in self.rows)
+        names = ", ".join(dict.fromkeys(row["config"]["condition"] for row in self.rows))
+        return {
+            "scale": self.scale, "at": self.at, "data": names, "n": f"{runs} runs in {len(self.rows)} strata",
+            "rows": self.rows, "notebook": "15_relative_rates",
+            "config": {"units": list(UNITS), "levels": list(LEVELS)},
+            "command": f"mtl reproduce --notebooks 15_relative_rates --scale {self.scale}",
+        }  # fmt: skip
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Per unit the largest over the smallest rate at the end, and both variances over the base's."""
+        lines = {}
+        for unit in UNITS:
+            end = np.concatenate(
+                [np.array(r["metrics"]["ratio"]["end"], float)[:, UNITS.index(unit)] for r in self.rows]
+            )
+            line = {"largest / smallest rate": f"{np.exp(np.nanmean(end)):.2f}"}
+            for name, quantity in (("variance / mean²", "normalised"), ("variance (Definition 1)", "plain")):
+                for at in (*(f"{q:g}" for q in LEVELS), "end"):
+                    lead = leads(self.rows, quantity, at, unit)
+                    line[f"{name}, {at}"] = "–" if not lead.size else f"{np.exp(-lead.mean()):.2f}"
+            lines[style.look(unit)[0]] = line
+        said = (
+            "Relative rates of five tasks (three on Census): largest over smallest after the last step; variance over "
+            "that of MGDA, EMTL's base, at equal training loss (q = .5, .3) and at the end; geometric means"
+        )
+        return captioned(pd.DataFrame(lines).T.rename_axis("method"), said, wide=True)
+
+    def figure(self) -> Figure:
+        """Largest over smallest rate after the last step by condition, and how far each reading is from its base."""
+        fig, axes = style.subplots(1, 2, height=2.3)
+        left, right = axes[0]
+        names = list(dict.fromkeys(row["config"]["condition"] for row in self.rows))
+        faces = ("white", style.RED, style.ORANGE, style.SKY, style.GREEN)
+        for u, unit in enumerate(UNITS):
+            own = [[_ends(r)[:, u] for r in self.rows if r["config"]["condition"] == c] for c in names]
+            colour = style.BLACK if unit == "mgda" else faces[u]
+            places = np.arange(len(names)) + 0.14 * (u - 2)
+            values = [np.exp(np.nanmean(np.concatenate(x))) for x in own]
+            left.plot(places, values, "^" if unit == "mgda" else "o", color=colour, mfc=faces[u], ms=4,
+                      label=style.look(unit)[0])  # fmt: skip
+            if u:
+                for k, (quantity, at) in enumerate([("ratio", "end"), ("normalised", "0.3"), ("normalised", "0.5")]):
+                    if (x := leads(self.rows, quantity, at, unit)).size > 2:
+                        part = compare(unit, x, D)
+                        assert part.value is not None and part.low is not None
+                        right.errorbar(part.value, k + 0.16 * (u - 2.5), xerr=part.value - part.low, fmt="o",
+                                       color=colour, ms=3.5, elinewidth=1, capsize=2)  # fmt: skip
+        left.axhline(1, color="0.4", lw=0.8)
+        left.set(ylim=(0, None), ylabel="largest / smallest rate, end")
+        left.set_xticks(range(len(names)), names)
+        left.set_xlim(-0.5, len(names) - 0.5)
+        right.axvspan(-D, D, color="0.92", lw=0, zorder=0)
+        right.axvline(0, color="0.6", lw=0.7)
+        right.set_yticks(range(3), ["log ratio, end", "log variance, q = .3", "log variance, q = .5"])
+        right.set(ylim=(2.6, -0.6), xlabel="base minus EMTL (right of 0: more equal)")
+        fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        said = (
+            "Left: largest over smallest relative rate after the last step (1: equitable), geometric mean; right: how "
+            "much more equal EMTL's are than those of its base MGDA, mean and 95 % interval over (condition, seed); "
+            f"band: ±{D:g}"
+        )
+        return captioned(fig, said)
+
+    def verdicts(self) -> Table:
+        return judged(("emtl-equitable", "emtl-lowers-variance"))
+
+
+SIZES = (4, 8, 16, 32, 64, 128)
+STAGES = (0, 30, 300)
+
+
+def seen(batches: int = 100, n: int = 300) -> pd.DataFrame:
+    """What mini-batches see of r_t = L_t / |g_t| on the digits after some steps of equal weights.
+
+    A line per stage, batch size and task: mean of r over batches, over the r of all n examples; what the noise in |g|
+    alone would make of it, L / sqrt(|g|^2 + tr(S) / b) over r, S the covariance of an example's gradient; and how often
+    the largest rate is the same task's. Batches are drawn with replacement.
+    """
+    sample = draw(condition("digits"), n, [0])
+    nets = Nets("shared-bottom", sample.x.shape[-1], 1, sample.y.shape[-1], 1, "cpu")
+    parameters = nets.shared + nets.own
+    optimiser = torch.optim.Adam(parameters, lr=5e-3)
+    g, lines = torch.Generator().manual_seed(0), []
+    for step in range(max(STAGES) + 1):
+        losses = sample.losses(nets(sample.x), sample.y)
+        if step in STAGES:
+            rate, each = _rates(nets, losses)[0, 0], _norms(nets, sample, torch.arange(n)[:, None])
+            norm = losses[0, 0].detach().double() / rate
+            trace = each.square().mean(0) - norm.square()
+            for size in SIZES:
+                chosen = torch.randint(n, (batches, size), generator=g)
+                r = _batch_rates(nets, sample, chosen)
+                noise = norm / (norm.square() + trace / size).sqrt()
+                same = float((r.argmax(-1) == rate.argmax()).double().mean())
+                for task, (a, b) in enumerate(zip((r.mean(0) / rate).tolist(), noise.tolist(), strict=True)):
+                    lines.append({"step": step, "batch": size, "task": task, "seen": a, "noise": b, "same": same})
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        optimiser.step()
+    return pd.DataFrame(lines)
+
+
+def _copies(nets: Nets, sample: Draw, chosen: Tensor) -> tuple[Nets, Tensor]:
+    """One copy of a net for each batch, and the losses (batches, 1, T) of these."""
+    many = Nets("shared-bottom", sample.x.shape[-1], 1, nets.tasks, len(chosen), "cpu")
+    with torch.no_grad():
+        for new, old in zip(many.shared + many.own, nets.shared + nets.own, strict=True):
+            new.copy_(old.expand_as(new))
+    return many, sample.losses(many(sample.x[0, chosen]), sample.y[0, chosen])
+
+
+def _batch_rates(nets: Nets, sample: Draw, chosen: Tensor) -> Tensor:
+    return _rates(*_copies(nets, sample, chosen))[:, 0]
+
+
+def _norms(nets: Nets, sample: Draw, chosen: Tensor) -> Tensor:
+    many, losses = _copies(nets, sample, chosen)
+    return gradient_norms([g.detach() for g in many.task_gradients(losses)]).double()[:, 0]
+
+
+def batch_figure(table: pd.DataFrame) -> Figure:
+    """The rate that a mini-batch sees over that of all rows, against its size; whether the order of tasks is kept."""
+    fig, axes = style.subplots(1, 2, height=2.3)
+    left, right = axes[0]
+    for (step, own), colour in zip(table.groupby("step"), (style.BLUE, style.ORANGE, style.RED), strict=True):
+        mean = own.groupby("batch")[["seen", "noise", "same"]].mean()
+        left.plot(mean.index, mean["seen"], "o-", color=colour, label=f"after {step} steps")
+        left.plot(mean.index, mean["noise"], "--", color=colour, lw=0.8)
+        right.plot(mean.index, mean["same"], "o-", color=colour)
+    left.axhline(1, color="0.4", lw=0.8)
+    left.set(xscale="log", ylim=(0, 1.1), ylabel="rate in a batch / in all rows")
+    right.set(xscale="log", ylim=(0, 1.05), ylabel="same task has the largest")
+    for ax in (left, right):
+        ax.set_xticks(SIZES, list(map(str, SIZES)))
+        ax.minorticks_off()
+        ax.set_xlabel("batch size")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    said = (
+        "L / |g| on mini-batches of the digits, mean of five tasks, over its value on all 300 rows; dashed: what the "
+        "noise of the gradient alone makes of it, |g| / sqrt(|g|² + tr(S) / b). Right: how often the task of the "
+        "largest rate is the right one"
+    )
+    facts: dict[str, Any] = {"data": "digits", "n": "100 batches a point", "rows": (), "config": {"sizes": list(SIZES)}}
+    return captioned(fig, said, **facts)
