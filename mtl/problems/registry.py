@@ -3,7 +3,9 @@
 from mtl.problems.aliexpress import AliExpress
 from mtl.problems.aliexpress_like import AliExpressLike
 from mtl.problems.base import SPLITS, Batch, BinaryProblem, Metric, Problem
+from mtl.problems.celeba import CelebA
 from mtl.problems.census import Census
+from mtl.problems.census40 import Census40, Census40Like
 from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
 from mtl.problems.kuairand import KuaiRand, KuaiRandClick
@@ -19,6 +21,8 @@ from mtl.problems.shortvideo import ShortVideo
 PROBLEMS: dict[str, type[Problem]] = {
     "census": Census,
     "census_scaled": ScaledCensus,
+    "census40": Census40,
+    "census40_like": Census40Like,
     "aliexpress": AliExpress,
     "aliexpress_like": AliExpressLike,
     "kuairand": KuaiRand,
@@ -29,6 +33,7 @@ PROBLEMS: dict[str, type[Problem]] = {
     "nyuv2": NYUv2,
     "cityscapes": Cityscapes,
     "rooms": Rooms,
+    "celeba": CelebA,
     "qm9": QM9,
     "molecules": GeneratedMolecules,
 }
@@ -37,6 +42,7 @@ STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "roo
 STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
 STAND_INS |= dict.fromkeys(("kuairand", "shortvideo"), ShortVideo)
 STAND_INS |= dict.fromkeys(("qm9", "molecules"), GeneratedMolecules)
+STAND_INS |= dict.fromkeys(("census40", "census40_like"), Census40Like)
 
 __all__ = [
     "PROBLEMS",
