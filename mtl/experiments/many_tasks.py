@@ -75,7 +75,7 @@ class ManyTasks(Study):
         parts = ((f"after {self.steps(0)} steps, validation", self.early), ("chosen epoch, test", self.frame))
         fig, axes = style.subplots(2, len(kept), height=3.4, sharey=True, sharex=True)
         for line, (said, table) in zip(axes, parts, strict=True):
-            gains = -changes(table, self.tasks)
+            gains = -changes(table, log_losses(self.tasks))
             for ax, name in zip(line, kept, strict=True):
                 own = gains[table["label"] == name].mean().sort_values().to_numpy()
                 ax.bar(range(len(own)), own, color=np.where(own > 0, style.BLUE, style.ORANGE), width=1.0)
@@ -145,16 +145,21 @@ def _at(row: Row, epoch: int) -> Row:
     return row | {"metrics": row["history"][epoch]["validation"] if row["history"] else row["metrics"]}
 
 
-def changes(table: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """Per run and task the change of the log-loss against STL of the same seed, in per cent."""
-    names = [f"{task}/log-loss" for task in tasks]
+def changes(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Per run the change of each of these columns against STL of the same seed, in per cent."""
+    names = list(names)
     base = table[table["label"] == "STL"].set_index("seed")[names].reindex(table["seed"]).to_numpy(float)
     return table[names].astype(float).div(base).sub(1).mul(100)
 
 
+def log_losses(tasks: Sequence[str]) -> list[str]:
+    """The columns of the tasks' log-losses."""
+    return [f"{task}/log-loss" for task in tasks]
+
+
 def lines(table: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """Runs by label and seed with what became of forty log-losses against STL of the same seed."""
-    change = changes(table, tasks)
+    change = changes(table, log_losses(tasks))
     whole = change.notna().all(axis=1)
     found = {
         MEAN: change.mean(axis=1), MEDIAN: change.median(axis=1), WORST: change.max(axis=1),

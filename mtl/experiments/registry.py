@@ -1,5 +1,6 @@
 """Every experiment that is made of runs in the ledger, by the name that `mtl run` takes."""
 
+from mtl.experiments.alpha import LOSSES, SWEEPS
 from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
@@ -26,4 +27,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "many_tasks": MANY_TASKS,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
+    **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},
 }

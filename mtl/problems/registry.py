@@ -8,6 +8,7 @@ from mtl.problems.census import Census
 from mtl.problems.census40 import Census40, Census40Like
 from mtl.problems.data.raw import MissingDataError
 from mtl.problems.digits import Digits
+from mtl.problems.few import FewCensus, FewKuaiRand, FewMultiMNIST, FewQM9
 from mtl.problems.kuairand import KuaiRand, KuaiRandClick
 from mtl.problems.molecules import GeneratedMolecules
 from mtl.problems.multimnist import MultiMNIST
@@ -36,12 +37,16 @@ PROBLEMS: dict[str, type[Problem]] = {
     "celeba": CelebA,
     "qm9": QM9,
     "molecules": GeneratedMolecules,
+    "qm9_few": FewQM9,
+    "kuairand_few": FewKuaiRand,
+    "census_few": FewCensus,
+    "multimnist_few": FewMultiMNIST,
 }
 # what takes the place of a data set that is not found, if the caller agrees; digits for all others
 STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "rooms"), Rooms)
 STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
-STAND_INS |= dict.fromkeys(("kuairand", "shortvideo"), ShortVideo)
-STAND_INS |= dict.fromkeys(("qm9", "molecules"), GeneratedMolecules)
+STAND_INS |= dict.fromkeys(("kuairand", "kuairand_few", "shortvideo"), ShortVideo)
+STAND_INS |= dict.fromkeys(("qm9", "qm9_few", "molecules"), GeneratedMolecules)
 STAND_INS |= dict.fromkeys(("census40", "census40_like"), Census40Like)
 
 __all__ = [
