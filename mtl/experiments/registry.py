@@ -7,6 +7,7 @@ from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.many_tasks import MANY_TASKS
 from mtl.experiments.qm9 import QM9
+from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
 from mtl.experiments.table1.equal import EQUAL
@@ -25,6 +26,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table3": TABLE3,
     "qm9": QM9,
     "many_tasks": MANY_TASKS,
+    "sim_to_real": SIM_TO_REAL,
+    "sim_to_real_levels": REFERENCES,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
     **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},

@@ -18,6 +18,7 @@ from mtl.problems.scenes.cityscapes import Cityscapes
 from mtl.problems.scenes.nyuv2 import NYUv2
 from mtl.problems.scenes.rooms import Rooms
 from mtl.problems.shortvideo import ShortVideo
+from mtl.problems.sim_to_real import SimToReal, SimToSim
 
 PROBLEMS: dict[str, type[Problem]] = {
     "census": Census,
@@ -35,6 +36,8 @@ PROBLEMS: dict[str, type[Problem]] = {
     "cityscapes": Cityscapes,
     "rooms": Rooms,
     "celeba": CelebA,
+    "sim_to_real": SimToReal,
+    "sim_to_sim": SimToSim,
     "qm9": QM9,
     "molecules": GeneratedMolecules,
     "qm9_few": FewQM9,
@@ -48,6 +51,7 @@ STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "
 STAND_INS |= dict.fromkeys(("kuairand", "kuairand_few", "shortvideo"), ShortVideo)
 STAND_INS |= dict.fromkeys(("qm9", "qm9_few", "molecules"), GeneratedMolecules)
 STAND_INS |= dict.fromkeys(("census40", "census40_like"), Census40Like)
+STAND_INS |= dict.fromkeys(("sim_to_real", "sim_to_sim"), SimToSim)
 
 __all__ = [
     "PROBLEMS",
