@@ -329,9 +329,9 @@ BASES = (
     ("CAGrad", "cagrad"), ("IMTL-G", "imtl-g"), ("Nash-MTL", "nash"),
 )  # fmt: skip
 LOSS_ALPHAS, MAIN = (0.0, 0.5, 1.0, 2.0), "kuairand natural"
-SEEDS = {"smoke": (10, 11), "quick": (10, 11), **dict.fromkeys(("study", "paper"), tuple(range(10, 15)))}
+SEEDS = {"smoke": (10,), "quick": (10, 11), **dict.fromkeys(("study", "paper"), tuple(range(10, 15)))}
 WHERE = {
-    "smoke": ("census", "kuairand"), "quick": ("qm9", "kuairand", "census", "multimnist"),
+    "smoke": ("kuairand",), "quick": ("qm9", "kuairand", "multimnist"),
     **dict.fromkeys(("study", "paper"), ("qm9", "kuairand", "census40", "census", "multimnist")),
 }  # fmt: skip
 SETS: dict[str, dict[str, Any]] = {
@@ -359,7 +359,7 @@ def losses(alphas: Sequence[float], bases: Iterable[tuple[str, str]] = BASES) ->
 
 def _made(book: str, name: str, shows: type[Study], every: tuple[Entry, ...], few: tuple[Entry, ...]) -> Experiment:
     own, alone = SETS[name], (ALONE[:1] if name == "census40" else STL)
-    short = {"smoke": Budget(1, 500, lr=2e-3), "quick": Budget(2, 512, lr=2e-3)}
+    short = {"smoke": Budget(1, 500, lr=2e-3), "quick": Budget(1, 2048, lr=4e-3)}
     targets: dict[str, tuple[dict[str, Any], ...]] = {
         "qm9": ({"targets": "standardised"},),
         "kuairand": ({"targets": "natural"},),

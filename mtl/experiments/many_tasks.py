@@ -200,7 +200,7 @@ RARE = (
 FIXED: tuple[Point, ...] = tuple({"c": [w if task in RARE else 1.0 for task in TASKS]} for w in (3.0, 10.0, 0.3))
 BALLS: tuple[Point, ...] = ({"alpha": 0.5, "rho": 0.3}, {"alpha": 0.25, "rho": 0.8}, {"alpha": 0.0, "rho": 0.1})
 BUDGET = {
-    "smoke": Budget(epochs=1, batch_size=1000, lr=4e-3),
+    "smoke": Budget(epochs=1, batch_size=500, lr=4e-3),
     "quick": Budget(epochs=5, batch_size=128, lr=4e-3),
     "study": Budget(epochs=8, batch_size=512, lr=4e-3),
     "paper": Budget(epochs=16, batch_size=512, lr=4e-3),

@@ -64,7 +64,7 @@ RESTATING = (
 )
 FIELDS = [c for c in COLUMNS if c not in (*NUMBERS, *TARGETS, *RESTATING, "instance_weight")]
 ROWS = {
-    "smoke": (3_000, 3_000, 3_000),
+    "smoke": (1_500, 2_000, 2_000),
     "quick": (2_000, 3_000, 3_000),
     "study": (40_000, 10_000, 30_000),
     "paper": (None, None, None),
