@@ -75,3 +75,41 @@ def test_famos_qm9_rank_column_is_zero_based():
     if ranks.empty:
         pytest.skip("no rank column")
     assert ranks.mean() == pytest.approx((len(ranks) - 1) / 2, abs=0.05)
+
+
+def test_qm9_delta_m_follows_from_two_digit_cells_within_two_points():
+    rows = table("qm9")
+    tasks = list(rows.columns[: list(rows).index("mr")])
+    off = (recomputed(rows, tasks, [False] * len(tasks)) - rows.delta_m).drop("STL").abs().dropna()
+    assert len(tasks) == 11 and 1.0 < off.max() < 2.0
+
+
+def test_the_common_schedule_of_qm9_costs_stl_up_to_a_third():
+    """NTKMTL's section 4.2: a schedule that decays later makes STL better, and halves what SI loses."""
+    first, again = table("qm9"), table("qm9_ntkmtl_rerun")
+    tasks = list(first.columns[: list(first).index("mr")])
+    better = 1 - again.loc["STL", tasks].astype(float) / first.loc["STL", tasks].astype(float)
+    assert 0.3 < better.max() < 0.36 and better.min() > -0.01
+    assert (first.delta_m["SI"], again.delta_m["SI"]) == (77.8, 39.7)
+
+
+def test_celeba_s_columns_are_not_swapped_and_fairgrad_s_average_is_the_recomputed_one():
+    rows = table("celeba")
+    assert rows.mr["LS"] > rows.delta_m["LS"] and rows.delta_m["MGDA"] == rows.delta_m.max() == 14.85
+    assert rows.mr["MGDA"] == rows.mr.max() and rows.delta_m["FairGrad"] == rows.delta_m.min() == 0.37
+    assert "2.40" in rows.source["DWA"] and rows.delta_m["DWA"] == 3.20
+
+
+def test_mt10_s_nash_is_a_tenth_lower_in_famos_run():
+    rows = table("mt10")
+    pairs = [(name, f"{name} (FAMO re-run)") for name in ("Nash-MTL", "Nash-MTL every 50", "Nash-MTL every 100")]
+    assert [round(rows.success[a] - rows.success[b], 2) for a, b in pairs] == [0.11, 0.09, 0.07]
+    assert (rows.success[rows.index != "STL SAC"] <= 0.91).all() and rows["sem"]["FairGrad"] == 0.07
+    assert rows.seconds_per_episode["Nash-MTL"] / rows.seconds_per_episode["MTL SAC"] == pytest.approx(5.6, abs=0.05)
+
+
+def test_the_listing_names_ten_rows_each_with_what_runs_here_and_why():
+    rows = pd.read_csv(FOLDER / "fairgrad_listing.csv")
+    assert len(rows) == 10 and rows[["here", "reason", "source"]].notna().all().all()
+    scenes = table("cityscapes")
+    assert rows.value.tolist()[5] == scenes.miou["FairGrad"] and rows.value[6] == table("nyuv2").miou["FairGrad"]

@@ -231,12 +231,12 @@ class Experiment:
     ) -> tuple[list[Row], ...]:
         """The published rows of the convergence check, or none where one is missing."""
         models, trials, found = _at(self.models, scale), self.trials.get(scale), []
-        if trials is None or not self.doubled or not set(self.doubled) <= set(tuning[models[0]].best if tuning else ()):
+        if trials is None or not self.doubled or (tuning and not set(self.doubled) <= set(tuning[models[0]].best)):
             return ()
         for own in (self, self.longer(scale)):
             every: dict[str, Row] = {}
             for model in models:
-                entries = self.entries(scale, self.doubled, tuning[model].best, **variant)
+                entries = self.entries(scale, self.doubled, tuning[model].best if tuning else None, **variant)
                 rows = published(entries=entries, budget=own.budget[scale], models=[model], **find)
                 every |= {row["key"]: row for row in rows if row["config"]["seed"] in trials.seeds}
             alone = sum(name == "stl" for _, name, _ in entries)

@@ -1,11 +1,14 @@
 """Every experiment that is made of runs in the ledger, by the name that `mtl run` takes."""
 
+from mtl.experiments.alpha import LOSSES, SWEEPS
 from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
+from mtl.experiments.many_tasks import MANY_TASKS
 from mtl.experiments.qm9 import QM9
 from mtl.experiments.readings import READINGS
+from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
 from mtl.experiments.table1.equal import EQUAL
@@ -23,7 +26,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2_unet": UNET,
     "table3": TABLE3,
     "qm9": QM9,
+    "many_tasks": MANY_TASKS,
+    "sim_to_real": SIM_TO_REAL,
+    "sim_to_real_levels": REFERENCES,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
     "readings": READINGS,
+    **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},
 }

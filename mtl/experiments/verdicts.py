@@ -1,16 +1,18 @@
 """Every claim through the decision rule, from published rows; own checks are rows of data/ledger/checks.jsonl."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, cast
 
 from mtl.errors import DataError, RunError
-from mtl.experiments import loss_scale
+from mtl.experiments import alpha, loss_scale
 from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
+from mtl.experiments.many_tasks import MANY_TASKS
+from mtl.experiments.study import Study
 from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
 from mtl.experiments.table1.equal import EQUAL
@@ -29,6 +31,11 @@ def findings() -> list[Finding]:
     grid = _committed(HYPERPARAMETERS).published("quick")
     found = [*table1_findings(_table1()), *TABLE2.published().findings(), *_table2()]
     found += [*grid.findings(), *_scaled().findings()]
+    for made in (
+        lambda: MANY_TASKS.published(at="study"), lambda: alpha.published(alpha.SWEEPS),
+        lambda: alpha.published(alpha.LOSSES),
+    ):  # fmt: skip
+        found += _whole(made)
     for row in ledger("checks").rows():
         made = row["metrics"]["findings"]
         found += [replace(Finding.of(one), scale=row["config"]["scale"], rows=(row["key"],)) for one in made]
@@ -70,6 +77,15 @@ def _table2() -> list[Finding]:
         if study.seeds == list(UNET.seeds["study"]):
             return study.findings()
     return []
+
+
+def _whole(made: Callable[[], Study]) -> list[Finding]:
+    """What a study says once all of its declared seeds are published; nothing before."""
+    try:
+        study = made()
+    except (LookupError, RunError):
+        return []
+    return study.findings() if study.seeds == list(study.experiment.seeds["study"]) else []
 
 
 def _committed(made: Experiment) -> Experiment:

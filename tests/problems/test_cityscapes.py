@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mtl.errors import DataError
+from mtl.methods import method
 from mtl.problems import MissingDataError
 from mtl.problems.scenes.cityscapes import CLASSES, KINDS, Cityscapes
+from mtl.training.fit import Budget, fit
 from tests.miniature import folders
 
 
@@ -45,6 +47,11 @@ def test_every_model_trains_and_is_measured(data):
         found = problem.evaluate(net, "test")
         assert set(found) == {m.key for m in problem.metrics} | {"score", "segmentation/score", "depth/score"}
         assert net(next(iter(problem.batches("test", 0, 1)))[0])[0].shape[1] == len(CLASSES)
+
+
+def test_a_run_on_the_miniature_ends_with_results(data):
+    run = fit(small(width=4, depth=2), method("fairgrad", 2), model="unet", seed=0, budget=Budget(1, 2))
+    assert run.status == "ok" and run.n_steps == 2 and 0 < run.metrics["depth/abs"] < float("inf")
 
 
 def test_label_outside_the_seven_classes_is_named(data):
