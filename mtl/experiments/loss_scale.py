@@ -30,7 +30,7 @@ from mtl.report.claims import (
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),
-    "quick": (1e-3, 0.03, 1.0, 30.0, 1e3),
+    "quick": (1e-3, 1.0, 1e3),
     "study": (0.01, 0.1, 1.0, 10.0, 100.0),
     "paper": (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1e3),
 }
