@@ -47,7 +47,7 @@ class ManyTasks(Study):
     def table(self) -> pd.DataFrame:
         """Test rows at the epoch that validation chose; beside it the median after one epoch of validation rows."""
         how: dict[str, Any] = {"by": "label", "reference_row": "STL", "digits": 1}
-        shown = results_table(self.frame, SHOWN, **how).drop(columns=["mean rank", "p"])
+        shown = results_table(self.frame, SHOWN, **how).drop(columns=["mean rank", "p"], errors="ignore")
         scores = results_table(self.frame, {"score": True}, by="label", reference_row="STL")
         shown["score ↑"] = scores["score ↑"].reindex(shown.index)
         counts = results_table(self.frame, {GINI: False}, by="label", reference_row="STL", digits=3)

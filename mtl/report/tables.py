@@ -43,13 +43,13 @@ def results_table(
     `metrics` maps a column to "higher is better". p is the exact sign-flip test over common seeds against `baseline`,
     or else against the best other row. `reference_row` (STL) comes first, is neither ranked nor a competitor.
     Formatted: bold what cannot be told from the best mean (the 95 % t interval of the paired difference holds 0), p of
-    the `primary` (else first) metric; none of it and no interval where n < 3. `raw`: numbers, columns (metric, mean |
-    ci | n | p | smallest p | level) and ("", "mean rank"). Raises ValueError for two runs of
-    one row and seed, and where real and synthetic runs would share a column.
+    the `primary` (else first) metric where n is enough for one below .05; no interval and no bold where n < 3. `raw`:
+    numbers, columns (metric, mean | ci | n | p | smallest p | level) and ("", "mean rank"). Raises ValueError for two
+    runs of one row and seed, and where real and synthetic runs would share a column.
 
     >>> runs = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "auc": [0.8, 0.9, 0.6, 0.7]})
     >>> results_table(runs, {"auc": True}, digits=2).loc["a"].tolist()
-    ['0.85', '2', '–', '1.0']
+    ['0.85', '2', '1.0']
     """
     data = rows if isinstance(rows, pd.DataFrame) else frame(rows)
     if lost := [name for name in (*metrics, by, "seed") if name not in data]:
@@ -106,7 +106,8 @@ def _level(own: "pd.Series[float]", best: "pd.Series[float]") -> bool:
 
 def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, digits: int) -> pd.DataFrame:
     shown = pd.DataFrame(index=numbers.index)
-    enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table, and p cannot speak
+    enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table
+    speaks = numbers[primary, "smallest p"].min() <= 0.05  # else the test cannot reject, whatever the numbers
     for metric, up in higher.items():
         cells = []
         columns = (numbers[metric, name] for name in ("mean", "ci", "level"))
@@ -116,9 +117,13 @@ def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, 
             cells.append(f"**{text}**" if level else text)
         shown[f"{metric} {'↑' if up else '↓'}"] = cells
     shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
-    p_values = numbers[primary, "p"].where(enough)
-    shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in p_values]
+    if speaks:
+        shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in numbers[primary, "p"]]
     shown["mean rank"] = ["–" if rank != rank else f"{rank:.1f}" for rank in numbers["", "mean rank"]]
-    note = numbers.attrs["note"] if enough.any() else "No interval, no p, nothing bold: n < 3."
-    shown.attrs["note"] = note.replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
+    note = numbers.attrs["note"].replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
+    if not speaks:
+        note = (
+            "No p: with so few seeds none can fall below .05." if enough.any() else "No interval, nothing bold: n < 3."
+        )
+    shown.attrs["note"] = note
     return shown

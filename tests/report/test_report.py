@@ -93,14 +93,16 @@ def test_reference_row_is_first_unranked_and_no_competitor() -> None:
 def test_lower_is_better_and_baseline() -> None:
     shown = report.results_table(runs(), {"t/auc": False}, baseline="stl")
     assert shown.loc["ls", "t/auc ↓"].startswith("**")
-    assert shown.loc["stl", "p"] == "–"
-    assert shown.attrs["note"].startswith("p: paired sign-flip test against stl; 0.062 is the smallest")
+    assert "p" not in shown and shown.attrs["note"].startswith("No p: with so few seeds none can")
+    enough = report.results_table(runs(n=6), {"t/auc": False}, baseline="stl")
+    assert enough.loc["stl", "p"] == "–" and enough.loc["ls", "p"] == "0.031"
+    assert enough.attrs["note"].startswith("p: paired sign-flip test against stl; 0.031 is the smallest")
 
 
 def test_one_seed_and_failed_runs_are_shown_as_such() -> None:
     shown = report.results_table([row("a", 0, 0.5), row("b", 0, None, status="non-finite")], {"t/auc": True}, digits=2)
-    assert shown.loc["a"].tolist() == ["0.50", "1", "–", "1.0"]
-    assert shown.loc["b"].tolist() == ["–", "0", "–", "–"]
+    assert shown.loc["a"].tolist() == ["0.50", "1", "1.0"]
+    assert shown.loc["b"].tolist() == ["–", "0", "–"]
 
 
 @pytest.mark.parametrize(

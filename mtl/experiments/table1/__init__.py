@@ -56,8 +56,9 @@ class Table1(Study):
             said = f"{self.name}, all rows, four epochs: {METRICS}; chosen: the point of six that validation chose; "
             said += "the paper has no such data"
         elif self.experiment.problem in REAL:
-            where = REAL[self.experiment.problem]
-            table["paper"], said = "", f"Two tasks on {where}: {METRICS}; the paper has no such data"
+            said = f"Two tasks on {REAL[self.experiment.problem]}: {METRICS}; the paper has no such data"
+        elif self.synthetic:
+            said = f"Click and purchase, generated rows: {METRICS}; what the paper prints is of the real log"
         else:
             table = beside_paper(table, says.paper_columns(), dict.fromkeys(says.COUNTRIES, 4))
             said = f"Click and purchase: {METRICS}; right: the average AUC that EMTL's Table 1 prints for four "

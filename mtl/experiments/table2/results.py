@@ -44,7 +44,7 @@ def formatted(table: pd.DataFrame) -> pd.DataFrame:
         own = {name: up for name, up in METRICS.items() if name.startswith(task)}
         shown = results_table(table, own, by="label", reference_row="STL", digits=3 if task == "depth" else 2)
         heads = {name: name.replace(task + "/", f"{HEADS[task]} ") for name in shown.columns}
-        parts.append(shown.drop(columns=["n", "p", "mean rank"]).rename(columns=heads))
+        parts.append(shown.drop(columns=["n", "p", "mean rank"], errors="ignore").rename(columns=heads))
     last = results_table(table, {DELTA: False, FAIRER: False}, by="label", reference_row="STL", digits=1)
     last = last.replace(r"^-(0\.0+)\b", r"\1", regex=True)  # STL's own delta-m
     last["mean rank"] = ranks(table).map(lambda rank: f"{rank:.1f}").reindex(last.index, fill_value="–")
