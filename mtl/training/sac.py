@@ -3,9 +3,9 @@
 The critics' T losses and the policy's go through `mtl.backward`, each with a method object and an optimiser of its own;
 a temperature per task is learned outside of it. Each task has a forward of its own: a method that needs task gradients
 then sends each through that task's rows alone. Losses of the policy are negative values: they become positive only by a
-constant `shift`, which methods that take logarithms or ratios of losses see and others do not. EMTL's rate L / |g| changes its sign
-with the loss: without a shift its player would favour the task of the highest value, with one that of the largest
-shortfall.
+constant `shift`, which methods that take logarithms or ratios of losses see and others do not. EMTL's rate L / |g|
+changes its sign with the loss: without a shift its player would favour the task of the highest value, with one that of
+the largest shortfall.
 """
 
 import copy
