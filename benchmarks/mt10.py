@@ -1,6 +1,8 @@
-"""Checks and pictures beside the study of MT10: `python -m benchmarks.mt10 check|pendulum|random|times|pictures`.
+"""Checks and pictures beside the study of MT10: `python -m benchmarks.mt10 check`, or another word of `--help`.
 
-Each but the last writes a row to data/ledger/local/mt10_checks, which notebook 15 shows once it is published.
+check: one task alone; pendulum: Gymnasium's, beside a published return; random: success of random actions; times: where
+the time goes; times10: the same for all ten tasks at scale paper's sizes, whose smoke run it is. Each writes a row to
+data/ledger/local/mt10_checks, which notebook 17 shows once it is published. pictures: the ten tasks, and a film.
 """
 
 import argparse
@@ -77,7 +79,7 @@ def chance(tasks: Tasks, seed: int, goals: int = 20) -> None:
     keep("random", tasks, {"goals": goals, "seed": seed}, metrics, began)
 
 
-def times(tasks: Tasks, seed: int, episodes: int) -> None:
+def times(tasks: Tasks, settings: Settings, seed: int, episodes: int) -> None:
     """Where the CPU time of a step goes, and updates a CPU second, LS against FairGrad in turns."""
     learners: dict[str, Learner] = {}
     spent: dict[str, dict[str, float]] = {}
@@ -86,7 +88,7 @@ def times(tasks: Tasks, seed: int, episodes: int) -> None:
     torch.set_flush_denormal(True)  # as `train` does
     for name in ("ls", "fairgrad"):
         pair = [fresh(name, len(tasks.names), seed, {}) for _ in range(2)]
-        learners[name] = Learner(tasks, (pair[0], pair[1]), Settings(1, warmup=tasks.horizon), seed)
+        learners[name] = Learner(tasks, (pair[0], pair[1]), settings, seed)
         learners[name].episode()  # the warm-up
     updates = 0
     for _ in range(episodes):
@@ -104,7 +106,8 @@ def times(tasks: Tasks, seed: int, episodes: int) -> None:
         shares = {part: round(value / total[name], 3) for part, value in own.items()}
         rest = round(1 - sum(shares.values()), 3)
         metrics[name] = {"updates per CPU second": round(updates / total[name], 1)} | shares | {"the rest": rest}
-    keep("times", tasks, {"episodes": episodes, "seed": seed}, metrics, began)
+    config = {"episodes": episodes, "seed": seed, "settings": settings.settings()}
+    keep("times", tasks, config, metrics, began)
 
 
 def places(one: Learner) -> list[tuple[Any, str, str]]:
@@ -135,16 +138,15 @@ def timed(holder: Any, name: str, part: str, spent: dict[str, float]) -> Callabl
 def pictures(seed: int, steps: int) -> None:
     """figures/mt10_tasks.*: the ten tasks; figures/mt10_film.*: an episode of a policy trained on one of them."""
     from mtl.experiments.mt10 import film, gallery
-
     from mtl.report import save_figure
 
     command = f"python -m benchmarks.mt10 pictures --seed {seed} --steps {steps}"
-    facts: dict[str, Any] = {"command": command, "notebook": "15_mt10", "scale": "study", "seeds": [seed]}
+    facts: dict[str, Any] = {"command": command, "notebook": "17_mt10", "scale": "study", "seeds": [seed]}
     every = MetaWorld()
     save_figure(gallery(every), "mt10_tasks", **facts, data=every.source, n="one start of each task",
                 caption="The ten tasks of MT10 at the start of an episode")  # fmt: skip
     one = MetaWorld(THREE[:1])
-    settings = Settings(steps // 2500, every=2500, batch_size=128, temperature=0.05)
+    settings = Settings(steps // 2000, every=2000, batch_size=128, temperature=0.05)
     run = train(one, "ls", settings, seed)
     rate = run.history[-1]["ever"][0]
     said = f"An episode of {one.names[0]} by a policy that was trained on it alone for {steps:,} steps"
@@ -154,15 +156,15 @@ def pictures(seed: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("check", "pendulum", "random", "times", "pictures"))
+    parser.add_argument("what", choices=("check", "pendulum", "random", "times", "times10", "pictures"))
     parser.add_argument("--task", default="drawer-close", help="of the check")
-    parser.add_argument("--steps", type=int, default=15_000, help="of check, pendulum (20000) and pictures")
+    parser.add_argument("--steps", type=int, default=14_000, help="of check, pendulum (20000) and pictures")
     parser.add_argument("--episodes", type=int, default=5, help="of each method whose times are taken")
     parser.add_argument("--seed", type=int, default=100)
     given = parser.parse_args()
     with one_thread():
         if given.what == "check":
-            settings = Settings(given.steps // 2500, every=2500, batch_size=128, temperature=0.05)
+            settings = Settings(given.steps // 2000, every=2000, batch_size=128, temperature=0.05)
             check(MetaWorld((given.task,)), settings, given.seed, "check")
         elif given.what == "pendulum":
             settings = Settings(given.steps // 2000, every=2000, batch_size=256, lr=1e-3, temperature=1.0)
@@ -170,7 +172,9 @@ def main() -> None:
         elif given.what == "random":
             chance(MetaWorld(), given.seed)
         elif given.what == "times":
-            times(MetaWorld(THREE), given.seed, given.episodes)
+            times(MetaWorld(THREE), Settings(1, warmup=200), given.seed, given.episodes)
+        elif given.what == "times10":
+            times(MetaWorld(), Settings(1, warmup=200, batch_size=128, width=400), given.seed, given.episodes)
         else:
             pictures(given.seed, given.steps)
 

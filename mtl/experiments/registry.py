@@ -4,6 +4,7 @@ from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
+from mtl.experiments.mt10 import MT10
 from mtl.experiments.qm9 import QM9
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
@@ -22,6 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2_unet": UNET,
     "table3": TABLE3,
     "qm9": QM9,
+    "mt10": MT10,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
 }
