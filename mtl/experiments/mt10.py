@@ -157,10 +157,10 @@ class MT10Study(Study):
 
     def answer(self) -> str:
         """Which sentence could be tested at this scale, and which not."""
-        shown = self.above[self.above["above 0"] == "yes"]
+        shown, n = self.above[self.above["above 0"] == "yes"], len(self.seeds)
         return (
             f"Above random actions with their whole interval: {', '.join(shown.index) or 'no row'} "
-            f"({len(self.seeds)} seeds).\nTested: that these methods train a policy and critics at all on today's "
+            f"({n} seed{'s' * (n > 1)}).\nTested: that these methods train a policy and critics at all on today's "
             "packages.\nNot tested: that FairGrad leads on MT10, which is ten tasks and two million steps of each."
         )
 
@@ -312,14 +312,14 @@ def combined(rows: Sequence[Row], every: Mapping[str, Row]) -> list[Row]:
     return found
 
 
-def latest(scale: str, here: MT10Study) -> MT10Study:
-    """The published study, all rows or its first six, whichever is whole; `here` where none is published."""
+def latest(at: str) -> MT10Study | None:
+    """The published study, all rows or its first six, whichever is whole; None where neither is."""
     for methods in (None, [label for label, *_ in FIRST]):
         try:
-            return cast(MT10Study, MT10.published("study", methods, at=scale))
+            return cast(MT10Study, MT10.published("study", methods, at=at))
         except LookupError:
             continue
-    return here
+    return None
 
 
 def costs() -> pd.DataFrame | None:

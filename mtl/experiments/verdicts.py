@@ -10,6 +10,7 @@ from mtl.errors import DataError, RunError
 from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
+from mtl.experiments.mt10 import latest
 from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
 from mtl.experiments.table1.equal import EQUAL
@@ -32,6 +33,8 @@ def findings() -> list[Finding]:
     assert isinstance(both, LossScale)
     found = [*table1_findings(_table1()), *TABLE2.published().findings(), *_table2()]
     found += [*grid.findings(), *both.findings()]
+    if mt10 := latest("study"):
+        found += mt10.findings()
     for row in ledger("checks").rows():
         made = row["metrics"]["findings"]
         found += [replace(Finding.of(one), scale=row["config"]["scale"], rows=(row["key"],)) for one in made]

@@ -53,7 +53,7 @@ def test_the_mean_of_the_last_five_is_reported_and_the_best_stands_beside_it() -
     made = study({"STL": 0.9, "LS": 0.0, OWN: 0.6})
     assert made.frame.loc[made.frame["label"] == OWN, "score"].mean() == pytest.approx((0.6 + 0.5) / 3)
     table = made.table
-    assert table.loc["LS", "success ↑"].startswith("0.17") and table.loc["LS", "best over time ↑"].startswith("0.50")
+    assert table.loc["LS", "success ↑"].startswith("0.17") and "0.50" in table.loc["LS", "best over time ↑"]
     assert "luckiest" in table.attrs["note"] and "mean rank" not in table
     assert made.above.loc[OWN, "above 0"] == "yes" and made.above.loc[OWN, "success"] == "0.37"
     axes = made.figure().axes
@@ -128,8 +128,7 @@ def test_it_runs_on_the_stand_in_says_so_and_finds_its_rows_again(
 
 def test_published_rows_are_found_without_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTL_ROOT", str(tmp_path))
-    here = study({"STL": 0.9, "LS": 0.3})
-    assert mt10.latest("smoke", here) is here
+    assert mt10.latest("smoke") is None
     rows: list[Row] = []
     for cell in MT10.cells("quick", methods=["STL", "LS"]):
         metrics = summary(THREE, curve(0.5, 1.0))
