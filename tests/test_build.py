@@ -175,8 +175,9 @@ def test_make_looks_at_a_value_before_the_shell_does(tmp_path: Path, given: str)
             ["figures", "NOTEBOOKS=00,01_toy", "JOBS=2", "FRESH=1"],
             "--scale quick --notebooks 00,01_toy --jobs 2 --fresh",
         ),
-        (["figures", "SCALE=smoke", "FRESH=0"], "--scale smoke   --without 17"),
-        (["figures", "SCALE=paper", "RL=1"], "--scale paper   \n"),
+        (["figures", "SCALE=smoke", "FRESH=0"], "--scale smoke"),
+        (["figures"], "reproduce --scale quick    --without 17\n"),
+        (["figures", "RL=1"], "reproduce --scale quick    \n"),
         (
             ["lab", "LAB_ARGS=--allow-root --ip=0.0.0.0"],
             "jupyterlab --allow-root --ip=0.0.0.0 notebooks/00_start_here.ipynb",
