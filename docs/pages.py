@@ -4,14 +4,15 @@ MkDocs calls `on_files`; nothing is written beside the sources.
 """
 
 import inspect
+import json
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 from mtl import solvers
 from mtl.methods import METHODS
-from mtl.report.verdicts import claims, recorded, why
+from mtl.report.verdicts import claims, recorded, summary, why
 
 ROOT = Path(__file__).parents[1]
 COPIED = {
@@ -22,10 +23,14 @@ COPIED = {
 }
 TABLES = {  # what a table is, in words, where its rows are shown away from it
     "table2_study": "NYUv2, three tasks",
-    "table1_study_2": "Census-Income, two tasks, two backbones",
-    "table1_study_3": "Census-Income, three tasks, two backbones",
-    "table3_study": "Short videos",
-    "census": "Census-Income in a small net",
+    "table2_gpu": "NYUv2, a small U-Net, two seeds",
+    "table1_equal": "Census-Income on equal terms, two tasks, two networks",
+    "table1_study_2": "Census-Income, first study, two tasks, two networks",
+    "table1_study_3": "Census-Income, first study, three tasks, two networks",
+    "census": "Census-Income in a small net, nothing tuned",
+    "table3": "Short videos (KuaiRand), a small run",
+    "ab_test": "A simulated A/B test, a small run",
+    "qm9": "QM9, eleven targets, a small run",
 }
 PICTURES = {"loss": "loss", "gram": "gram", "surgery": "surgery", "EMTL and fair": "emtl"}
 NEEDS = {
@@ -45,9 +50,14 @@ def table(name: str) -> tuple[list[str], list[list[str]]]:
     return (lines[0], lines[2:]) if lines else ([], [])
 
 
+def grid(top: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown: words left, numbers right."""
+    return [f"| {' | '.join(row)} |" for row in (top, [":---", *["---:"] * (len(top) - 1)], *rows)]
+
+
 def named(row: list[str], name: str, label: str) -> bool:
-    """Whether a row is of this method, with or without its hyperparameters in brackets."""
-    first = re.sub(r"[*]|\s*\(.*", "", row[0]).strip()
+    """Whether a row is of this method, whatever follows in brackets or after a comma."""
+    first = re.sub(r"[*]|^MMoE \+ |\s*[(,].*", "", row[0]).strip()
     return first.lower() in (name, label.lower())
 
 
@@ -62,10 +72,16 @@ def method_page(name: str) -> str:
         lines += [f"Paper: [{PAPERS[name]}](https://arxiv.org/abs/{PAPERS[name].split()[1]}).", ""]
     options = [p for p in inspect.signature(kind.__init__).parameters.values() if p.name not in ("self", "n_tasks")]
     made = "".join(f", {p.name}={p.default!r}" for p in options if p.default is not p.empty)
-    lines += ["```python", f'method = mtl.method("{name}", n_tasks=2{made})', "```", ""]
+    lines += ["```{.python .wrap}", f'method = mtl.method("{name}", n_tasks=2{made})', "```", ""]
     if example:
         lines += ["```pycon", *f">>>{example}".strip().splitlines(), "```", ""]
     lines += [f"**What it needs:** {NEEDS[kind.needs]}.", ""]
+    top, rows = table("11_cost")
+    if found := [row for row in rows if row[0] == name]:
+        lines += [
+            "**What a step costs** as a multiple of one backward (of T backwards), and the peak memory in MiB, on one"
+        ]
+        lines += ["CPU thread ([notebook 11](../notebooks/11_cost.ipynb)):", "", *grid(top, found), ""]
     families = [row[0] for row in table("10_methods")[1] if re.sub(r"\s*\(.*", "", row[1]) == name]
     if families:
         picture = f"10_methods_{PICTURES[families[0]]}.png"
@@ -79,8 +95,7 @@ def method_page(name: str) -> str:
     for file, said in TABLES.items():
         top, rows = table(file)
         if found := [row for row in rows if named(row, name, kind.label)]:
-            shown = [top, [":---", *["---:"] * (len(top) - 1)], *found]
-            results += [f"**{said}**", "", *(f"| {' | '.join(row)} |" for row in shown), ""]
+            results += [f"**{said}**", "", *grid(top, found), ""]
     if results:
         lines += [
             "## How it did",
@@ -135,6 +150,27 @@ def results_page() -> str:
         if path.is_file():
             lines += [f"## {said}", "", path.read_text(encoding="utf-8"), ""]
     return "\n".join(lines)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put in how many sentences got which word, as the README says it."""
+    return markdown.replace("{{ summary }}", summary(recorded().values()))
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Formulas of notebooks as MathML, which browsers draw without a script, and what their pictures show."""
+    if not page.file.src_uri.startswith("notebooks/"):
+        return html
+    from latex2mathml.converter import convert
+
+    parts = re.split(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>)", html, flags=re.DOTALL)
+    for n in range(0, len(parts), 2):
+        parts[n] = re.sub(r"\$([^$]+)\$", lambda found: convert(unescape(found[1])), parts[n])
+    cells = json.loads(Path(page.file.abs_src_path).read_text(encoding="utf-8"))["cells"]
+    shown = [out["metadata"] for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    texts = iter([escape(one.get("image/png", {}).get("alt", "")) for one in shown])
+    html = "".join(parts).replace('href="../docs/words.md"', 'href="../../words/"')
+    return re.sub(r'alt="No description has[^"]*"', lambda _: f'alt="{next(texts)}"', html)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -154,6 +154,7 @@ def test_make_help_names_each_target() -> None:
         'NOTEBOOKS=00"',
         "JOBS=2x",
         "FRESH=yes",
+        "SLOW=yes",
         "TEST_JOBS=2 && touch run",
         "PYTHON=`touch run`",
         "TORCH_ARGS=--pre 'x'",
@@ -238,3 +239,13 @@ def test_the_paper_typesets(tmp_path: Path) -> None:
     assert not re.search(r"^LaTeX Warning: .*(undefined|multiply)", log, flags=re.M)
     wide = [float(size) for size in re.findall(r"^Overfull \\hbox \(([\d.]+)pt", log, flags=re.M)]
     assert max(wide, default=0.0) < 10
+    (page,) = re.findall(r"newlabel{fig:verdicts}{{1}{(\d+)}", (tmp_path / "out" / "main.aux").read_text())
+    assert int(page) <= 2, "the verdicts are looked for on the first two pages"
+    text = "".join(path.read_text() for path in sorted((ROOT / "paper/sections").glob("*.tex")))
+    shown = [ROOT / f"paper/{name}.tex" for name in re.findall(r"\\(?:input|turned){(generated/\w+)}", text)]
+    labels = [label for path in shown for label in re.findall(r"\\label{([^}]+)}", path.read_text())]
+    assert len(labels) > 30
+    assert not [label for label in labels if f"ref{{{label}}}" not in text], "a float that no sentence refers to"
+    if shutil.which("pdffonts"):
+        fonts = subprocess.run(["pdffonts", tmp_path / "out/main.pdf"], capture_output=True, text=True, check=True)
+        assert "Type 3" not in fonts.stdout

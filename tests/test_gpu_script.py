@@ -17,7 +17,6 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=root(), capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     tmp_path = tmp_path / "a folder"
     done = command("--smoke", "--minutes", "4", "--out", str(tmp_path), "--git", "abc")

@@ -43,6 +43,9 @@ def problems(notebook: dict[str, Any]) -> list[str]:
         told = [out for out in cell.get("outputs", []) if out["output_type"] == "stream" and not kept]
         if sum("".join(out["text"]).count("\n") for out in told) > MOST_LINES:
             found.append(f"cell {number} leaves a log in its output")
+        metadata = [out["metadata"] for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+        if any(len(one.get("image/png", {}).get("alt", "")) < 20 for one in metadata):
+            found.append(f"cell {number} has a picture without alternative text; .ci/outputs --alt gives it")
         if cell.get("outputs") and not cell.get("execution_count"):
             found.append(f"cell {number} has outputs but no number, which nbval takes for not run")
         shown = json.dumps([out.get("data", {}).get("text/html", "") for out in cell.get("outputs", [])])
@@ -92,6 +95,14 @@ def test_no_picture_of_the_data_sets_own_images_is_committed() -> None:
     shown = [cell for cell in cells if "panel" in "".join(cell["source"])]
     kinds = [set(out.get("data", {})) for cell in shown if cell["cell_type"] == "code" for out in cell["outputs"]]
     assert len(shown) == 2 and not any("image/png" in kind for kind in kinds)
+
+
+def test_the_pairs_that_the_answer_counts_are_those_of_the_figure() -> None:
+    text = (ROOT / "notebooks" / "03_table1_recommendation.ipynb").read_text(encoding="utf-8")
+    caption = json.loads((ROOT / "figures" / "table1_equal_matrix.json").read_text(encoding="utf-8"))["caption"]
+    pairs = re.findall(r"(\d+) of (\d+) pairs practically equal", caption)
+    equal, every = (sum(map(int, column)) for column in zip(*pairs, strict=True))
+    assert f"{equal} of {every} pairs" in text
 
 
 def test_there_is_a_first_notebook() -> None:
@@ -147,6 +158,14 @@ def test_the_rules_can_fail() -> None:
         },
         "cell 3 shows ** in a table": {
             "cells": [*good, cell("code", "1") | ran | {"outputs": [html("**1**")]}],
+        },
+        "cell 3 has a picture without alternative text; .ci/outputs --alt gives it": {
+            "cells": [
+                *good,
+                cell("code", "1")
+                | ran
+                | {"outputs": [{"output_type": "x", "metadata": {}, "data": {"image/png": ""}}]},
+            ],
         },
         "cell 3 has outputs but no number, which nbval takes for not run": {
             "cells": [*good, cell("code", "1") | {"execution_count": None, "outputs": [html("1")]}],

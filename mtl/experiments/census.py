@@ -82,7 +82,7 @@ CENSUS = Experiment(
         ("BanditMTL", "bandit", {}), ("EMTL", "emtl", {}), ("STL", "stl", {}),
     ),
     models=("mmoe",),
-    seeds={"smoke": (0, 1), "quick": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
+    seeds={"smoke": (0, 1), "quick": (0, 1, 2), "paper": (0, 1, 2, 3, 4)},
     budget={
         "smoke": Budget(epochs=2, batch_size=256, lr=2e-3, weight_decay=1e-6),
         "quick": Budget(epochs=3, batch_size=1024, lr=4e-3, weight_decay=1e-6, patience=2),

@@ -87,6 +87,8 @@ class Table:
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
             html = show(self.data, self.digits).to_html(index=not counts(self.data))
+        if len(self.data.columns) > 8:  # as wide as a notebook's page
+            html = html.replace('class="dataframe"', 'class="dataframe" style="font-size: 85%"', 1)
         sentences = re.sub(r"<td>(?=[^<]{40})", '<td style="text-align: left">', html)
         return BOLD.sub(r"<b>\1</b>", sentences)
 

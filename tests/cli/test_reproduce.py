@@ -267,6 +267,7 @@ sys.exit(0 if all(one.ok for one in reproduce(plan("smoke"), 1, False, Console()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_killed_run_and_the_next_one_goes_through(root: Path, number: signal.Signals) -> None:
     beat = "import pathlib, time\nfor i in range(10_000 if not pathlib.Path('second').exists() else 0):\n"

@@ -18,6 +18,7 @@ from mtl.report import style
 GRADS, LOSSES = [[3.0, 0.0], [-1.0, 1.0]], [2.0, 0.5]
 
 
+@pytest.mark.slow
 def test_measure_has_a_row_per_method_and_t_with_both_floors() -> None:
     before = torch.get_num_threads(), gc.isenabled()
     table = cost.measure((2, 3), ("ls", "famo", "mgda", "mgda-ub", "graddrop"), rounds=2, width=8, rows=4)

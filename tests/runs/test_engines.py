@@ -104,6 +104,7 @@ def test_runs_what_is_missing_and_nothing_else(book: Ledger, own_root: Path) -> 
     assert list((own_root / "data" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bits(tmp_path: Path, book: Ledger) -> None:
     alone = run_grid(cells(), ledger=Ledger(tmp_path / "alone"))
     torch.manual_seed(5)
@@ -149,6 +150,7 @@ def _suicidal(cell: Cell, *rest: Any) -> dict[str, Any]:
 ORIGINAL = runs.run_cell
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_only_its_own_run_down(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "run_cell", _suicidal)
     with pytest.raises(RunError, match=r"1 of 3 runs failed.*: MGDA · mlp · seed 0 \(its worker process died twice"):
@@ -161,6 +163,7 @@ def _endless(path: str) -> None:
     run_grid(grid("digits", TWO, ["mlp"], [0], "smoke", long), ledger=Ledger(path), jobs=2)
 
 
+@pytest.mark.slow
 def test_workers_die_with_a_killed_parent(book: Ledger, own_root: Path) -> None:
     parent = multiprocessing.get_context("spawn").Process(target=_endless, args=(str(book.path),))
     parent.start()

@@ -184,7 +184,7 @@ TABLE1 = Tuned(
     notebook="03_table1_recommendation",
     shows=Table1,
     methods=(("stl", "stl", {}), *((name, name, None) for name in GRIDS)),
-    models=tuple(BACKBONES),
+    models={"quick": ("mmoe",)} | dict.fromkeys(("smoke", "study", "paper"), tuple(BACKBONES)),
     seeds={"smoke": (0, 1), "quick": (0, 1, 2), "study": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
     budget=BUDGET | {"quick": replace(BUDGET["quick"], epochs=2)},
     variants={scale: ({"tasks": 2}, {"tasks": 3}) for scale in BUDGET},
@@ -195,7 +195,6 @@ CLICK = replace(
     book="table1",
     problem="aliexpress",
     fallback="aliexpress_like",
-    models={"quick": ("mmoe",)} | dict.fromkeys(("smoke", "study", "paper"), tuple(BACKBONES)),
     variants={scale: ({},) for scale in BUDGET},
 )
 # the second data set of the sentences, as paper/protocols/table3.md registers it
