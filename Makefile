@@ -8,6 +8,7 @@ FRESH ?=
 ENGINE ?=
 ADDRESS ?=
 TORCH_ARGS ?=
+RL ?=
 LAB_ARGS ?=
 TEST_JOBS ?= 2
 SLOW ?=
@@ -30,6 +31,7 @@ $(call check,ADDRESS,$(word) :,host:port of a Ray cluster)
 $(call check,NOTEBOOKS,$(word) $(comma),numbers or names with commas between)
 $(call check,JOBS,$(digits),a number)
 $(call check,FRESH,0 1,0 or 1)
+$(call check,RL,0 1,0 or 1)
 $(call check,SLOW,0 1,0 or 1)
 $(call check,TEST_JOBS,$(word),a number or auto)
 $(call check_words,PYTHON,$(path),the path of a Python)
@@ -44,14 +46,14 @@ NBVAL_LEDGER := build/nbval-ledger
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # Passed on only where given, so that `mtl reproduce` keeps its own defaults.
-FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(addprefix --engine ,$(ENGINE)) $(addprefix --address ,$(ADDRESS)) $(if $(filter 1,$(FRESH)),--fresh)
+FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(addprefix --engine ,$(ENGINE)) $(addprefix --address ,$(ADDRESS)) $(if $(filter 1,$(FRESH)),--fresh) $(if $(NOTEBOOKS)$(filter 1,$(RL)),,--without 19)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures paper site data test lint unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, SLOW=1, ENGINE=here|processes|ray, ADDRESS=host:port, PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
+	@echo "Variables: SCALE=smoke|quick|paper ($(SCALE)), NOTEBOOKS=00,01, JOBS=2, FRESH=1, SLOW=1, RL=1 (reinforcement learning too), ENGINE=here|processes|ray, ADDRESS=host:port, PYTHON=..., TORCH_ARGS='options of pip for torch', LAB_ARGS='--no-browser'"
 
 setup: $(STAMP) ## create .venv and install everything into it
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "commands": ("typer", "rich", "yaml", "filelock"),
     "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
     "ray": ("ray",),
+    "rl": ("metaworld", "mujoco", "gymnasium"),
 }
 
 

@@ -68,6 +68,7 @@ def one_sentence() -> Iterator[None]:
 def reproduce(
     scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {SCALES[name]}" for name in NOTEBOOKS))] = "quick",
     notebooks: Annotated[str, typer.Option(help="numbers or names, with commas: 00,01; default: all")] = "",
+    without: Annotated[str, typer.Option(help="numbers or names of those to leave out")] = "",
     jobs: Annotated[int | None, typer.Option(help="notebooks at once; default: one per core")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="run all again; earlier local rows are moved aside")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would run")] = False,
@@ -76,13 +77,15 @@ def reproduce(
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster; default: this machine")] = None,
 ) -> None:
     """Run the notebooks; leave figures, tables, executed copies and a summary. A second call runs what is missing."""
-    from mtl.cli.plan import plan
+    from mtl.cli.plan import find, plan
     from mtl.cli.reproduce import reproduce as go
     from mtl.cli.summary import summary
 
     with one_sentence():
         started = time.monotonic()
+        out = [path.stem for path in find(arguments.names(without))] if without else []
         todo = plan(scale, arguments.names(notebooks), arguments.pairs(parameter or ()))
+        todo = [job for job in todo if job.name not in out]
         if dry_run:
             for job in todo:
                 done = job.stamp is not None and not fresh

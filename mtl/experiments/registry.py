@@ -6,6 +6,7 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.many_tasks import MANY_TASKS
+from mtl.experiments.mt10 import MT10
 from mtl.experiments.qm9 import QM9
 from mtl.experiments.readings import READINGS
 from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "many_tasks": MANY_TASKS,
     "sim_to_real": SIM_TO_REAL,
     "sim_to_real_levels": REFERENCES,
+    "mt10": MT10,
     "hyperparameters": HYPERPARAMETERS,
     "loss_scale": LOSS_SCALE,
     "readings": READINGS,

@@ -12,6 +12,7 @@ from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
 from mtl.experiments.many_tasks import MANY_TASKS
+from mtl.experiments.mt10 import latest
 from mtl.experiments.study import Study
 from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
@@ -36,6 +37,8 @@ def findings() -> list[Finding]:
         lambda: alpha.published(alpha.LOSSES),
     ):  # fmt: skip
         found += _whole(made)
+    if mt10 := latest("study"):
+        found += mt10.findings()
     for row in ledger("checks").rows():
         made = row["metrics"]["findings"]
         found += [replace(Finding.of(one), scale=row["config"]["scale"], rows=(row["key"],)) for one in made]

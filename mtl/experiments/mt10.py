@@ -1,0 +1,407 @@
+"""MT10: does FairGrad lead in multi-task reinforcement learning? Three of ten tasks, on today's packages.
+
+Papers train ten tasks for two million steps and print the best success over time; here three tasks get 60,000 steps
+each, and the mean of the last five evaluations is reported, the best over time beside it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from mtl.errors import RunError
+from mtl.experiments.base import Experiment
+from mtl.experiments.beside import differences, reported, text
+from mtl.experiments.study import Study
+from mtl.ledger import Ledger, Row, ledger, plain, provenance
+from mtl.models.rl import Actor
+from mtl.problems.mt10 import KINDS, NAMES, MetaWorld, Tasks
+from mtl.report import captioned, results_table, style
+from mtl.report.claims import Finding, blind_check, compare, converged_check, decide
+from mtl.report.stats import mean_ci
+from mtl.runs.cells import STL_MODEL, Cell, Point, alone, locked, one_thread
+from mtl.runs.tuning import Tuning, combine_stl
+from mtl.training.sac import LAST, Settings, summary, train
+
+# The value of 10 a step for ever, x .1 / (1 - .99) = 100, and a fifth for entropy and overestimation: a loss of the
+# policy plus it is the shortfall against that.
+SHIFT = 120.0
+FIRST: tuple[tuple[str, str, Point], ...] = (
+    ("STL", "stl", {}), ("LS", "ls", {}), ("MGDA", "mgda", {}), ("Nash-MTL", "nash", {}),
+    ("FairGrad (alpha=2)", "fairgrad", {"alpha": 2.0}), ("EMTL (shift)", "emtl", {"shift": SHIFT}),
+)  # fmt: skip
+THEN: tuple[tuple[str, str, Point], ...] = (
+    ("PCGrad", "pcgrad", {}), ("CAGrad", "cagrad", {}), ("FAMO (shift)", "famo", {"shift": SHIFT}),
+)  # fmt: skip
+FEW = tuple(one for one in FIRST if one[0] in ("STL", "LS", "FairGrad (alpha=2)"))
+THREE = ("drawer-close", "reach", "window-close")
+# What is stepped at each scale; point masses at scale quick wherever it runs: minutes of a simulator show nothing.
+PLACES: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "smoke": ("mt10", THREE[:2], 20), "quick": ("point_mass", THREE, 25), "study": ("mt10", THREE, 200),
+    "gpu": ("mt10", NAMES, 200), "paper": ("mt10", NAMES, 200),
+}  # fmt: skip
+BUDGET: dict[str, Any] = {
+    "smoke": Settings(2, every=40, batch_size=8, width=16, warmup=20, evaluated=1),
+    "quick": Settings(8, every=50, batch_size=32, width=32, warmup=100, lr=1e-2, gamma=0.9, evaluated=10),
+    "study": Settings(12),
+    "gpu": Settings(400, batch_size=128, width=400),
+    "paper": Settings(400, batch_size=128, width=400),
+}
+RIVALS = ("MGDA", "Nash-MTL", "PCGrad", "CAGrad")  # gradient manipulation methods, as the sentence has it
+OWN, POINTS = "FairGrad (alpha=2)", 0.05
+WORDS = {"score": "success", "last": "at the last step", "best": "best over time"}
+
+
+class MT10Study(Study):
+    """Success of each task and over tasks; learning curves; papers' numbers, on a page of their own."""
+
+    sentences: ClassVar[tuple[str, ...]] = ("fairgrad-mt10",)
+
+    @property
+    def metrics(self) -> dict[str, bool]:
+        return {f"{task}/score": True for task in self.tasks} | dict.fromkeys(WORDS, True)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Success per task and over tasks, at the last step, and the best over time."""
+        shown = results_table(self.frame, self.metrics, by="label", reference_row="STL", primary="score", digits=2)
+        heads = {f"{name} ↑": f"{WORDS.get(name, name.removesuffix('/score'))} ↑" for name in self.metrics}
+        shown = shown.drop(columns="mean rank").rename(columns=heads).rename_axis("method")
+        shown.attrs["note"] = shown.attrs["note"].replace("(score)", "(success)") + (
+            " The best over time picks each run's luckiest evaluation, so that it can only be above what stays."
+        )
+        said = (
+            f"Share of goals that are reached at any step of an episode, mean of the last {LAST} evaluations (tasks, "
+            "success) and of the goals held at the last step; the best evaluation over time is the papers' custom"
+        )
+        return captioned(shown, said)
+
+    @cached_property
+    def above(self) -> pd.DataFrame:
+        """Which rows are above a policy that acts at random, whose success is 0 on all ten tasks."""
+        found = {}
+        for label, own in self.frame.groupby("label", sort=False):
+            runs = own["score"].dropna().astype(float)
+            lead = mean_ci(runs) if len(runs) else None
+            ends = lead and len(runs) > 2
+            low = "no interval for n < 3" if not ends else f"{lead.low:.2f} to {lead.high:.2f}"  # type: ignore[union-attr]
+            yes = "–" if not ends else "yes" if lead.low > 0 else "no"  # type: ignore[union-attr]
+            found[label] = {"success": text(lead.value if lead else None, 2), "95 % interval": low, "above 0": yes}
+        table = pd.DataFrame(found).T.rename_axis("method")
+        return captioned(table, "Success over tasks against random actions, whose success is 0, over seeds")
+
+    @property
+    def paper(self) -> pd.DataFrame:
+        """What papers print of MT10: ten tasks, two million steps, the best over time; no level is like ours."""
+        shown = reported("mt10")
+        spread = [f"{value:.2f} ± {sem:.3g}" for value, sem in zip(shown["success"], shown["sem"], strict=True)]
+        table = pd.DataFrame({"success": spread, "source": shown["source"].to_numpy()}, shown["method"].to_numpy())
+        seconds = [text(value, 1) or "–" for value in shown["seconds_per_episode"]]
+        table.insert(1, "seconds an episode", seconds)
+        said = (
+            "What papers print of MT10: success, mean ± standard error, best over time, ten tasks and two million "
+            "steps of each. Nash-MTL's own .91 is .80 ± .13 when FAMO's authors run it again: as far apart as methods "
+            "are. No level is like ours, so the table is one of its own"
+        )
+        return captioned(table.rename_axis("method"), said, data="printed tables", n="as printed", rows=())
+
+    def figure(self) -> Figure:
+        """Learning curves: success ever per task and over tasks, mean and 95 % interval over seeds."""
+        panels = [*self.tasks, "mean over tasks"]
+        fig, axes = style.subplots(1, len(panels), height=2.1, sharey=True)
+        methods = dict(zip(self.frame["label"], self.frame["method"], strict=True))
+        for label, name in methods.items():
+            runs = [row["history"] for row in self.rows if row.get("label") == label and row["status"] == "ok"]
+            if not runs:
+                continue
+            _, colour, marker = style.look(name)
+            steps = [line["steps"] / 1000 for line in runs[0]]
+            values = np.array([[line["ever"] for line in run] for run in runs], float)  # seeds, times, tasks
+            values = np.concatenate([values, values.mean(2, keepdims=True)], 2)
+            for k, ax in enumerate(axes[0]):
+                ax.plot(steps, values[:, :, k].mean(0), color=colour, marker=marker, ms=2.5, label=label)
+                if len(runs) > 2:
+                    ends = [mean_ci(values[:, i, k]) for i in range(len(steps))]
+                    ax.fill_between(
+                        steps, [max(one.low, 0) for one in ends], [min(one.high, 1) for one in ends],
+                        color=colour, alpha=0.12, lw=0,
+                    )  # fmt: skip
+        for ax, title in zip(axes[0], panels, strict=True):
+            ax.set(title=title, ylim=(-0.03, 1.03), xlabel="thousand steps of each task")
+        axes[0, 0].set_ylabel("success")
+        axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+        said = "Success on the fixed goals over training, mean and 95 % interval over seeds (none for two)"
+        return captioned(fig, said)
+
+    def findings(self) -> list[Finding]:
+        """What the rows say of FairGrad's abstract, by paper/decision_rule.md: no convergence check, so no verdict."""
+        there = set(self.frame["label"])
+        rivals = [name for name in RIVALS if name in there]
+        pairs = {name: differences(self.frame, "score", OWN, name).astype(float) for name in rivals}
+        parts = [compare(f"against {name}", pairs[name], POINTS, len(RIVALS)) for name in rivals]
+        runs = {
+            str(label): {"score": own["score"].dropna().astype(float)} for label, own in self.frame.groupby("label")
+        }
+        gate, _ = blind_check(runs, {"score": 0.0}, {"score": True}, ["STL", "LS", OWN])
+        checks = (gate, converged_check(None, POINTS), self.same("score", POINTS))
+        how = {"missing": [name for name in RIVALS if name not in there], "declared": 3, "gate": checks}
+        rows = tuple(key for row in self.rows for key in row.get("keys", [row["key"]]))
+        said = "three of ten tasks, 3 % of the steps"
+        return [decide("fairgrad-mt10", "best", parts, **how, said=said, scale=self.scale, rows=rows)]
+
+    def answer(self) -> str:
+        """Which sentence could be tested at this scale, and which not."""
+        shown, n = self.above[self.above["above 0"] == "yes"], len(self.seeds)
+        return (
+            f"Above random actions with their whole interval: {', '.join(shown.index) or 'no row'} "
+            f"({n} seed{'s' * (n > 1)}).\nTested: that these methods train a policy and critics at all on today's "
+            "packages.\nNot tested: that FairGrad leads on MT10, which is ten tasks and two million steps of each."
+        )
+
+
+class Control(Experiment):
+    """An experiment whose runs are of `training.sac`, one at a time; without tuning, at one setting for all."""
+
+    def cells(
+        self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
+        fallback: str | None = None, tuning: Mapping[str, Tuning] | None = None, **options: Any,
+    ) -> list[Cell]:  # fmt: skip
+        """All runs at a scale; STL is one run per task, of that task's simulator alone."""
+        entries = self.entries(scale, methods)
+        self.chosen(scale, **options)
+        wanted, names, horizon = PLACES[scale]
+        tasks = build(wanted, names, horizon, fallback)
+        own: dict[str, Any] = {"options": {"tasks": names, "horizon": horizon}, "fingerprint": tasks.fingerprint}
+        own |= {"problem": tasks.name, "wanted": wanted, "fallback": fallback, "stands_in": tasks.name != wanted}
+        own |= {"scale": scale, "budget": self.budget[scale]}
+        found = []
+        for seed in self.seeds[scale] if seeds is None else seeds:
+            for label, name, point in entries:
+                runs = [("mlp", point, "score")]
+                if name == "stl":
+                    runs = [(STL_MODEL, alone(point, k), f"{task}/score") for k, task in enumerate(names)]
+                for model, hyper, select in runs:
+                    found.append(Cell(label, method=name, hyper=hyper, model=model, seed=seed, select=select, **own))
+        return found
+
+    def run(
+        self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
+        fallback: str | None = None, **how: Any,
+    ) -> list[Row]:  # fmt: skip
+        """The rows of all cells, one run after the other; of `run_grid`'s engines there is this one.
+
+        Another core takes a second command with other `--methods`: both write to one ledger.
+        """
+        options, how = self._split(how)
+        if how.get("jobs", 1) != 1 or how.get("engine", "auto") not in ("auto", "here") or how.get("together"):
+            raise ValueError("jobs: must be 1 for mt10, on the engine here; start the command again with other methods")
+        book, device, until = how["ledger"], how.get("device", "cpu"), how.get("deadline")
+        until = None if until is None else time.monotonic() + until
+        kind, older = torch.device(device).type, not how.get("rerun_stale", True)
+        cells = self.cells(scale, seeds, methods, fallback, **options)
+        known, rows, failed = book.latest(older=older), [], []
+        for done, cell in enumerate(cells, start=1):
+            event: dict[str, Any] = {"event": "found", "cell": cell, "done": done, "total": len(cells)}
+            try:
+                row = known.get(cell.key(kind))
+                if row is None and until is not None and time.monotonic() >= until:
+                    event["event"] = "left"
+                elif row is None:
+                    row, event["event"] = made(cell, book, device, older), "done"
+                if row is not None:
+                    event["row"] = row
+                    rows.append(cast(Row, row | {"label": cell.label}))
+            except Exception as error:  # one bad run must not cost the others
+                failed.append(f"{cell} ({type(error).__name__}: {error})")
+                event |= {"event": "failed", "error": failed[-1]}
+            if how.get("progress") is not None:
+                how["progress"](event)
+        if failed:
+            raise RunError(f"{len(failed)} of {len(cells)} runs failed, the others are in {book.path.name}: {failed}")
+        return rows
+
+    def study(
+        self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None, **how: Any
+    ) -> Study:
+        """Run what the ledger lacks, with the stand-in where Meta-World is not installed; then all of it."""
+        rows = self.run(scale, seeds, methods, self.fallback, **how)
+        wanted, names, horizon = PLACES[scale]
+        tasks = build(wanted, names, horizon, self.fallback)
+        missing = f"EMBEDDED DEFAULT: {wanted} was not found, point masses stand in for it. "
+        said = (missing if tasks.name != wanted else "") + tasks.describe()
+        return self.shows(self, scale, combined(combine_stl(rows), {row["key"]: row for row in rows}), said, names)
+
+    def published(
+        self, scale: str = "study", methods: Sequence[str] | None = None, at: str = "", **options: Any
+    ) -> Study:
+        """As `Experiment.published`, with STL's curves and means from the runs of its tasks."""
+        study = super().published(scale, methods, at, **options)
+        every = {row["key"]: row for row in ledger(self.book or self.name).published()}
+        return replace(study, rows=combined(study.rows, every), tasks=PLACES[scale][1])
+
+
+@lru_cache(maxsize=8)
+def build(wanted: str, names: tuple[str, ...], horizon: int, fallback: str | None = None) -> Tasks:
+    """The tasks of a scale; ModuleNotFoundError where they need a package that is missing and nothing stands in."""
+    if fallback not in (None, "point_mass"):
+        raise ValueError(f"fallback: must be 'point_mass' or None, found {fallback!r}")
+    make = cast(Callable[[Sequence[str], int], Tasks], KINDS[wanted])
+    try:
+        return make(names, horizon)
+    except ModuleNotFoundError:
+        if fallback is None:
+            raise
+        return cast(Callable[[Sequence[str], int], Tasks], KINDS[fallback])(names, horizon)
+
+
+def made(cell: Cell, book: Ledger, device: str, older: bool) -> Row:
+    """Run one cell and append its row, unless another process has done so meanwhile."""
+    kind = torch.device(device).type
+    with locked(cell.key(kind)) as path, one_thread():
+        if (found := book.find(cell.key(kind), older)) is not None:
+            return found
+        book.ready()
+        names, horizon = cell.options["tasks"], cell.options["horizon"]
+        hyper, single = dict(cell.hyper), cell.method == "stl"
+        own = (names[hyper.pop("task")],) if single else tuple(names)
+        tasks = build(cell.wanted, own, horizon, cell.fallback)
+        settings, name = cast(Settings, cell.budget), "ls" if single else cell.method
+        run = train(tasks, name, settings, cell.seed, hyper=hyper, device=device, checkpoint=path)
+        metrics = summary(names, []) | run.metrics
+        row: Row = plain(
+            {
+                "key": cell.key(kind),
+                "config": cell.config | {"device": kind},
+                "fingerprint": cell.fingerprint,
+                "validation": {name: value for name, value in metrics.items() if name.endswith("score")},
+                "steps": run.steps,
+                "wall_s": round(run.wall_s, 3),
+                "provenance": provenance(device, run.modules),
+                "embedded_default": cell.stands_in,
+                "synthetic": tasks.synthetic,
+                "source": tasks.source,
+            }
+            | {"metrics": metrics, "status": run.status, "failure": run.failure, "history": run.history}
+            | {"best_epoch": None, "epochs": len(run.history)}
+        )
+        book.append(row)
+        path.unlink(missing_ok=True)
+    return row
+
+
+def combined(rows: Sequence[Row], every: Mapping[str, Row]) -> list[Row]:
+    """Rows of `combine_stl`, STL's with the curves of its tasks beside each other; `every`: the runs by key."""
+    found = []
+    for row in rows:
+        if row["status"] == "ok" and "keys" in row:
+            parts = sorted((every[key] for key in row["keys"]), key=lambda one: one["config"]["hyper"]["task"])
+            pairs = zip(*(part["history"] for part in parts), strict=True)
+            lines = [
+                {"steps": line[0]["steps"], **{what: [one[what][0] for one in line] for what in ("ever", "last")}}
+                for line in pairs
+            ]
+            names = [part["config"]["options"]["tasks"][part["config"]["hyper"]["task"]] for part in parts]
+            row = cast(Row, row | {"history": lines, "metrics": summary(names, lines)})
+        found.append(row)
+    return found
+
+
+def latest(at: str) -> MT10Study | None:
+    """The published study, all rows or its first six, whichever is whole; None where neither is."""
+    for methods in (None, [label for label, *_ in FIRST]):
+        try:
+            return cast(MT10Study, MT10.published("study", methods, at=at))
+        except LookupError:
+            continue
+    return None
+
+
+def costs() -> pd.DataFrame | None:
+    """Where the CPU time goes, LS against FairGrad, as `python -m benchmarks.mt10 times` found it; None without it."""
+    rows = [row for row in ledger("mt10_checks").published() if row["config"]["study"] == "times"]
+    lines = {
+        (name, f"{len(row['config']['tasks'])} tasks, width {row['config']['settings']['width']}"): values
+        for row in rows
+        for name, values in row["metrics"].items()
+    }
+    if not lines:
+        return None
+    table = pd.DataFrame(lines).T
+    table.index = pd.Index([f"{name.upper()}, {what}" for name, what in table.index], name="method")
+    said = "Updates of policy and critics in a CPU second, and what share of it each part takes, evaluation left out"
+    facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "one measurement", "config": {}}
+    return captioned(table, said, **facts, command="python -m benchmarks.mt10 times")
+
+
+def checks() -> pd.DataFrame | None:
+    """Does the algorithm learn one task alone? Published rows of `python -m benchmarks.mt10`; None without them."""
+    rows = [row for row in ledger("mt10_checks").published() if row["config"]["study"] != "times"]
+    lines = []
+    for row in rows:
+        values = {name.removesuffix("/score"): v for name, v in row["metrics"].items() if name.endswith("/score")}
+        what, history = row["config"]["study"], row.get("history", [])
+        if what == "random":
+            found = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        else:
+            part = "return" if what == "pendulum" else "ever"
+            found = ", ".join(f"{line['steps'] / 1000:g}k: {line[part][0]:.4g}" for line in history)
+        lines.append({"what": f"{what}: {row['source']}", "found": found, "seed": row["config"]["seed"]})
+    if not lines:
+        return None
+    said = (
+        "Checks of the algorithm: success of one task alone (or return) after so many steps; success of random actions"
+    )
+    facts = {"rows": rows, "scale": "study", "data": "see each line", "n": "one run each", "config": {}}
+    return captioned(pd.DataFrame(lines), said, **facts, command="python -m benchmarks.mt10 check|pendulum|random")
+
+
+def gallery(tasks: MetaWorld) -> Figure:
+    """The tasks at the start of an episode."""
+    tasks.reset([0] * len(tasks.names))
+    fig, axes = style.subplots(2, 5, height=3.0)
+    for t, ax in enumerate(axes.flat):
+        ax.imshow(tasks.picture(t))
+        ax.set(xticks=[], yticks=[], title=tasks.names[t])
+    return fig
+
+
+def film(actor: Actor, tasks: MetaWorld, frames: int = 6, goal: int = 0) -> Figure:
+    """An episode of the first task by a policy, at equal distances in time."""
+    seen, ids = tasks.reset([goal] * len(tasks.names)), torch.eye(len(tasks.names))
+    fig, axes = style.subplots(1, frames, height=1.5)
+    at = np.linspace(0, tasks.horizon // 2, frames).astype(int).tolist()
+    with torch.no_grad():
+        for step in range(at[-1] + 1):
+            if step in at:
+                ax = axes[0, at.index(step)]
+                ax.imshow(tasks.picture(0))
+                ax.set(xticks=[], yticks=[], title=f"step {step}")
+            seen, _, _ = tasks.step(torch.tanh(actor(torch.cat([seen, ids], 1))[0]))
+    return fig
+
+
+MT10 = Control(
+    name="mt10",
+    problem="mt10",
+    fallback="point_mass",
+    notebook="19_mt10",
+    source="{} (simulated), three tasks, 20 fixed goals each",
+    shows=MT10Study,
+    methods={
+        "smoke": FEW,
+        "quick": (*FEW, FIRST[2]),
+        "study": FIRST + THEN,
+        "gpu": FIRST + THEN,
+        "paper": FIRST + THEN,
+    },
+    models=("mlp",),
+    seeds={"smoke": (10,), "quick": (10,), "study": (10, 11, 12), "gpu": (10,), "paper": (10, 11, 12)},
+    budget=BUDGET,
+    variants={scale: ({},) for scale in BUDGET},
+)

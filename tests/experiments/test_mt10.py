@@ -1,0 +1,156 @@
+"""MT10's table: what is reported and what stands beside it, STL made whole, the stand-in said so, words of the rule."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtl.experiments import mt10
+from mtl.experiments.beside import reported
+from mtl.experiments.mt10 import BUDGET, FIRST, MT10, OWN, PLACES, SHIFT, THEN, THREE, MT10Study, combined
+from mtl.ledger import Ledger, Row
+from mtl.methods import method
+from mtl.problems import mt10 as problem
+from mtl.runs.tuning import combine_stl
+from mtl.training.sac import summary
+
+
+def curve(final: float, best: float, n: int = 6) -> list[dict[str, Any]]:
+    """Success of three tasks over time: the first shines once and ends at `final`."""
+    lines = [[final, 0.5, 0.0]] * n
+    lines[0] = [best, 0.5, 0.0]
+    return [{"steps": 5000 * (i + 1), "ever": line, "last": [0.0] * 3} for i, line in enumerate(lines)]
+
+
+def study(levels: dict[str, float], seeds: tuple[int, ...] = (10, 11, 12)) -> MT10Study:
+    names = {label: name for label, name, _ in FIRST + THEN}
+    rows: list[Any] = []
+    for seed in seeds:
+        for label, level in levels.items():
+            history = curve(level + 0.01 * (seed - 11), 1.0)
+            rows.append({
+                "key": f"{label}{seed}", "fingerprint": "", "label": label, "status": "ok", "history": history,
+                "metrics": summary(THREE, history), "config": {"method": names[label], "seed": seed, "options": {}},
+            })  # fmt: skip
+    return MT10Study(MT10, "study", rows, "constructed", THREE)
+
+
+def test_first_rows_are_those_declared_and_methods_take_their_points() -> None:
+    assert [label for label, *_ in FIRST] == ["STL", "LS", "MGDA", "Nash-MTL", OWN, "EMTL (shift)"]
+    assert [label for label, *_ in THEN] == ["PCGrad", "CAGrad", "FAMO (shift)"]
+    for _, name, point in FIRST + THEN:
+        method(name, 3, **{k: v for k, v in point.items() if k != "shift"})
+        assert ("shift" in point) == (name in ("emtl", "famo"))
+    assert pytest.approx(1.2 * 10 * 0.1 / (1 - 0.99)) == SHIFT
+    assert BUDGET["study"].steps == 60_000 and BUDGET["paper"].steps == 2_000_000
+    assert PLACES["study"] == ("mt10", THREE, 200) and len(PLACES["paper"][1]) == 10
+    assert MT10.seeds["study"] == (10, 11, 12)
+    assert all(BUDGET[scale].every % PLACES[scale][2] == 0 for scale in BUDGET)
+
+
+def test_the_mean_of_the_last_five_is_reported_and_the_best_stands_beside_it() -> None:
+    made = study({"STL": 0.9, "LS": 0.0, OWN: 0.6})
+    assert made.frame.loc[made.frame["label"] == OWN, "score"].mean() == pytest.approx((0.6 + 0.5) / 3)
+    table = made.table
+    assert table.loc["LS", "success ↑"].startswith("0.17") and "0.50" in table.loc["LS", "best over time ↑"]
+    assert "luckiest" in table.attrs["note"] and "mean rank" not in table
+    assert made.above.loc[OWN, "above 0"] == "yes" and made.above.loc[OWN, "success"] == "0.37"
+    axes = made.figure().axes
+    assert [ax.get_title() for ax in axes] == [*THREE, "mean over tasks"] and len(axes[0].lines) == 3
+    assert "Not tested: that FairGrad leads" in made.answer()
+
+
+def test_words_come_from_the_rule_and_no_run_can_pass_the_gate() -> None:
+    levels = {"STL": 0.9, "LS": 0.3, "MGDA": 0.2, "Nash-MTL": 0.3, OWN: 0.9}
+    (some,) = study(levels).findings()
+    assert some.word == "inconclusive (assay)" and "waits for PCGrad, CAGrad" in some.said
+    (every,) = study(levels | {"PCGrad": 0.3, "CAGrad": 0.2}).findings()
+    assert (every.word, every.would) == ("inconclusive (assay)", "reproduced")
+    assert [check.passed for check in every.gate] == [True, None, None]
+    (few,) = study(levels, seeds=(10, 11)).findings()
+    assert "2 of 3, no verdict" in few.said
+
+
+def test_a_run_without_a_result_keeps_its_line() -> None:
+    made = study({"STL": 0.9, "LS": 0.3, OWN: 0.9})
+    broken = made.rows[-1] | {"status": "non-finite", "metrics": summary(THREE, []), "history": []}
+    shown = MT10Study(MT10, "study", [*made.rows[:-1], broken], "constructed", THREE)
+    assert shown.table.loc[OWN, "n"] == "2" and shown.above.loc[OWN, "95 % interval"] == "no interval for n < 3"
+
+
+def test_stl_of_a_seed_is_made_of_its_tasks_with_their_curves() -> None:
+    parts: list[Any] = []
+    for k, task in enumerate(THREE):
+        lines = [{"steps": 5000 * (i + 1), "ever": [k / 2], "last": [0.0], "return": [0.0]} for i in range(6)]
+        metrics = summary(THREE, []) | summary((task,), lines)
+        config = {"method": "stl", "hyper": {"task": k}, "seed": 10, "select": f"{task}/score", "problem": "mt10"}
+        config |= {"options": {"tasks": list(THREE)}, "budget": {"lr": 3e-4}}
+        parts.append({
+            "key": task, "fingerprint": "", "config": config, "metrics": metrics, "validation": metrics, "label": "STL",
+            "history": lines, "status": "ok", "wall_s": 1.0, "best_epoch": None,
+        })  # fmt: skip
+    (row,) = combined(combine_stl(parts), {part["key"]: part for part in parts})
+    assert row["keys"] == list(THREE) and row["history"][3]["ever"] == [0.0, 0.5, 1.0]
+    assert row["metrics"]["score"] == row["metrics"]["best"] == 0.5 and row["metrics"]["window-close/score"] == 1.0
+
+
+def test_it_runs_on_the_stand_in_says_so_and_finds_its_rows_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+
+    def absent() -> None:
+        raise ModuleNotFoundError("needs metaworld", name="metaworld")
+
+    monkeypatch.setattr(problem, "installed", absent)
+    mt10.build.cache_clear()
+    book, heard = Ledger(tmp_path / "mt10.jsonl"), list[str]()
+    with pytest.raises(ModuleNotFoundError, match="needs metaworld"):
+        MT10.run("smoke", ledger=book)
+    made = MT10.study("smoke", ledger=book)
+    assert made.data.startswith("EMBEDDED DEFAULT: mt10 was not found, point masses stand in") and made.synthetic
+    assert list(made.frame["label"]) == ["STL", "LS", OWN] and "fallback=point_mass" in made.command
+    assert np.isfinite(made.frame[["score", "last", "best"]].to_numpy(float)).all()
+
+    def tell(event: Any) -> None:
+        heard.append(event["event"])
+
+    again = MT10.run("smoke", fallback="point_mass", ledger=book, progress=tell)
+    assert heard == ["found"] * 4 and {row["config"]["stands_in_for"] for row in again} == {"mt10"}
+    heard.clear()
+    assert MT10.run("smoke", [11], ["LS"], "point_mass", ledger=book, deadline=0, progress=tell) == []
+    assert heard == ["left"] and not list(tmp_path.glob("**/*.pt"))
+    with pytest.raises(ValueError, match="jobs: must be 1 for mt10"):
+        MT10.run("smoke", jobs=2, ledger=book)
+    mt10.build.cache_clear()
+
+
+def test_published_rows_are_found_without_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    assert mt10.latest("smoke") is None
+    rows: list[Row] = []
+    for cell in MT10.cells("quick", methods=["STL", "LS"]):
+        metrics = summary(THREE, curve(0.5, 1.0))
+        row: Any = {"key": cell.key(), "config": cell.config, "fingerprint": cell.fingerprint, "status": "ok"}
+        row |= {"metrics": metrics, "validation": metrics, "best_epoch": None, "wall_s": 1.0, "source": "constructed"}
+        lines = curve(0.5, 1.0)
+        if cell.method == "stl":
+            lines = [line | {name: line[name][:1] for name in ("ever", "last")} for line in lines]
+        rows.append(row | {"history": lines, "synthetic": True, "embedded_default": False})
+    book = Ledger(tmp_path / "data" / "ledger" / "mt10")
+    for row in rows:
+        book.append(row)
+    lines_of = b"".join(path.read_bytes() for path in sorted(book.path.glob("*.json")))
+    (tmp_path / "data" / "ledger" / "mt10.jsonl").write_bytes(lines_of)
+    found = MT10.published("quick", ["STL", "LS"])
+    assert list(found.frame["label"]) == ["STL", "LS"] and found.tasks == THREE
+    assert found.frame["best"].tolist() == pytest.approx([1.0, 0.5])
+    with pytest.raises(LookupError, match=r"data/ledger/mt10.jsonl: no seed of scale quick has all"):
+        MT10.published("quick")
+
+
+def test_what_papers_print_is_a_table_of_its_own() -> None:
+    table = study({"STL": 0.9, "LS": 0.3}).paper
+    assert list(table) == ["success", "seconds an episode", "source"] and len(table) == len(reported("mt10"))
+    assert table.loc["FairGrad", "success"] == "0.84 ± 0.07"
