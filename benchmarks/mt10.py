@@ -53,10 +53,10 @@ def keep(what: str, tasks: Tasks, config: dict[str, Any], metrics: dict[str, Any
     """Print what was found and write it as a row."""
     config = {"study": what, "tasks": list(tasks.names)} | config
     row = {"key": key(config, tasks.fingerprint), "config": config, "fingerprint": tasks.fingerprint, "status": "ok"}
-    row |= {"metrics": metrics, "wall_s": round(time.perf_counter() - began, 1), "source": tasks.source}
+    row |= {"metrics": metrics, "wall_s": time.perf_counter() - began, "source": tasks.source}
     row |= {"synthetic": tasks.synthetic, "embedded_default": False} | more
     ledger("mt10_checks").append(row | {"provenance": provenance("cpu", [sac.__name__, "mtl.problems.mt10"])})
-    print(what, metrics, f"{row['wall_s']} s")
+    print(what, metrics, f"{row['wall_s']:.1f} s")
 
 
 def check(tasks: Tasks, settings: Settings, seed: int, what: str, **more: Any) -> None:

@@ -150,7 +150,7 @@ class MT10Study(Study):
         }
         gate, _ = blind_check(runs, {"score": 0.0}, {"score": True}, ["STL", "LS", OWN])
         checks = (gate, converged_check(None, POINTS), self.same("score", POINTS))
-        how = {"missing": [name for name in RIVALS if name not in there], "declared": 3, "gate": checks}
+        how: dict[str, Any] = {"missing": [name for name in RIVALS if name not in there], "declared": 3, "gate": checks}
         rows = tuple(key for row in self.rows for key in row.get("keys", [row["key"]]))
         said = "three of ten tasks, 3 % of the steps"
         return [decide("fairgrad-mt10", "best", parts, **how, said=said, scale=self.scale, rows=rows)]
@@ -307,7 +307,7 @@ def combined(rows: Sequence[Row], every: Mapping[str, Row]) -> list[Row]:
                 for line in pairs
             ]
             names = [part["config"]["options"]["tasks"][part["config"]["hyper"]["task"]] for part in parts]
-            row = cast(Row, row | {"history": lines, "metrics": summary(names, lines)})
+            row = row | {"history": lines, "metrics": summary(names, lines)}
         found.append(row)
     return found
 

@@ -16,8 +16,10 @@ from mtl import lacking
 from mtl.errors import DataError, NonFiniteError
 from mtl.methods.base import whole
 
-NAMES = ("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown")
-NAMES += ("peg-insert-side", "window-open", "window-close")
+NAMES: tuple[str, ...] = (
+    "reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown",
+    "peg-insert-side", "window-open", "window-close",
+)  # fmt: skip
 GOALS = 50  # of each task, drawn once: training and evaluation take theirs among them
 GOAL_SEED = 1
 CAMERA = "corner2"  # which hangs upside down

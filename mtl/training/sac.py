@@ -206,11 +206,13 @@ class Learner:
         logp: Losses = []
         for batch, log_alpha in zip(batches, self.log_alpha.detach(), strict=True):
             if batch is None:
-                found.append(None), logp.append(None)
+                found.append(None)
+                logp.append(None)
                 continue
             actions, density = self.actor.sample(batch[0], batch[5])
             value = self.judge(batch[0], actions).amin(0)
-            found.append((log_alpha.exp() * density - value).mean() + self.shift), logp.append(density.detach().mean())
+            found.append((log_alpha.exp() * density - value).mean() + self.shift)
+            logp.append(density.detach().mean())
         if torch.is_grad_enabled():
             self.logp = logp
         return found
@@ -247,7 +249,7 @@ class Learner:
         gap = torch.stack([cast(Tensor, self.logp[t]) for t in here]) - self.tasks.action
         rest = self.log_alpha.detach().clone()
         self.entropy_optimizer.zero_grad(set_to_none=True)
-        (-self.log_alpha[here].exp() * gap).sum().backward()  # type: ignore[no-untyped-call]
+        (-self.log_alpha[here].exp() * gap).sum().backward()
         self.entropy_optimizer.step()
         with torch.no_grad():
             rest[here] = self.log_alpha[here]
@@ -363,8 +365,8 @@ def train(
         torch.set_flush_denormal(False)
     metrics = summary(tasks.names, [] if failure else learner.history)
     took = wall + time.perf_counter() - start
-    said = (failure.status, failure.entry) if failure else ("ok", None)
-    return Outcome(*said, metrics, learner.history, learner.total, took, learner.actor, began)
+    word, entry = (failure.status, failure.entry) if failure else ("ok", None)
+    return Outcome(word, entry, metrics, learner.history, learner.total, took, learner.actor, began)
 
 
 def summary(names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
