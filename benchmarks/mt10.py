@@ -52,7 +52,12 @@ class Pendulum(Tasks):
 def keep(what: str, tasks: Tasks, config: dict[str, Any], metrics: dict[str, Any], began: float, **more: Any) -> None:
     """Print what was found and write it as a row."""
     config = {"study": what, "tasks": list(tasks.names)} | config
-    row = {"key": key(config, tasks.fingerprint), "config": config, "fingerprint": tasks.fingerprint, "status": "ok"}
+    row: dict[str, Any] = {
+        "key": key(config, tasks.fingerprint),
+        "config": config,
+        "fingerprint": tasks.fingerprint,
+        "status": "ok",
+    }
     row |= {"metrics": metrics, "wall_s": time.perf_counter() - began, "source": tasks.source}
     row |= {"synthetic": tasks.synthetic, "embedded_default": False} | more
     ledger("mt10_checks").append(row | {"provenance": provenance("cpu", [sac.__name__, "mtl.problems.mt10"])})
