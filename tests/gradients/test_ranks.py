@@ -14,6 +14,7 @@ import mtl
 from mtl.methods import METHODS
 from tests.methods.cases import BY_NAME, CASES
 
+pytestmark = pytest.mark.slow  # two more processes
 RANKS, ROWS, TASKS, STEPS = 2, 5, 3, 3
 SPARSE = [case.name for case in CASES if METHODS[case.name].needs in ("losses", "gram") and not case.elementwise]
 RUNS = [(case.name, "dense") for case in CASES] + [(name, "sparse") for name in SPARSE] + [("mgda", "ddp")]
