@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from mtl import gradients
 
@@ -19,7 +19,7 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
     if isinstance(heads, Sequence):
         heads = [list(head) if isinstance(head, Iterator) else head for head in heads]
     for group in (shared, *(heads if isinstance(heads, list) else ())):
-        for p in group if isinstance(group, Iterable) and not isinstance(group, Tensor) else ():
+        for p in group if isinstance(group, Iterable) and not isinstance(group, torch.Tensor) else ():
             if hasattr(p, "device_mesh"):  # a DTensor, which need not be imported for it
                 raise TypeError(
                     f"shared, heads: must hold whole parameters, found one of shape {tuple(p.shape)} that fully_shard "
@@ -30,7 +30,7 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
 
 @wraps(gradients.backward)
 def backward(
-    losses: Any, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
+    losses: Any, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
 ) -> gradients.Step:
     shared, heads = whole(shared, heads)
     return gradients.backward(losses, shared=shared, heads=heads, **how)
@@ -40,7 +40,7 @@ class Accumulator(gradients.Accumulator):
     __doc__ = gradients.Accumulator.__doc__
 
     def __init__(
-        self, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
+        self, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
     ) -> None:
         shared, heads = whole(shared, heads)
         super().__init__(shared=shared, heads=heads, **how)
