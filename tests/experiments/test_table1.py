@@ -260,7 +260,8 @@ def test_table1_tunes_on_validation_and_runs_stl_once(nowhere, book, monkeypatch
     assert study.frame["line"].tolist() == ["stl", "ls (MMoE)", "ls (PLE)", "emtl (MMoE)", "emtl (PLE)"]
     assert set(study.frame["synthetic"]) == {True}
     assert list(study.table.index) == ["STL", "LS (MMoE)", "LS (PLE)", "EMTL (MMoE)", "EMTL (PLE)"]
-    assert "**" not in study.table["chosen"].str.cat() and "paper" not in study.table, "no real log's AUC beside generated"
+    assert "**" not in study.table["chosen"].str.cat()
+    assert "paper" not in study.table, "no real log's AUC beside generated rows"
     assert study.command == "mtl run table1_click --scale smoke -p fallback=aliexpress_like --seeds 0"
     again = CLICK.run("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, fallback="aliexpress_like", deadline=0)
     assert {row["key"] for row in again} == {key for row in study.rows for key in row.get("keys", [row["key"]])}
