@@ -135,19 +135,20 @@ class Sweep(AlphaStudy):
             xs, own = [x for x, _ in kept], means.loc[[label for _, label in kept]]
             for task in own.columns.drop(["seed", AVERAGE]):
                 ax.plot(xs, own[task], color="0.75", lw=0.6, zorder=1)
-            ax.plot(xs, own[self.hard[name]], "o-", color=style.RED, label=f"hardest: {self.hard[name]}")
+            ax.plot(xs, own[self.hard[name]], "o-", color=style.RED, label="hardest task")
             ax.plot(xs, own[AVERAGE], "s-", color=style.BLUE, label=AVERAGE)
             ax.axhline(0, color="0.3", lw=0.6)
-            ax.set(xscale="log", title=name, xlabel="alpha")
-            ax.set_yscale("symlog", linthresh=10)
+            ax.set(xscale="log", title=f"{name}\nhardest: {self.hard[name]}", xlabel="alpha")
+            if own.drop(columns="seed", errors="ignore").abs().to_numpy(float).max() > 30:
+                ax.set_yscale("symlog", linthresh=10)
             ax.set_xticks(xs, ["LS" if x == 0.25 else "MGDA" if x == 20 else f"{x:g}" for x in xs], rotation=45)
             ax.set_xticks([], minor=True)
-            ax.legend(fontsize=5.5)
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         axes[0, 0].set_ylabel("change of the test error\nagainst STL [%]")
         return captioned(
             fig,
             "FairGrad's alpha against each task's error (grey), mean over seeds; below 0 is better than single-task "
-            "learning; linear up to 10 per cent, logarithmic beyond",
+            "learning; where errors change by more than 30 per cent, linear up to 10 and logarithmic beyond",
         )
 
     def findings(self) -> list[Finding]:
@@ -228,16 +229,24 @@ class FairLosses(AlphaStudy):
                     half = None if part.wide is None else part.wide[1] - cast(float, part.value)
                     ax.errorbar(part.value, bases.index(base) + lane, xerr=half, fmt=marker, color=colour, ms=3.5)
             ax.axvline(0, color="0.3", lw=0.8)
-            ax.set_xscale("symlog", linthresh=1)
+            if max(abs(cast(float, part.value)) for (found, *_), part in self.compared.items() if found == name) > 10:
+                ax.set_xscale("symlog", linthresh=1)
+            else:
+                ax.locator_params(axis="x", nbins=4)
             ax.set(title=name, xlabel="gain [points]", yticks=range(len(bases)), ylim=(len(bases) - 0.5, -0.5))
             ax.set_yticklabels(bases)
         for alpha, (colour, marker, _) in looks.items():
-            axes[0, -1].plot([], [], marker, color=colour, label=f"alpha {alpha:g}")
+            if any(found == alpha for *_, found in self.compared):
+                axes[0, -1].plot([], [], marker, color=colour, label=f"alpha {alpha:g}")
         axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         said = (
             "Gain of alpha-fair losses over alpha = 0 in points of delta-m, mean and simultaneous 95 % intervals over "
         )
-        return captioned(fig, said + "seeds; right of 0 the transform helps; linear within 1, logarithmic beyond")
+        return captioned(
+            fig,
+            said
+            + "seeds; right of 0 the transform helps; where gains pass 10 points, linear within 1, logarithmic beyond",
+        )
 
     def findings(self) -> list[Finding]:
         """A part per base on KuaiRand's natural scale, at the alpha that validation rows choose; the rest beside."""

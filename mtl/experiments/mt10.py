@@ -133,7 +133,7 @@ class MT10Study(Study):
                         color=colour, alpha=0.12, lw=0,
                     )  # fmt: skip
         for ax, title in zip(axes[0], panels, strict=True):
-            ax.set(title=title, ylim=(-0.03, 1.03), xlabel="thousand steps of each task")
+            ax.set(title=title, ylim=(-0.03, 1.03), xlabel="thousand steps")
         axes[0, 0].set_ylabel("success")
         axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
         said = "Success on the fixed goals over training, mean and 95 % interval over seeds (none for two)"
