@@ -36,6 +36,7 @@ class Command(NamedTuple):
 GRAM = "ls,mgda,nash,fairgrad,emtl"
 GROUP = ",".join(GROUP_A)
 STEP = "benchmarks.step --device {device} --methods " + GRAM
+SMALL = "mtl.cli run start --scale smoke --deadline {left} -p fallback=digits"
 TABLE2 = "mtl.cli run table2_unet --scale gpu --device {device} --jobs {jobs} --deadline {left} "
 PARTS: dict[str, tuple[Command, ...]] = {
     "checks": (
@@ -59,7 +60,7 @@ PARTS: dict[str, tuple[Command, ...]] = {
     ),
     "table2": (
         Command("group A", 300, TABLE2 + "--seeds 10,11 --methods {group_a}"),
-        Command("table2", 480, TABLE2 + "--seeds 10-19", "mtl.cli run start --scale smoke --deadline {left}"),
+        Command("table2", 480, TABLE2 + "--seeds 10-19", SMALL),
     ),
 }  # fmt: skip
 
