@@ -252,8 +252,12 @@ def _line_of(key: str, path: Path) -> Row | None:
         at = len(data)
         while (at := data.rfind(word, 0, at)) >= 0:
             start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
-            line = data[:start].count(b"\n") + 1
-            row = _parsed(data[start : end if end >= 0 else None], f"{path.name}: line {line}")
+            text = data[start : end if end >= 0 else None]
+            try:
+                row = _parsed(text, path.name)
+            except DataError:  # lines are counted for the message alone: all before it would be read
+                line = data[:start].count(b"\n") + 1
+                row = _parsed(text, f"{path.name}: line {line}")
             if row["key"] == key:
                 return row
             at = start

@@ -167,14 +167,15 @@ def test_append_and_find_take_no_longer_where_there_are_many_rows(tmp_path) -> N
     line = b'{"key": "%08d", "history": "' + b"x" * 10_000 + b'"}\n'
     (tmp_path / "a.jsonl").write_bytes(b"".join(line % i for i in range(19_000)))  # 190 MB
     book = Ledger(tmp_path / "a.jsonl")
-    best = math.inf
     for name in ("00000007", "none", "00018999"):
-        started = time.process_time()
-        book.append({"key": "other"})
-        found = book.find(name)
-        best = min(best, time.process_time() - started)
-        assert (found and found["key"]) == (None if name == "none" else name)
-    assert best < 0.2
+        best = math.inf
+        for _ in range(3):
+            started = time.process_time()
+            book.append({"key": "other"})
+            found = book.find(name)
+            best = min(best, time.process_time() - started)
+            assert (found and found["key"]) == (None if name == "none" else name)
+        assert best < 0.2, name
 
 
 def test_reading_makes_nothing_and_a_place_that_takes_no_row_is_told_before_a_run(tmp_path) -> None:
