@@ -1,19 +1,17 @@
 """Two processes over gloo: every rank gets the weights and the update of one process on the joint batch."""
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from mtl.errors import NonFiniteError
 from mtl.gradients import backward
 from mtl.methods.base import Method
+from tests.gradients.ranks import told
 
 RANKS, ROWS, TASKS = 2, 6, 3
 F64 = torch.float64
@@ -120,11 +118,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this build of torch has no gloo")
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(folder,), nprocs=RANKS)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return told(worker, RANKS)
 
 
 @pytest.mark.parametrize(("way", "missing"), PAIRS)

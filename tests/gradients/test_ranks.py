@@ -1,17 +1,15 @@
 """Two processes over gloo, every method: the parameters of one process on the joint batch; DDP; FSDP2 refused."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import mtl
 from mtl.methods import METHODS
+from tests.gradients.ranks import told
 from tests.methods.cases import BY_NAME, CASES
 
 pytestmark = pytest.mark.slow  # two more processes
@@ -93,11 +91,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this build of torch has no gloo")
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, args=(folder,), nprocs=RANKS)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return told(worker, RANKS)
 
 
 @pytest.mark.parametrize(("name", "way"), RUNS)
