@@ -59,8 +59,8 @@ PARTS: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "table2": (
-        Command("group A", 300, TABLE2 + "--seeds 10,11 --methods {group_a}"),
-        Command("table2", 480, TABLE2 + "--seeds 10-19", SMALL),
+        Command("group A", 590, TABLE2 + "--seeds 10-19 --methods {group_a}"),
+        Command("table2", 590, TABLE2 + "--seeds 10-19", SMALL),
     ),
 }  # fmt: skip
 
@@ -82,10 +82,12 @@ class Session:
     smoke: bool
     until: float
     jobs: int = 1
+    ledger: Path | None = None  # rows of calls before this one, which are kept
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="mtl-gpu-"))  # rows are small files, which DIR would have too many of
+        self.kept = self.ledger or self.work / "ledger"
         self.results: dict[str, Any] = {}
 
     def run(self, command: Command) -> None:
@@ -141,12 +143,12 @@ class Session:
     def environment(self) -> dict[str, str]:
         """One thread a process, rows in a place of their own, this tree before what PYTHONPATH has (carried wheels)."""
         paths = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH", "")]))
-        own = {"MTL_LEDGER": str(self.work / "ledger"), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        own = {"MTL_LEDGER": str(self.kept), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         return os.environ | own | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows so far, each with its ledger's name."""
-        for path in sorted((self.work / "ledger").glob("*/[!.]*.json")):
+        for path in sorted(self.kept.glob("*/[!.]*.json")):
             yield {"ledger": path.parent.name, "row": self.named(json.loads(path.read_text()))}
 
     def named(self, made: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--git", default="", help="the commit that this tree is")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the card, where `checks` is no part")
+    parser.add_argument("--ledger", type=Path, help="a folder where rows stay, for a call after this one")
     parser.add_argument("--smoke", action="store_true", help="small, on the CPU")
     options = parser.parse_args(arguments)
     names = list(PARTS) if options.parts == "all" else options.parts.split(",")
@@ -184,7 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.minutes > 0:
         parser.error(f"--minutes: must be positive, found {options.minutes}")
     device, until = "cpu" if options.smoke else options.device, time.monotonic() + 60 * options.minutes
-    session = Session(options.out.resolve(), device, options.git, options.smoke, until, options.jobs)
+    ledger = options.ledger and options.ledger.resolve()
+    session = Session(options.out.resolve(), device, options.git, options.smoke, until, options.jobs, ledger)
     try:
         for name in names:
             for command in PARTS[name]:
