@@ -115,6 +115,8 @@ def test_other_sentences_go_both_ways() -> None:
     bad = found(EMTL=GOOD**-2, **FAIR | {"FairGrad (alpha=2)": GOOD**-2, "Fair LS (alpha=0.5)": GOOD**-1})
     for name in ("emtl-table2-best", "emtl-table2-stl", "fairgrad-best", "fairgrad-fair-losses"):
         assert (good[name].would, bad[name].would) == ("reproduced", "contradicted"), name
+    assert good["fairgrad-conflict"].would == "reproduced" and good["fairgrad-conflict"].parts[1].d == 5.125
+    assert bad["fairgrad-conflict"].would == "1 reproduced, 1 contradicted", "the check of gradients needs no rows"
     assert bad["emtl-table2-metrics"].would == "contradicted" and len(good["emtl-table2-metrics"].parts) == 8
     assert good["emtl-table2-mgda"].would == "reproduced"
     some = rows(MGDA=1.0)
