@@ -167,19 +167,20 @@ def published(
 
     Of labels in `twins` also those from another initialisation (`Cell.twin`).
     """
-    wanted = {}
+    wanted: dict[str, list[tuple[int, str, Sequence[str]]]] = {}  # lines that differ in their net alone share a key
     for place, (label, method, point) in enumerate(entries):
         for task in range(MOST_TASKS) if method == "stl" else [None]:
             own, hyper = split(point if task is None else alone(point, task), budget)
             nets = [point["model"]] if "model" in point else models
-            wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label, nets)
+            name_of = key({"method": method, "hyper": hyper, "budget": own.settings()}, "")
+            wanted.setdefault(name_of, []).append((place, label, nets))
     found = []
     for row in ledger(name).published():
         config = row["config"]
-        hit = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""))
-        own_net = hit and (config["method"] == "stl" or config["model"] in hit[2])  # single-task nets belong to none
-        if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
-            place, label, _ = hit
+        hits = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""), [])
+        hits = [hit for hit in hits if config["method"] == "stl" or config["model"] in hit[2]]  # STL's nets are of none
+        if hits and config["scale"] == scale and options.items() <= config["options"].items():
+            place, label, _ = hits[-1]
             if config.get("init_seed") is not None:
                 if label not in twins:
                     continue
