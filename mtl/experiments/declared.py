@@ -2,7 +2,7 @@
 
 from mtl.errors import RunError
 from mtl.experiments.base import Experiment
-from mtl.experiments.study import Study
+from mtl.experiments.study import Options, Study
 from mtl.ledger import ledger
 
 
@@ -11,17 +11,17 @@ def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
 
     `at`: the scale of the notebook.
     """
-    found, there, lacking = list[Study](), dict[str, str](), dict[str, str]()
+    found, there, lacking = list[Study](), list[str](), dict[str, None]()
     for one in made:
         for options in one.chosen("study"):
             try:
                 study = one.published("study", at=at, **options)
             except (LookupError, RunError):  # no seed is whole, or its trials are not
-                lacking[f"mtl run {one.name} --scale study"] = one.name
+                lacking[f"mtl run {one.name} --scale study"] = None
             else:
                 found.append(study)
-                there[one.name] = f"{len(study.seeds)} of {len(one.seeds['study'])} seeds"
-    said = [f"Study rows: {', '.join(f'{name} {n}' for name, n in there.items())}."] if there else []
+                there.append(f"{_name(one, options)}: {len(study.seeds)} of {len(one.seeds['study'])} seeds")
+    said = [f"Study rows: {'; '.join(there)}."] if there else []
     said += [f"No study rows yet: `{' && '.join(lacking)}`."] if lacking else []
     if len(found) < 2:
         return (found[0] if found else None), "\n".join(said)
@@ -37,9 +37,15 @@ def level(*made: Experiment) -> str:
             own = {"problem": one.problem, "scale": "study", "options": {**options}}
             scores = [row["metrics"]["score"] for row in rows if own.items() <= row["config"].items()]
             if scores:
-                there.append(" ".join([one.name, *map(str, options.values()), f"{scores[-1]:.4f}"]))
+                there.append(f"{_name(one, options)}: {scores[-1]:.4f}")
             else:
                 lacking[f"mtl run {one.name} --scale study --blind"] = None
-    said = [f"Score of the input-blind predictor: {', '.join(there)}."] if there else []
+    said = [f"Score of the input-blind predictor: {'; '.join(there)}."] if there else []
     said += [f"No input-blind rows yet: `{' && '.join(lacking)}`."] if lacking else []
     return "\n".join(said)
+
+
+def _name(one: Experiment, options: Options) -> str:
+    """The experiment, with the options that tell its variants apart."""
+    words = [f"{name}={value}" for name, value in options.items()] if len(one.chosen("study")) > 1 else []
+    return " ".join([one.name, *words])

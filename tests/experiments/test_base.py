@@ -85,8 +85,10 @@ def test_a_notebook_shows_what_is_published_or_says_the_command(
         publish(ledger(name))
     study, said = declared(made, other, at="quick")
     assert study is not None and len(study) == 2 and study.facts["at"] == "quick" and study.seeds == [10]
-    assert said == "Study rows: tiny 1 of 2 seeds.\nNo study rows yet: `mtl run late --scale study`."
-    assert level(made).startswith("Score of the input-blind predictor: tiny 3 0.") and "late" not in level(made)
+    there, lacking = said.splitlines()
+    assert there == "Study rows: tiny tasks=2: 1 of 2 seeds; tiny tasks=3: 1 of 2 seeds."
+    assert lacking == "No study rows yet: `mtl run late --scale study`."
+    assert level(made).startswith("Score of the input-blind predictor: tiny tasks=3: 0.") and "late" not in level(made)
     assert level(made).endswith("No input-blind rows yet: `mtl run tiny --scale study --blind`.")
 
 
