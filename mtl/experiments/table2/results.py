@@ -221,7 +221,7 @@ def findings(
     first = _conjunction("fairgrad-best", there, lead, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
     heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
     found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
-    found.append(conflict(table, shared))
+    found.append(conflict(lead, shared))
     if FAIR_LS in there:
         part = compare("LS", lead(FAIR_LS, "LS")[DELTA], POINT)
         named = {"needed": 1, "said": "one base, one alpha", **shared([DELTA], [], 1)}
@@ -229,7 +229,7 @@ def findings(
     return found
 
 
-def conflict(table: pd.DataFrame, shared: Callable[[Sequence[str], Sequence[str], float], dict[str, Any]]) -> Finding:
+def conflict(lead: Lead, shared: Callable[[Sequence[str], Sequence[str], float], dict[str, Any]]) -> Finding:
     """Conflicting gradients can hinder a task; is a method whose steps oppose no task ahead of equal weights?"""
     share = hindered()
     plain, opposed, fair = share.values()
@@ -238,7 +238,7 @@ def conflict(table: pd.DataFrame, shared: Callable[[Sequence[str], Sequence[str]
         f"those with a conflict, {100 * plain:.0f} % of those without; FairGrad's step in {100 * fair:.0f} %"
     )
     d = float(printed_leads("FairGrad", ["LS"], "nyuv2").iloc[0][DELTA]) / 2
-    ahead = compare("FairGrad (alpha=2) ahead of LS", leads(table, FAIRGRAD, "LS")[DELTA], d)
+    ahead = compare("FairGrad (alpha=2) ahead of LS", lead(FAIRGRAD, "LS")[DELTA], d)
     parts = [checked("conflict can hinder a task", plain == fair == 0 < opposed, said), ahead]
     note = "which steps of these runs conflict is not recorded; that removing conflict is what helps is not shown"
     return decide("fairgrad-conflict", "parts", parts, **shared([DELTA], [FAIRGRAD], d), said=note)
