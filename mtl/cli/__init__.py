@@ -115,6 +115,9 @@ def run(
     ledger: Annotated[Path | None, typer.Option(help="a folder for the rows; default: data/ledger/local")] = None,
     together: Annotated[bool, typer.Option("--together", help="train a method's seeds side by side, on a GPU")] = False,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="keep rows that older sources made")] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="only the gate's row: the best predictor without inputs")
+    ] = False,
     parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value, an option of the experiment")] = None,
 ) -> None:
     """Make the missing rows of an experiment; exit code 0: all are there, 1: runs failed, 3: a deadline left some."""
@@ -134,6 +137,11 @@ def run(
             raise ValueError(f"experiment: one of {', '.join(EXPERIMENTS)}, found {experiment!r}{hint}")
         if ledger:
             os.environ["MTL_LEDGER"] = str(ledger.resolve())
+        if blind:
+            made = EXPERIMENTS[experiment]
+            for variant in made.chosen(scale, **options):
+                typer.echo(f"{made.blind(scale, **variant)['key']}: {made.problem} without inputs", err=True)
+            return
 
         def progress(event: Any) -> None:
             events[event["event"]] += 1

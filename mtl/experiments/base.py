@@ -194,7 +194,7 @@ class Experiment:
         """The rows that the repository brings along, without the data: each method at the point that the published
         trials give by validation; seeds that lack a run are left out. LookupError where no seed is whole."""
         (variant,) = self.chosen(scale, **options)
-        find = {"name": self.book or self.name, "scale": scale, **self._data(variant)}
+        find = {"name": self.book or self.name, "scale": scale, "wanted": self.problem, **self._data(variant)}
         models, trials = _at(self.models, scale), self._trials(scale, self.seeds[scale])
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""

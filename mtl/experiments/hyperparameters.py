@@ -1,6 +1,7 @@
 """Which of EMTL's hyperparameters matter? Two-task Census with MMoE, and where rho stops to act."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -49,16 +50,11 @@ class Hyperparameters(Study):
 
         The median over points, since two collapsed ones would make a mean.
         """
-        found, table = [], self.frame
-        noise = float(table.groupby(["alpha", "rho", "eta"])["score"].std().median())
-        plane, line = table["eta"] == 0.5, (table["alpha"] == 0.5) & (table["rho"] == 0.3)
-        for name, kept in (("alpha", plane), ("rho", plane), ("eta", line)):
-            mean = table[kept].groupby(name)["score"].mean()
-            found.append({"hyperparameter": name, "values": ", ".join(f"{v:g}" for v in mean.index),
-                          "best": f"{mean.idxmax():g}", "range of the mean score": float(mean.max() - mean.min()),
-                          "standard deviation over seeds": noise})  # fmt: skip
+        table = self.frame
+        plane = table[table["eta"] == 0.5]
+        line = table[(table["alpha"] == 0.5) & (table["rho"] == 0.3)]
         return captioned(
-            pd.DataFrame(found),
+            ranges({"alpha": plane, "rho": plane, "eta": line}, table, ["alpha", "rho", "eta"], "score", higher=True),
             "Range of EMTL's mean test AUC over the values of each hyperparameter, averaged over the others, beside "
             "the spread over seeds (median over points)",
         )
@@ -77,9 +73,9 @@ class Hyperparameters(Study):
         alphas = [float(alpha) for alpha in sorted(plane["alpha"].unique())]
         for alpha, colour in zip(alphas, colours, strict=False):
             part = plane[plane["alpha"] == alpha]
-            _curve(left, part, "rho", colour, rf"$\alpha$ = {alpha:g}")
+            curve(left, part, "rho", colour, rf"$\alpha$ = {alpha:g}")
             if alpha > 0:
-                _curve(middle, part, "rho", colour, "")
+                curve(middle, part, "rho", colour, "")
         for ax in (left, middle):
             ax.axvline(math.log(tasks), color="0.4", ls="--", lw=0.8)
         left.annotate(rf"$\ln {tasks}$", (math.log(tasks), 1), xycoords=("data", "axes fraction"), xytext=(2, -8),
@@ -88,7 +84,7 @@ class Hyperparameters(Study):
         middle.set(xlabel=r"$\rho$ ($\eta$ = 0.5), $\alpha$ > 0 alone")
         left.legend()
         line = table[(table["alpha"] == 0.5) & (table["rho"] == 0.3)]
-        _curve(right, line, "eta", colours[alphas.index(0.5)], "")
+        curve(right, line, "eta", colours[alphas.index(0.5)], "")
         right.set(xlabel=r"$\eta$ ($\alpha$ = 0.5, $\rho$ = 0.3)", xscale="log")
         return captioned(
             fig,
@@ -120,10 +116,25 @@ def inactive(table: pd.DataFrame, tasks: int) -> tuple[bool, str]:
     return equal, f"{said}runs, {'identical' if equal else 'not identical'} in all metrics"
 
 
-def _curve(ax: Axes, part: pd.DataFrame, name: str, colour: str, label: str) -> None:
-    mean = part.groupby(name)["score"].mean()
+def ranges(
+    over: Mapping[str, pd.DataFrame], table: pd.DataFrame, point: list[str], metric: str, higher: bool
+) -> pd.DataFrame:
+    """For each hyperparameter the range of the mean over its values in its runs; spread over seeds from all runs."""
+    noise, found = float(table.groupby(point)[metric].std().median()), []
+    for name, runs in over.items():
+        mean = runs.groupby(name)[metric].mean()
+        best = mean.idxmax() if higher else mean.idxmin()
+        found.append({"hyperparameter": name, "values": ", ".join(f"{v:g}" for v in mean.index),
+                      "best": f"{best:g}", f"range of the mean {metric}": float(mean.max() - mean.min()),
+                      "standard deviation over seeds": noise})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def curve(ax: Axes, runs: pd.DataFrame, name: str, colour: str, label: str, metric: str = "score") -> None:
+    """Means over seeds as a line, seeds as dots."""
+    mean = runs.groupby(name)[metric].mean()
     ax.plot(mean.index, mean, "-", color=colour, label=label or None)
-    ax.plot(part[name], part["score"], ".", color=colour, ms=3, alpha=0.6)
+    ax.plot(runs[name], runs[metric], ".", color=colour, ms=3, alpha=0.6)
 
 
 HYPERPARAMETERS = Experiment(

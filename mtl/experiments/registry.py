@@ -4,6 +4,7 @@ from mtl.experiments.alpha import LOSSES, SWEEPS
 from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
+from mtl.experiments.hyperparameters_nyuv2 import HYPERPARAMETERS_NYUV2
 from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.many_tasks import MANY_TASKS
 from mtl.experiments.mt10 import MT10
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "sim_to_real_levels": REFERENCES,
     "mt10": MT10,
     "hyperparameters": HYPERPARAMETERS,
+    "hyperparameters_nyuv2": HYPERPARAMETERS_NYUV2,
     "loss_scale": LOSS_SCALE,
     "readings": READINGS,
     **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},

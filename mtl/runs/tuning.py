@@ -9,6 +9,7 @@ import pandas as pd
 
 from mtl.errors import RunError
 from mtl.ledger import Row, key, ledger
+from mtl.problems import PROBLEMS, registered
 from mtl.runs.cells import Point, alone, grid, split
 from mtl.runs.engines import run_grid
 from mtl.training.fit import Budget
@@ -161,28 +162,38 @@ def _validation(rows: Sequence[Row], n: int) -> dict[str, float]:
 
 def published(
     name: str, scale: str, entries: Sequence[tuple[str, str, Point]], budget: Budget, models: Sequence[str],
-    twins: Sequence[str] = (), **options: Any,
+    twins: Sequence[str] = (), wanted: str = "", **options: Any,
 ) -> list[Row]:  # fmt: skip
     """The published rows of these runs, labelled, seeds outermost; for this the data themselves need not be there.
 
-    Of labels in `twins` also those from another initialisation (`Cell.twin`).
+    Of labels in `twins` also those from another initialisation (`Cell.twin`). `wanted`: no rows of other problems in
+    the same ledger; what stands in for it is its own.
     """
-    wanted = {}
+    sought: dict[str, list[tuple[int, str, Sequence[str]]]] = {}  # lines that differ in their net alone share a key
     for place, (label, method, point) in enumerate(entries):
         for task in range(MOST_TASKS) if method == "stl" else [None]:
             own, hyper = split(point if task is None else alone(point, task), budget)
             nets = [point["model"]] if "model" in point else models
-            wanted[key({"method": method, "hyper": hyper, "budget": own.settings()}, "")] = (place, label, nets)
+            name_of = key({"method": method, "hyper": hyper, "budget": own.settings()}, "")
+            sought.setdefault(name_of, []).append((place, label, nets))
     found = []
     for row in ledger(name).published():
         config = row["config"]
-        hit = wanted.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""))
-        own_net = hit and (config["method"] == "stl" or config["model"] in hit[2])  # single-task nets belong to none
-        if hit and own_net and config["scale"] == scale and options.items() <= config["options"].items():
-            place, label, _ = hit
+        hits = sought.get(key({name: config[name] for name in ("method", "hyper", "budget")}, ""), [])
+        hits = [hit for hit in hits if config["method"] == "stl" or config["model"] in hit[2]]  # STL's nets are of none
+        if hits and config["scale"] == scale and options.items() <= config["options"].items():
+            if wanted and _other(config, wanted):
+                continue
+            place, label, _ = hits[-1]
             if config.get("init_seed") is not None:
                 if label not in twins:
                     continue
                 label += " A/A"
             found.append((config["seed"], (place, label), config["model"], row | {"label": label}))
     return [row for *_, row in sorted(found, key=lambda one: one[:3])]
+
+
+def _other(config: Mapping[str, Any], wanted: str) -> bool:
+    """Whether a row is of another registered problem."""
+    name = config.get("stands_in_for") or registered(config["problem"], config["options"])
+    return name != wanted and name in PROBLEMS

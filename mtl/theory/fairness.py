@@ -144,6 +144,22 @@ def solver_errors(scales: list[float], alphas: list[float], draws: int, seed: in
     return rows
 
 
+def hindered(alpha: float = 2.0, draws: int = 2_000, seed: int = 0) -> dict[str, float]:
+    """In which share of random triples of gradients a step raises some task's loss to first order, min_t (K w)_t < 0.
+
+    The plain sum where no two gradients conflict, the plain sum where two do, and FairGrad's weights there.
+
+    >>> hindered(draws=50)["sum, without conflict"], hindered(draws=50)["FairGrad, with conflict"]
+    (0.0, 0.0)
+    """
+    G = torch.randn(draws, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    K = G @ G.mT
+    conflict = (K < 0).any(-1).any(-1)
+    worst = {"sum": K.sum(-1).amin(-1), "FairGrad": _times(K, fair_weights(K, alpha=alpha)).amin(-1)}
+    cases = (("sum", "without", ~conflict), ("sum", "with", conflict), ("FairGrad", "with", conflict))
+    return {f"{name}, {how} conflict": float((worst[name][own] < 0).double().mean()) for name, how, own in cases}
+
+
 def quadratic_descents(alphas: list[float], steps: int) -> dict[str, tuple[Descent, float]]:
     """Descents on three quadratics, smoothness 1: label -> (descent, how far the mean loss can fall)."""
     targets = torch.randn(3, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)

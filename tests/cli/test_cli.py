@@ -237,6 +237,16 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
     assert os.environ["MTL_LEDGER"] == str(tmp_path) and "2 rows, 0 without a result, 0 left" in said(result)
 
 
+def test_run_makes_the_row_without_inputs_of_every_variant(experiments: dict[str, Fake]) -> None:
+    fake: Any = experiments["census"]
+    fake.problem, asked = "census", []
+    fake.chosen = lambda scale, **options: [{"tasks": tasks} | options for tasks in (2, 3)]
+    fake.blind = lambda scale, **variant: asked.append((scale, variant)) or {"key": f"k{len(asked)}"}
+    result = call("run", "census", "--scale", "study", "--blind")
+    assert result.exit_code == 0 and said(result).startswith("k1: census without inputs")
+    assert asked == [("study", {"tasks": 2}), ("study", {"tasks": 3})] and fake.asked is None, "no run"
+
+
 def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
     assert call("run", "census").exit_code == 0
     how = {"jobs": 1, "device": "cpu", "deadline": None, "together": False, "rerun_stale": True}

@@ -1,5 +1,6 @@
 """Experiments by name: what they name exists, they run and resume, what is left is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
+from mtl.experiments.declared import declared, level
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
-from mtl.ledger import Ledger
+from mtl.ledger import Ledger, ledger, publish
 from mtl.methods import METHODS
+from mtl.problems import digits
 from mtl.training.fit import Budget
 
 TINY = Experiment(
@@ -63,6 +66,30 @@ def test_an_experiment_runs_resumes_and_says_what_is_left(tmp_path: Path, monkey
     assert study.facts["command"] == study.command == "mtl run tiny --scale smoke -p tasks=2"
     assert "Handwritten Digits" in study.facts["data"]
     assert [row["config"]["seed"] for row in TINY.run("smoke", (2, 3), together=True)] == [2, 2, 3, 3]
+
+
+def test_a_notebook_shows_what_is_published_or_says_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    for sizes in (digits.ROWS, digits.SIZES):
+        monkeypatch.setitem(sizes, "study", sizes["smoke"])  # type: ignore[attr-defined]
+    scales = {"seeds": {"study": (10, 11)}, "budget": {"study": TINY.budget["smoke"]}}
+    made = replace(TINY, **scales, methods=TINY.methods[:1], variants={"study": ({"tasks": 2}, {"tasks": 3})})  # type: ignore[arg-type]
+    other = replace(made, name="late", book="late")
+    assert declared(made, at="quick") == (None, "No study rows yet: `mtl run tiny --scale study`.")
+    assert level(made) == "No input-blind rows yet: `mtl run tiny --scale study --blind`."
+    made.run("study", [10])
+    made.blind("study", tasks=3)
+    for name in ("tiny", "blind"):
+        publish(ledger(name))
+    study, said = declared(made, other, at="quick")
+    assert study is not None and len(study) == 2 and study.facts["at"] == "quick" and study.seeds == [10]
+    there, lacking = said.splitlines()
+    assert there == "Study rows: tiny tasks=2: 1 of 2 seeds; tiny tasks=3: 1 of 2 seeds."
+    assert lacking == "No study rows yet: `mtl run late --scale study`."
+    assert level(made).startswith("Score of the input-blind predictor: tiny tasks=3: 0.") and "late" not in level(made)
+    assert level(made).endswith("No input-blind rows yet: `mtl run tiny --scale study --blind`.")
 
 
 def test_one_more_method_for_the_first_table() -> None:

@@ -1,5 +1,7 @@
 """Forty tasks: mean and median of delta-m, who is below STL, the budget, the verdict; a run on the stand-in."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from mtl.ledger import Ledger
 from mtl.methods import method
 from mtl.problems.census40 import TASKS
 from mtl.runs.cells import split
+from mtl.runs.tuning import published
+from mtl.training.fit import Budget
 
 NAMES = ("a", "b", "c", "d")
 
@@ -79,6 +83,26 @@ def test_sharing_is_judged_at_matched_capacity():
     assert found.beside[0].word == "practically equal"
     worse = LEVELS | {"STL matched": ([1, 1, 1, 1], 0.9)}
     assert study(worse).findings()[0].would == "contradicted"
+
+
+def test_published_rows_are_told_apart_by_net_and_by_problem(tmp_path, monkeypatch):
+    """STL, STL matched and LS are one method at one point: only the net says which is which."""
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    (tmp_path / "data" / "ledger").mkdir(parents=True)
+    budget, entries = Budget(1, 64), MANY_TASKS.entries("study", ["STL", "STL matched", "LS"])
+    nets = {"STL": "single-task", "STL matched": "single-task-matched", "LS": "shared-bottom"}
+    lines = []
+    for name in ("census40", "qm9"):
+        config = {"problem": name, "method": "ls", "hyper": {}, "budget": budget.settings(), "seed": 10}
+        config |= {"scale": "study", "options": {}}
+        lines += [{"key": f"{net} {name}", "config": config | {"model": net}} for net in nets.values()]
+    (tmp_path / "data" / "ledger" / "book.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    how = {
+        "entries": [(label, name, {k: v for k, v in point.items() if k == "model"}) for label, name, point in entries]
+    }
+    found = published("book", "study", budget=budget, models=["shared-bottom"], wanted="census40", **how)
+    assert {row["label"]: row["key"] for row in found} == {label: f"{net} census40" for label, net in nets.items()}
+    assert len(published("book", "study", budget=budget, models=["shared-bottom"], **how)) == 6
 
 
 def test_every_row_of_the_study_is_tuned_alike():

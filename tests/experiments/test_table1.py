@@ -345,6 +345,39 @@ def test_the_loss_scale_study_is_the_declared_one() -> None:
     assert {*loss_scale.RIVALS, *loss_scale.READINGS} <= set(labels)
 
 
+def test_the_loss_scale_study_decides_from_its_declared_n_on_and_not_before(tmp_path, monkeypatch):
+    """Rows of two seeds speak until the five seeds of the study are whole, whatever either says."""
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    made, folder = loss_scale.LOSS_SCALE, tmp_path / "data" / "ledger"
+    (folder / "figures").mkdir(parents=True)
+
+    def write(path, scale, seeds, fall, twins=()):
+        for label, name, hyper in made.entries(scale):
+            for seed in seeds:
+                for factor in loss_scale.FACTORS[scale]:
+                    for start in (None, seed + 1_000_000) if label in twins else (None,):
+                        score = 0.9 - (fall if label.startswith("emtl") else 0.01) * (factor < 1) + 1e-5 * seed
+                        row = line(name, "mmoe", seed, hyper, score, score)
+                        own = {"scale": scale, "options": {"factor": factor}, "init_seed": start}
+                        own |= {"budget": tables.BUDGET[scale].settings()}
+                        config = {name: value for name, value in (row["config"] | own).items() if value is not None}
+                        publish(path, row | {"config": canonical(config), "key": key(config, "f")})
+
+    def word():
+        study = verdicts._scaled()
+        return study.scale, study.findings()[0].would
+
+    write(folder / "figures" / "table1.jsonl", "quick", (0, 1), 0.1)
+    assert word()[0] == "quick", "no row of the study"
+    write(folder / "table1.jsonl", "study", range(10, 14), 0.0, made.twins)
+    assert loss_scale.published().seeds == [10, 11, 12, 13] and word()[0] == "quick", "four of five seeds"
+    write(folder / "table1.jsonl", "study", (14,), 0.0, made.twins)
+    assert word() == ("study", "reproduced")
+    kept = (folder / "table1.jsonl").read_text().splitlines(keepends=True)
+    (folder / "table1.jsonl").write_text("".join(kept[:-1]))
+    assert word()[0] == "quick", "one run of the fifth seed is not there"
+
+
 def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):
     study = hyperparameters.HYPERPARAMETERS.study("smoke", ledger=book, progress=None)
     same, said = hyperparameters.inactive(study.frame, 2)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mtl.cli import app
-from mtl.experiments import table2
+from mtl.experiments import hyperparameters_nyuv2, table2
 from mtl.experiments.table2 import TABLE2, UNET, figures, results
 from mtl.ledger import Ledger, find_row, publish
 from mtl.methods import method
@@ -117,6 +117,8 @@ def test_other_sentences_go_both_ways() -> None:
     bad = found(EMTL=GOOD**-2, **FAIR | {"FairGrad (alpha=2)": GOOD**-2, "Fair LS (alpha=0.5)": GOOD**-1})
     for name in ("emtl-table2-best", "emtl-table2-stl", "fairgrad-best", "fairgrad-fair-losses"):
         assert (good[name].would, bad[name].would) == ("reproduced", "contradicted"), name
+    assert good["fairgrad-conflict"].would == "reproduced" and good["fairgrad-conflict"].parts[1].d == 5.125
+    assert bad["fairgrad-conflict"].would == "1 reproduced, 1 contradicted", "the check of gradients needs no rows"
     assert bad["emtl-table2-metrics"].would == "contradicted" and len(good["emtl-table2-metrics"].parts) == 8
     assert good["emtl-table2-mgda"].would == "reproduced"
     some = rows(MGDA=1.0)
@@ -267,3 +269,22 @@ def test_real_and_rendered_rows_never_share_a_table():
     mixed[-1]["synthetic"] = True
     with pytest.raises(ValueError, match="real and synthetic runs never share"):
         results.formatted(results.lines(mixed))
+
+
+def test_the_appendix_on_hyperparameters_varies_one_at_a_time() -> None:
+    made = hyperparameters_nyuv2.HYPERPARAMETERS_NYUV2
+    points = [point for _, method, point in made.entries("study") if method == "emtl"]
+    assert made.budget["study"] == UNET.budget["study"] and made.seeds["study"] == (10, 11, 12)
+    assert {p["rho"] for p in points if p["alpha"] == 0.5} == {0.1, 0.3, 0.5, 0.8, 1.0, 1.2}
+    assert {p["alpha"] for p in points if p["rho"] == 0.3} == {0.0, 0.1, 0.25, 0.4, 0.5} and len(points) == 6 + 5 - 1
+    for point in points:
+        assert method("emtl", n_tasks=3, **point).rho == point["rho"], "none is replaced by a smaller one"
+    labels = [label for label, name, _ in made.entries("study") if name == "emtl"]
+    some = rows(**{label: GOOD ** (1 + point["alpha"]) for label, point in zip(labels, points, strict=True)})
+    hyper = dict(zip(labels, points, strict=True))
+    for row in some:
+        row["config"] |= {"hyper": hyper.get(row["label"], {})}
+    study = hyperparameters_nyuv2.HyperparametersNYUv2(made, "study", some, "constructed", ())
+    spread = study.spread.set_index("hyperparameter")["range of the mean delta-m"]
+    assert spread["rho"] < 1e-9 < 4 < spread["alpha"] and list(study.table.index) == ["STL", *labels]
+    assert study.spread["best"].tolist() == ["0.5", "0.1"] and len(study.figure().axes) == 2

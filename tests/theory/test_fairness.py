@@ -11,6 +11,7 @@ from mtl.theory.fairness import (
     fair_rate_bound,
     fair_residual,
     fair_weights,
+    hindered,
     pareto_stationarity,
     published_solver,
     solver_errors,
@@ -177,3 +178,10 @@ def test_errors_say_argument_rule_and_value() -> None:
         fair_weights(K, alpha=0)
     with pytest.raises(ValueError, match=r"which: \"zero\" or \"inf\", found 'one'"):
         fair_limit(K, "one")
+
+
+def test_the_plain_sum_hinders_a_task_only_where_gradients_conflict_and_fairgrad_never() -> None:
+    for alpha in (0.5, 2.0):
+        share = hindered(alpha)
+        assert 0.2 < share["sum, with conflict"] < 0.8
+        assert share["sum, without conflict"] == share["FairGrad, with conflict"] == 0

@@ -42,10 +42,10 @@ PARTS = {"runs": 5, "nudged": 500, "tried": 500}  # of the ToyStudy, and every h
 TRIED = {"paper": ([0.1, 0.5, 2.0], [0.0, 0.25, 0.5, 0.75])}  # eta, alpha
 LENGTH = "{steps:,} steps of Adam, learning rate {lr:g}"
 PATHS = (
-    "Paths in loss space and in parameter space for loss 1 times s = {0:g} and s = {1:g}, from five starts (hollow) "
+    "Paths in loss space and in parameter space for loss 1 times s = 1 and s = 0.1, from five starts (hollow) "
     "to their ends (filled). Grey: Pareto front; star: its best average; cross: end predicted by theory. Bottom: the "
     "player's p_1 (running mean; faint: p_1 itself; grey lines: edges of its ball) or else the weight of loss 1, from "
-    "the start (9, 9), for s = {0:g} (solid) and s = {1:g} (dotted). BanditMTL and EMTL with rho = 0.5, eta = 0.5, "
+    "the start (9, 9), for s = 1 (solid) and s = 0.1 (dotted). BanditMTL and EMTL with rho = 0.5, eta = 0.5, "
     "EMTL with alpha = 0.5, FairGrad with alpha = 2"
 )
 
@@ -83,7 +83,7 @@ class ToyStudy:
         )
 
     def figure(self, part: str) -> Figure:
-        """ "toy" (shown) and "scales": some methods at two loss scales; "methods": every one at all four."""
+        """ "toy" (shown): some methods at two loss scales; "methods": every one at all four."""
         if part == "methods":
             b = dict(reversed(bounded()))  # FAMO as the others, not as its authors run it
             named = [(name, b.get(name, {})) for name in shown()] + VARIANTS[4:5]
@@ -94,11 +94,9 @@ class ToyStudy:
                 "start (9, 9), solid to dash-dotted for s = 10, 1, 0.1, 0.01; empty for methods without weights. "
                 "Dagger: told that losses are above b = -21 (times s). Hyperparameters as in the side-car"
             )
-        else:
-            scales = [1.0, 0.1] if part == "toy" else [10.0, 0.01]
-            fig, said = toy_figure(self.runs, SHOWN, scales), PATHS.format(*scales)
-        if part != "toy":
             plt.close(fig)
+        else:
+            fig, said = toy_figure(self.runs, SHOWN, [1.0, 0.1]), PATHS
         return captioned(fig, said + self.length)
 
     def ends(self) -> pd.DataFrame:

@@ -112,16 +112,6 @@ def study_figure(left: Table1, right: Table1) -> tuple[Table1, Figure]:
     return both, captioned(fig, said)
 
 
-def here_figure(census: Table1, click: Table1) -> tuple[Table1, Figure]:
-    """What this notebook ran itself, side by side, and the study that its figure is of."""
-    kind, right = ("generated", "generated ones") if click.synthetic else ("real", "AliExpress")
-    heads = [f"{census.name}, real rows", f"{click.name}, {kind} rows"]
-    fig = figure(census, click, [f"{head}\nmean of two tasks, test AUC" for head in heads])
-    said = "Mean test AUC of two tasks by method and backbone: mean and 95 % interval over seeds; left real rows, "
-    data = f"{census.name}; {click.name}" + " (synthetic)" * click.synthetic
-    return census.also(click, data=data), captioned(fig, f"{said}right {right}")
-
-
 def places_table(studies: Sequence[Table1], wider: Sequence[Table1]) -> tuple[Table1, pd.DataFrame]:
     """EMTL's places in the studies, and once more with EMTL on its whole grid; and the study that this is of."""
     frames = {f"{s.name} (study, tuned)": s.frame for s in studies}

@@ -36,8 +36,8 @@ class Table2(Study):
     """Nine metrics; the epoch is chosen on validation."""
 
     sentences: ClassVar[tuple[str, ...]] = (
-        "emtl-table2-best", "emtl-table2-metrics", "emtl-table2-stl", "emtl-table2-mgda", "fairgrad-best",
-        "fairgrad-fair-losses",
+        "emtl-table2-best", "emtl-table2-metrics", "emtl-table2-stl", "emtl-table2-mgda", "fairgrad-conflict",
+        "fairgrad-best", "fairgrad-fair-losses",
     )  # fmt: skip
 
     @cached_property

@@ -16,6 +16,7 @@ from mtl.problems.scenes.base import COLUMNS
 from mtl.report import captioned, frame, results_table
 from mtl.report.claims import Check, Finding, Part, blind_check, by_reading, checked, compare, converged_check, decide
 from mtl.report.stats import mean_rank
+from mtl.theory.fairness import hindered
 
 METRICS = {f"{task}/{name}": up for task, columns in COLUMNS.items() for name, _, up in columns}
 TASKS = [name.partition("/")[0] for name in METRICS]
@@ -220,11 +221,27 @@ def findings(
     first = _conjunction("fairgrad-best", there, lead, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
     heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
     found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
+    found.append(conflict(lead, shared))
     if FAIR_LS in there:
         part = compare("LS", lead(FAIR_LS, "LS")[DELTA], POINT)
         named = {"needed": 1, "said": "one base, one alpha", **shared([DELTA], [], 1)}
         found.append(decide("fairgrad-fair-losses", "count", [part], **named))
     return found
+
+
+def conflict(lead: Lead, shared: Callable[[Sequence[str], Sequence[str], float], dict[str, Any]]) -> Finding:
+    """Conflicting gradients can hinder a task; is a method whose steps oppose no task ahead of equal weights?"""
+    share = hindered()
+    plain, opposed, fair = share.values()
+    said = (
+        f"of random triples of gradients the plain sum raises a task's loss to first order in {100 * opposed:.0f} % of "
+        f"those with a conflict, {100 * plain:.0f} % of those without; FairGrad's step in {100 * fair:.0f} %"
+    )
+    d = float(printed_leads("FairGrad", ["LS"], "nyuv2").iloc[0][DELTA]) / 2
+    ahead = compare("FairGrad (alpha=2) ahead of LS", lead(FAIRGRAD, "LS")[DELTA], d)
+    parts = [checked("conflict can hinder a task", plain == fair == 0 < opposed, said), ahead]
+    note = "which steps of these runs conflict is not recorded; that removing conflict is what helps is not shown"
+    return decide("fairgrad-conflict", "parts", parts, **shared([DELTA], [FAIRGRAD], d), said=note)
 
 
 def moves(doubled: Sequence[pd.DataFrame], metrics: Sequence[str]) -> dict[str, float] | None:

@@ -1,0 +1,51 @@
+"""What a notebook shows first: the published rows of a declared study, or the command that makes them."""
+
+from mtl.errors import RunError
+from mtl.experiments.base import Experiment
+from mtl.experiments.study import Options, Study
+from mtl.ledger import ledger
+
+
+def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
+    """The published rows of scale study of all of these, None without any; and what is there, or how to make it.
+
+    `at`: the scale of the notebook.
+    """
+    found, there, lacking = list[Study](), list[str](), dict[str, None]()
+    for one in made:
+        for options in one.chosen("study"):
+            try:
+                study = one.published("study", at=at, **options)
+            except (LookupError, RunError):  # no seed is whole, or its trials are not
+                lacking[f"mtl run {one.name} --scale study"] = None
+            else:
+                found.append(study)
+                there.append(f"{_name(one, options)}: {len(study.seeds)} of {len(one.seeds['study'])} seeds")
+    said = [f"Study rows: {'; '.join(there)}."] if there else []
+    said += [f"No study rows yet: `{' && '.join(lacking)}`."] if lacking else []
+    if len(found) < 2:
+        return (found[0] if found else None), "\n".join(said)
+    first, *others = found
+    return first.also(*others, data="; ".join(dict.fromkeys(one.data for one in found))), "\n".join(said)
+
+
+def level(*made: Experiment) -> str:
+    """The score of the gate's input-blind predictor on the data of scale study, or the command that finds it."""
+    rows, there, lacking = ledger("blind").published(), list[str](), dict[str, None]()
+    for one in made:
+        for options in one.chosen("study"):
+            own = {"problem": one.problem, "scale": "study", "options": {**options}}
+            scores = [row["metrics"]["score"] for row in rows if own.items() <= row["config"].items()]
+            if scores:
+                there.append(f"{_name(one, options)}: {scores[-1]:.4f}")
+            else:
+                lacking[f"mtl run {one.name} --scale study --blind"] = None
+    said = [f"Score of the input-blind predictor: {'; '.join(there)}."] if there else []
+    said += [f"No input-blind rows yet: `{' && '.join(lacking)}`."] if lacking else []
+    return "\n".join(said)
+
+
+def _name(one: Experiment, options: Options) -> str:
+    """The experiment, with the options that tell its variants apart."""
+    words = [f"{name}={value}" for name, value in options.items()] if len(one.chosen("study")) > 1 else []
+    return " ".join([one.name, *words])
