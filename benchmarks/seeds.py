@@ -77,7 +77,7 @@ def _worker(place: int, device: str, workload: str, for_s: float, counts: list[i
 def side_by_side(device: str, quick: bool) -> list[dict[str, Any]]:
     """Steps per second of N processes together, for each N."""
     spawn, found = multiprocessing.get_context("spawn"), []
-    workload, for_s, counts = ("W4", 0.5, [2]) if quick else ("W5", 3.0, [1, 2, 4, 8, 12, 16])
+    workload, for_s, counts = ("W4", 0.5, [1]) if quick else ("W5", 3.0, [1, 2, 4, 8, 12, 16])
     ready, steps = spawn.Barrier(max(counts)), spawn.Queue()
     work = (device, workload, for_s, counts, ready, steps)
     every = [spawn.Process(target=_worker, args=(place, *work)) for place in range(max(counts))]

@@ -183,7 +183,8 @@ def by_reading(found: Sequence[tuple[str, Finding]]) -> Finding:
     if not others:
         return first
     words = {name.partition(" (")[2].rstrip(")") or "literal": one for name, one in found}
-    said = "; ".join([first.said, ", ".join(f"{name}: {one.would}" for name, one in words.items())])
+    said = ", ".join(f"{name}: {one.would}" for name, one in words.items())
+    said = f"{first.said}; {said}" if first.said else said
     beside = tuple(replace(p, name=f"{name}: {p.name}") for name, one in [*words.items()][1:] for p in one.parts)
     agreed = {field: {getattr(one, field) for one in words.values()} for field in ("would", "word")}
     would, word = (found.pop() if len(found) == 1 else READING for found in agreed.values())

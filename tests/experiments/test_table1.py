@@ -250,7 +250,8 @@ def book(tmp_path_factory):
 
 def test_table1_tunes_on_validation_and_runs_stl_once(nowhere, book, monkeypatch):
     monkeypatch.setitem(tables.POINTS, "smoke", 2)
-    study = CLICK.study("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, progress=None)
+    both = replace(CLICK, models=CLICK.models | {"smoke": ("mmoe", "ple")})
+    study = both.study("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, progress=None)
     tuning = study.tuning["mmoe"]
     assert len(tuning.trials) == 4
     for name, best in tuning.best.items():
@@ -263,7 +264,7 @@ def test_table1_tunes_on_validation_and_runs_stl_once(nowhere, book, monkeypatch
     assert "**" not in study.table["chosen"].str.cat()
     assert "paper" not in study.table, "no real log's AUC beside generated rows"
     assert study.command == "mtl run table1_click --scale smoke -p fallback=aliexpress_like --seeds 0"
-    again = CLICK.run("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, fallback="aliexpress_like", deadline=0)
+    again = both.run("smoke", (0,), ("stl", "ls", "emtl"), ledger=book, fallback="aliexpress_like", deadline=0)
     assert {row["key"] for row in again} == {key for row in study.rows for key in row.get("keys", [row["key"]])}
 
 

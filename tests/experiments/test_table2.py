@@ -106,7 +106,9 @@ def test_the_gate_comes_first() -> None:
     assert "LS" in worse["above the input-blind predictor"].said
     assert "MGDA (3 of 3 runs collapsed)" in worse["above the input-blind predictor"].said
     table = results.lines(rows(LS=np.where(np.array(results.TASKS) == "depth", 0.9, 1.0)))
-    checks = results.gate(table, [results.DELTA], [], None, 1.0, same_check({}, 1.0), {"EMTL": 0.2})
+    checks = results.gate(
+        table, results.leads(table), [results.DELTA], [], None, 1.0, same_check({}, 1.0), {"EMTL": 0.2}
+    )
     assert [check.passed for check in checks] == [None, True, True, None], "LS ahead in depth, converged"
 
 

@@ -357,7 +357,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("at", [0, 8])
+@pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.slow), 8])
 def test_kill_9_and_resumed_bit_for_bit(tmp_path: Path, at: int) -> None:
     path = tmp_path / "c.pt"
     call = [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parents[2]), str(path), str(at)]

@@ -36,7 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 COMBINES = ["literal", "frozen_norm", "product"]
 RADII = [0.1, 0.3, 0.5, 0.65, 0.8, 1.2]
-STEPS = {"smoke": (2_500, 0.02), "study": (50_000, 0.001), "paper": (50_000, 0.001)}
+STEPS = {"smoke": (500, 0.02), "study": (50_000, 0.001), "paper": (50_000, 0.001)}
 KEPT = "figure1.npz"  # in data/ledger: the study's runs
 PARTS = {"runs": 5, "nudged": 500, "tried": 500}  # of the ToyStudy, and every how many records are kept
 TRIED = {"paper": ([0.1, 0.5, 2.0], [0.0, 0.25, 0.5, 0.75])}  # eta, alpha
@@ -168,7 +168,7 @@ def _listed(scales: Iterable[float]) -> str:
 
 
 def study(scale: str) -> ToyStudy:
-    """Paths of one length: smoke in 2,500 steps; quick: the kept study of 50,000; paper: all settings of EMTL too."""
+    """Paths of one length: smoke in 500 steps; quick: the kept study of 50,000; paper: all settings of EMTL too."""
     if scale == "quick":
         return kept()
     steps, rate = STEPS[scale]

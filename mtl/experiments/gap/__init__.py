@@ -54,7 +54,7 @@ class GapStudy:
         return figures.intervention(self.rows, self.arms) if part == "doses" else figures.variances(self.methods)
 
     def secondary(self) -> pd.DataFrame:
-        return figures.secondary(self.rows, draws=100 if self.facts["scale"] == "smoke" else 500)
+        return figures.secondary(self.rows, draws=20 if self.facts["scale"] == "smoke" else 500)
 
     def verdicts(self) -> Table:
         said = "What the text says of variance and generalisation, and what the registered tests say"
@@ -87,7 +87,7 @@ class GapStudy:
         return "\n".join(said)
 
 
-def study(scale: str, draws: int = 300) -> GapStudy:
+def study(scale: str, draws: int = 30) -> GapStudy:
     """The published rows, and the strata of `scale` on the data at hand, read from the ledger or run.
 
     `draws` bootstrap draws at scale smoke; elsewhere the registered 2,000.

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
@@ -287,7 +288,10 @@ class Rates:
                         right.errorbar(part.value, k + 0.16 * (u - 2.5), xerr=part.value - part.low, fmt="o",
                                        color=colour, ms=3.5, elinewidth=1, capsize=2)  # fmt: skip
         left.axhline(1, color="0.4", lw=0.8)
-        left.set(ylim=(0, None), ylabel="largest / smallest rate, end")
+        left.set(yscale="log", ylabel="largest / smallest rate, end")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        left.minorticks_off()
         left.set_xticks(range(len(names)), names)
         left.set_xlim(-0.5, len(names) - 0.5)
         right.axvspan(-D, D, color="0.92", lw=0, zorder=0)

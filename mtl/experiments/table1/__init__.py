@@ -185,7 +185,7 @@ TABLE1 = Tuned(
     notebook="03_table1_recommendation",
     shows=Table1,
     methods=(("stl", "stl", {}), *((name, name, None) for name in GRIDS)),
-    models={"quick": ("mmoe",)} | dict.fromkeys(("smoke", "study", "paper"), tuple(BACKBONES)),
+    models=dict.fromkeys(("smoke", "quick"), ("mmoe",)) | dict.fromkeys(("study", "paper"), tuple(BACKBONES)),
     seeds={"smoke": (0, 1), "quick": (0, 1, 2), "study": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
     budget=BUDGET | {"quick": replace(BUDGET["quick"], epochs=2)},
     variants={scale: ({"tasks": 2}, {"tasks": 3}) for scale in BUDGET},

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -103,13 +104,22 @@ LEAST, POINT = 0.5, 1.0  # ours, in per cent of STL, where a table prints nothin
 UP = np.where([*METRICS.values(), False], 1.0, -1.0)  # of the nine and delta-m
 
 
-def leads(table: pd.DataFrame, own: str, rival: str) -> pd.DataFrame:
-    """`own` ahead of `rival` over common seeds, a column per metric in per cent of STL and delta-m in points."""
+Lead = Callable[[str, str], pd.DataFrame]
+
+
+def leads(table: pd.DataFrame) -> Lead:
+    """(own, rival): how far ahead over common seeds, a column per metric in per cent of STL and delta-m in points."""
     names = [*METRICS, DELTA]
-    base = table.loc[table["label"] == "STL", names].astype(float).mean()
+    runs = {label: own.set_index("seed")[names].astype(float) for label, own in table.groupby("label")}
+    base = runs["STL"].mean()
     base[DELTA] = 100.0
-    one, other = (table[table["label"] == label].set_index("seed")[names].astype(float) for label in (own, rival))
-    return (100 * UP * (one - other) / base.abs()).dropna()
+    none = base.to_frame().T.iloc[:0]
+
+    @cache
+    def lead(own: str, rival: str) -> pd.DataFrame:
+        return (100 * UP * (runs.get(own, none) - runs.get(rival, none)) / base.abs()).dropna()
+
+    return lead
 
 
 def printed_leads(own: str, rivals: Sequence[str], source: str = "emtl_table2") -> Any:
@@ -124,8 +134,8 @@ def printed_leads(own: str, rivals: Sequence[str], source: str = "emtl_table2") 
 
 
 def gate(
-    table: pd.DataFrame, metrics: Sequence[str], named: Sequence[str], blind: Mapping[str, float] | None, d: float,
-    same: Check, moves: Mapping[str, float] | None = None,
+    table: pd.DataFrame, lead: Lead, metrics: Sequence[str], named: Sequence[str],
+    blind: Mapping[str, float] | None, d: float, same: Check, moves: Mapping[str, float] | None = None,
 ) -> list[Check]:  # fmt: skip
     """Input-blind level, convergence, control, A/A rows; delta-m is in points, the other metrics as they are."""
     level = None
@@ -140,28 +150,24 @@ def gate(
     check, marks = blind_check(runs, level, {**METRICS, DELTA: False}, named, metrics)
     if marks:
         check = replace(check, said=f"{check.said}; at or below it, kept in the means: {', '.join(marks)}")
-    depth = compare("depth", leads(table, "LS", "STL")["depth/abs"], POINT)
-    angle = compare("angle", leads(table, "STL", "LS")["normals/mean"], POINT)
+    depth = compare("depth", lead("LS", "STL")["depth/abs"], POINT)
+    angle = compare("angle", lead("STL", "LS")["normals/mean"], POINT)
     holds = any(part.low is not None and part.low > 0 for part in (depth, angle))
     said = f"LS ahead of STL in depth by {depth.value:+.1f} %, behind in mean angle by {angle.value:+.1f} %"
     return [check, converged_check(moves, d), Check("control", holds, said), same]
 
 
 def _conjunction(
-    claim: str, table: pd.DataFrame, own: str, rivals: Sequence[str], printed: Any, shared: Mapping[str, Any]
-) -> Finding:
-    there = set(table["label"])
+    claim: str, there: Sequence[str], lead: Lead, own: str, rivals: Sequence[str], printed: Any,
+    shared: Mapping[str, Any],
+) -> Finding:  # fmt: skip
     kept = [rival for rival in rivals if rival in there]
-    others = [
-        label
-        for label in dict.fromkeys(table["label"])
-        if label not in (own, "STL", *rivals) and not label.endswith(" A/A")
-    ]
+    others = [label for label in there if label not in (own, "STL", *rivals) and not label.endswith(" A/A")]
     parts = [
-        compare(rival, leads(table, own, rival)[DELTA], float(printed.loc[rival, DELTA]) / 2, rivals=len(rivals))
+        compare(rival, lead(own, rival)[DELTA], float(printed.loc[rival, DELTA]) / 2, rivals=len(rivals))
         for rival in kept
     ]
-    beside = tuple(compare(label, leads(table, own, label)[DELTA], POINT) for label in others)
+    beside = tuple(compare(label, lead(own, label)[DELTA], POINT) for label in others)
     lacking = [rival for rival in rivals if rival not in there]
     return decide(claim, "best", parts, missing=lacking, beside=beside, **shared)
 
@@ -179,10 +185,12 @@ def findings(
     """
 
     def shared(metrics: Sequence[str], named: Sequence[str], d: float) -> dict[str, Any]:
-        checks = gate(table, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d), moves(doubled, metrics))
+        checks = gate(
+            table, lead, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d), moves(doubled, metrics)
+        )
         return {"gate": checks, "rows": tuple(row["key"] for row in rows), **facts}
 
-    there = set(table["label"])
+    there, lead = list(dict.fromkeys(table["label"])), leads(table)
     emtl, fair = printed_leads("EMTL", EMTL_RIVALS), printed_leads("FairGrad", FAIR_RIVALS, "nyuv2")
     nash = float(emtl.loc["Nash-MTL", DELTA]) / 2
     ahead = [name for name in emtl.columns if (emtl[name] > 0).all()]
@@ -191,29 +199,29 @@ def findings(
 
     def best(own: str) -> Finding:
         named = shared([DELTA], [own, "Nash-MTL"], nash)
-        return _conjunction("emtl-table2-best", table, own, EMTL_RIVALS, emtl, named)
+        return _conjunction("emtl-table2-best", there, lead, own, EMTL_RIVALS, emtl, named)
 
     def metrics(own: str) -> Finding:
-        parts = [_first(name, table, own, emtl[name]) for name in ahead]
+        parts = [_first(name, there, lead, own, emtl[name]) for name in ahead]
         lacking = [rival for rival in EMTL_RIVALS if rival not in there]
         return decide("emtl-table2-metrics", "count", parts, needed=8, missing=lacking, **shared(ahead, [own], nash))
 
     def stl(own: str) -> Finding:
-        gain = leads(table, own, "STL")
+        gain = lead(own, "STL")
         parts = [compare(name, gain[name], max(float(printed_gain[name]) / 2, LEAST)) for name in METRICS]
         return decide("emtl-table2-stl", "count", parts, needed=8, **shared(list(METRICS), [own], LEAST))
 
     def mgda(own: str) -> Finding:
-        parts = [favoured(rows), compare("mean angle against MGDA", leads(table, own, "MGDA")[angle], small)]
+        parts = [favoured(rows), compare("mean angle against MGDA", lead(own, "MGDA")[angle], small)]
         return decide("emtl-table2-mgda", "parts", parts, **shared([angle], [own, "MGDA"], small))
 
     found = [by_reading([(r, make(r)) for r in READINGS if r in there]) for make in (best, metrics, stl, mgda)]
     d = float(fair.loc["Nash-MTL", DELTA]) / 2
-    first = _conjunction("fairgrad-best", table, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
+    first = _conjunction("fairgrad-best", there, lead, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
     heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
     found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
     if FAIR_LS in there:
-        part = compare("LS", leads(table, FAIR_LS, "LS")[DELTA], POINT)
+        part = compare("LS", lead(FAIR_LS, "LS")[DELTA], POINT)
         named = {"needed": 1, "said": "one base, one alpha", **shared([DELTA], [], 1)}
         found.append(decide("fairgrad-fair-losses", "count", [part], **named))
     return found
@@ -224,14 +232,14 @@ def moves(doubled: Sequence[pd.DataFrame], metrics: Sequence[str]) -> dict[str, 
     if not doubled:
         return None
     labels = [label for label in dict.fromkeys(doubled[0]["label"]) if label != "LS"]
-    once, twice = ({label: leads(table, label, "LS").mean() for label in labels} for table in doubled)
+    once, twice = ({label: lead(label, "LS").mean() for label in labels} for lead in map(leads, doubled))
     return {f"{label} {m}": float(twice[label][m] - once[label][m]) for label in labels for m in metrics}
 
 
-def _first(metric: str, table: pd.DataFrame, own: str, printed: "pd.Series[float]") -> Part:
+def _first(metric: str, there: Sequence[str], lead: Lead, own: str, printed: "pd.Series[float]") -> Part:
     """Is EMTL, in a reading, the best of its table's methods at one metric? With the closest rival's numbers."""
-    rivals = [name for name in EMTL_RIVALS if name in set(table["label"])]
-    each = [compare(r, leads(table, own, r)[metric], float(printed[r]) / 2, rivals=len(rivals)) for r in rivals]
+    rivals = [name for name in EMTL_RIVALS if name in there]
+    each = [compare(r, lead(own, r)[metric], float(printed[r]) / 2, rivals=len(rivals)) for r in rivals]
     closest = min(each, key=lambda part: float(part.value or 0.0) / float(part.d or 1.0))
     word = decide("one", "best", each).word
     return replace(closest, name=f"{metric} ({closest.name})", word=word)
