@@ -23,7 +23,7 @@ COPIED = {
 }
 TABLES = {  # what a table is, in words, where its rows are shown away from it
     "table2_study": "NYUv2, three tasks",
-    "table2_gpu": "NYUv2, a small U-Net, two seeds",
+    "table2_gpu": "NYUv2, a small U-Net, on a GPU",
     "table1_equal": "Census-Income on equal terms, two tasks, two networks",
     "table1_study_2": "Census-Income, first study, two tasks, two networks",
     "table1_study_3": "Census-Income, first study, three tasks, two networks",
@@ -31,6 +31,16 @@ TABLES = {  # what a table is, in words, where its rows are shown away from it
     "table3": "Short videos (KuaiRand), a small run",
     "ab_test": "A simulated A/B test, a small run",
     "qm9": "QM9, eleven targets, a small run",
+    "many_tasks": "Forty binary tasks, a small run",
+    "sim_to_real": "Trained on one kind of scenes, tested on another, a small run",
+    "mt10": "Three tasks of Meta-World, a small run",
+}
+RESULTS = TABLES | {  # those whose rows are no methods by name, or say something else of them
+    "alpha_sweep": "FairGrad for several alpha",
+    "fair_losses": "Fair losses under other methods: what they change",
+    "loss_scale": "A loss in another unit",
+    "15_relative_rates": "Relative rates of EMTL and others",
+    "emtl_hyperparameters": "EMTL's hyperparameters",
 }
 PICTURES = {"loss": "loss", "gram": "gram", "surgery": "surgery", "EMTL and fair": "emtl"}
 NEEDS = {
@@ -126,9 +136,18 @@ def solvers_page() -> str:
     return "\n".join(lines)
 
 
+def dashboard() -> list[str]:
+    """The verdicts as a picture, and as a table for a phone, where its words are too small (assets/site.css)."""
+    lines = ["![Verdicts by the decision rule: one line for each sentence of the papers](figures/verdicts.png)", ""]
+    lines += ['<div class="narrow" markdown>', "", "| claim | verdict |", "| --- | --- |"]
+    found = recorded()
+    lines += [f"| [{claim['id']}](claims.md#{claim['id']}) | {found[claim['id']].word} |" for claim in claims()]
+    return [*lines, "", "</div>", ""]
+
+
 def claims_page() -> str:
     """Each sentence with its verdict and what is behind it: what `mtl claims --why` prints."""
-    lines = ["# Claims and their evidence", "", "![Verdicts by the decision rule](figures/verdicts.png)", ""]
+    lines = ["# Claims and their evidence", "", *dashboard()]
     lines += ["How a word is reached: [the decision rule](decision_rule.md), written before the studies it judges.", ""]
     found = recorded()
     for claim in claims():
@@ -140,12 +159,12 @@ def claims_page() -> str:
 
 def results_page() -> str:
     """The tables that the method pages quote from, and the verdicts."""
-    lines = ["# Results", "", "![Verdicts by the decision rule](figures/verdicts.png)", ""]
+    lines = ["# Results", "", *dashboard()]
     lines += [
         "How a verdict is reached: [the decision rule](decision_rule.md), written before the studies it judges.",
         "",
     ]
-    for file, said in TABLES.items():
+    for file, said in RESULTS.items():
         path = ROOT / "paper" / "generated" / f"{file}.md"
         if path.is_file():
             lines += [f"## {said}", "", path.read_text(encoding="utf-8"), ""]
@@ -153,8 +172,10 @@ def results_page() -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put in how many sentences got which word, as the README says it."""
-    return markdown.replace("{{ summary }}", summary(recorded().values()))
+    """Put in how many sentences got which word, as the README says it, and the picture of them."""
+    return markdown.replace("{{ summary }}", summary(recorded().values())).replace(
+        "{{ dashboard }}", "\n".join(dashboard())
+    )
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:

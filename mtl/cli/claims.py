@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from mtl.cli.arguments import nearest
 from mtl.files import root
-from mtl.report.claims import Finding
+from mtl.report.findings import Finding
 from mtl.report.verdicts import FILE, claims, claims_markdown, claims_table, footing, record, recorded, why
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from mtl.report.claims import ASSAY, CONTRADICTED, EQUAL, REPRODUCED, SMALLER, Finding, Part
+from mtl.report.findings import ASSAY, CONTRADICTED, EQUAL, REPRODUCED, SMALLER, Finding, Part
 from mtl.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, look, subplots
 
 

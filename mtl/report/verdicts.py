@@ -10,7 +10,7 @@ from rich.table import Table as Screen
 
 from mtl.errors import DataError
 from mtl.files import atomic, markdown, root
-from mtl.report.claims import UNTESTED, WORDS, Check, Finding, Part, tally
+from mtl.report.findings import UNTESTED, WORDS, Check, Finding, Part, tally
 
 if TYPE_CHECKING:
     from mtl.report.captions import Table
@@ -43,7 +43,8 @@ def claims() -> list[dict[str, Any]]:
 def inputs() -> str:
     """A hash of all that decides the words: rows, printed tables, claims, the rule and what applies it."""
     places = ["data/ledger/*.jsonl", "data/ledger/figures/table1.jsonl", "paper/reported/*.csv", "paper/claims.yml"]
-    places += ["mtl/report/claims.py", "mtl/experiments/*.py", "mtl/experiments/table[12]/*.py"]
+    places += ["mtl/report/claims.py", "mtl/report/findings.py"]
+    places += ["mtl/experiments/*.py", "mtl/experiments/table[12]/*.py"]
     files = sorted(path for place in places for path in root().glob(place))
     whole = hashlib.sha256()
     for path in files:

@@ -18,7 +18,7 @@ from mtl.experiments.gap import hypotheses as gap_tests
 from mtl.experiments.gap import runs as gap
 from mtl.experiments.study import judged
 from mtl.report import verdicts as summary
-from mtl.report.claims import Finding, known
+from mtl.report.findings import Finding, known
 from mtl.theory import fairness, finite, steps
 from tests.experiments.test_gap import planted
 

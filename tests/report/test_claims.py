@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mtl.report import claims as rule
 from mtl.report.claims import compare, conjunctions, decide, outcomes
+from mtl.report.findings import known
 
 PASSED = [rule.Check("above the input-blind predictor", True, "all")]
 numbers = st.floats(-20, 20)
@@ -95,7 +96,7 @@ def test_counts_equalities_readings_and_parts() -> None:
     assert decide("a", "reading", [good, bad]).word == "depends on the reading"
     assert decide("a", "reading", [bad, bad]).word == "contradicted"
     mixed = decide("a", "parts", [good, bad, bad]).word
-    assert mixed == "1 reproduced, 2 contradicted" and rule.known(mixed) and not rule.known("not reproduced")
+    assert mixed == "1 reproduced, 2 contradicted" and known(mixed) and not known("not reproduced")
 
 
 @given(numbers, sizes, sizes, st.floats(0.1, 10))

@@ -8,7 +8,7 @@ import pytest
 
 from mtl.experiments.verdicts import findings
 from mtl.report import verdicts
-from mtl.report.claims import known
+from mtl.report.findings import known
 
 ROOT = Path(__file__).parents[2]
 OLD = re.compile("not reproduced|not testable here|conditional (?:and|by|at scale)")
