@@ -15,7 +15,7 @@ from mtl.files import root
 from mtl.ledger import Ledger
 from mtl.report.claims import Finding, compare, decide
 
-SHORT = rates.Cell("digits", "shared-bottom", True, seeds=2, steps=6)
+SHORT = rates.Setting("digits", "shared-bottom", True, seeds=2, steps=6)
 
 
 def planted(ratio: float, variance: float, readings: tuple[str, ...] = tuple(rates.READINGS)) -> list[dict[str, Any]]:

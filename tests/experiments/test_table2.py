@@ -244,7 +244,7 @@ def test_figures_are_drawn(made):
     assert len(fig.axes) == 9
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_scene_run_stopped_in_any_epoch_and_resumed_is_the_same(tmp_path, epoch):
     data = problem("rooms", "smoke", resolution="32x48", amp=True)
     how: Any = {"model": "mtan", "seed": 0, "budget": Budget(3, 4, lr=1e-3, halve_at=1, last=2)}

@@ -47,7 +47,7 @@ def good(proof: Certificate) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("T", [2, 3, 5, 8, 20])
 def test_no_solver_fails_on_any_family(family: str, T: int) -> None:
-    _, K = gram(family, T, seed=T, count=20)
+    _, K = gram(family, T, seed=T, count=20 if T < 8 else 8)
     w, proof = solvers.min_norm(K)
     good(proof)
     assert check_min_norm(K, w).max() < 1e-12

@@ -32,7 +32,7 @@ def test_it_learns_one_stand_in_task() -> None:
     assert run.history[-1]["return"][0] > 1.5 * chance["return"][0]
 
 
-@pytest.mark.parametrize("name", ["fairgrad", "famo"])
+@pytest.mark.parametrize("name", ["fairgrad", pytest.param("famo", marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hyper = {"shift": 120.0} if name == "famo" else {}
     whole = train(PointMass(), name, TINY, 3, hyper=hyper)

@@ -111,13 +111,15 @@ def observational(
     C = np.mean([np.einsum("si,sj->ij", a, b) / len(a) for a, b in scores], axis=0)
     value = float(np.trace(C))
     null = np.array([C[rng.permutation(n_units), np.arange(n_units)].sum() for _ in range(permutations)])
+    sizes = [len(a) for a, _ in pairs]
+    drawn = [(rng.integers(n_units, size=n_units), _seeds(rng, used, sizes)) for _ in range(draws)]
+    units = np.array([one for one, _ in drawn])[:, None]
     boot = []
-    for _ in range(draws):
-        units = rng.integers(n_units, size=n_units)
-        chosen = _seeds(rng, used, [len(a) for a, _ in pairs])
-        boot.append([spearman(a[s][:, units], b[s][:, units]).mean() for (a, b), s in zip(pairs, chosen, strict=True)])
+    for i, (a, b) in enumerate(pairs):
+        seeds = np.array([chosen[i] for _, chosen in drawn])[:, :, None]
+        boot.append(spearman(a[seeds, units], b[seeds, units]).mean(1))
     point = np.array([float((a * b).sum(-1).mean()) for a, b in scores])
-    return _result(value, null, point, np.array(boot), every)
+    return _result(value, null, point, np.stack(boot, 1), every)
 
 
 class Averaged(NamedTuple):
@@ -196,12 +198,10 @@ def causal(
             clusters[t.condition, int(s)] += float(e[s] / (np.isfinite(e).sum() * len(used)))
     parts = np.array(list(clusters.values()))
     null = (rng.integers(0, 2, (flips, len(parts))) * 2 - 1) @ parts
-    boot = []
-    for _ in range(draws):
-        chosen = _seeds(rng, used, [len(e) for e in effects])
-        boot.append([np.nanmean(e[s]) for e, s in zip(effects, chosen, strict=True)])
+    drawn = [_seeds(rng, used, [len(e) for e in effects]) for _ in range(draws)]
+    boot = np.stack([np.nanmean(e[np.array([s[i] for s in drawn])], axis=1) for i, e in enumerate(effects)], 1)
     manipulation = float(np.exp(np.nanmean(np.concatenate(ratios)))) if ratios else float("nan")
-    return _result(value, null, point, np.array(boot), every, manipulation)
+    return _result(value, null, point, boot, every, manipulation)
 
 
 def _evaluable(rows: Iterable[Row], kind: str, level: float | None) -> tuple[list[Table], list[Table]]:

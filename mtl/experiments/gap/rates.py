@@ -6,6 +6,7 @@ And what a mini-batch sees of them. Declared in paper/decision_rule.md.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
-from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms, gram
+from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms
+from mtl.experiments.gap.runs import training, weighted
 from mtl.experiments.study import judged
 from mtl.ledger import Ledger, Row, key, ledger, provenance
 from mtl.methods import Method, method
@@ -38,7 +40,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Setting:
     """One stratum: a condition, an architecture, full batch or batches of 32 drawn with replacement."""
 
     condition: str
@@ -52,16 +54,16 @@ class Cell:
     lr: float = 5e-3
 
 
-def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Cell]:
+def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Setting]:
     """The strata of a scale: of the gap study with n = 100 at scale paper, else small ones of the digits."""
     if scale == "paper":
-        return [Cell(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
+        return [Setting(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
     if scale not in ("smoke", "quick"):
         raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
-    return [Cell("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
+    return [Setting("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Setting) -> dict[str, Any]:
     """Train every unit and seed; each quantity at the first crossing of each level and after the last step.
 
     {quantity: {"0.5" | "0.3" | "end": [seed][unit]}}, None where a run never crossed, and q after the last step.
@@ -70,28 +72,11 @@ def run(cell: Cell) -> dict[str, Any]:
     n_tasks = sample.y.shape[-1]
     nets = Nets(cell.arch, sample.x.shape[-1], len(UNITS), n_tasks, cell.seeds, "cpu")
     rules = [_rule(unit, n_tasks) for unit in UNITS]
-    parameters = nets.shared + nets.own
-    optimiser = torch.optim.Adam(parameters, lr=cell.lr)
-    batches = [torch.Generator().manual_seed(9000 + s) for s in range(cell.seeds)]
-    records = []
-    for step in range(cell.steps + 1):
-        if step % cell.record == 0 or step == cell.steps:
-            records.append(_record(nets, sample))
-        if step == cell.steps:
-            break
-        x, y = sample.x, sample.y
-        if not cell.full:
-            chosen = torch.stack([torch.randint(cell.n, (cell.batch,), generator=g) for g in batches])
-            x, y = (a.gather(1, chosen[..., None].expand(-1, -1, a.shape[-1])) for a in (x, y))
-        losses = sample.losses(nets(x), y)
-        first, bias = grads = nets.task_gradients(losses)
-        w = _weights(rules, losses.detach().double(), gram(grads).double()).to(losses.dtype)
-        own = torch.autograd.grad((w * losses).sum(), nets.own)
-        by_task = w.permute(2, 0, 1)
-        shared = ((first * by_task[:, :, None, :, None]).sum(0), (bias * by_task[..., None]).sum(0))
-        for p, gradient in zip(parameters, (*shared, *own), strict=True):
-            p.grad = gradient
-        optimiser.step()
+    records = [
+        _record(nets, sample)
+        for step in training(cell, nets, sample, partial(weighted, nets, partial(_weights, rules)))
+        if step % cell.record == 0 or step == cell.steps
+    ]
     return _found({name: torch.stack([one[name] for one in records]) for name in records[0]})
 
 
@@ -103,7 +88,7 @@ def _rule(unit: str, n_tasks: int) -> Method:
 
 def _weights(rules: Sequence[Method], losses: Tensor, K: Tensor) -> Tensor:
     """Of every unit on (S, U, T) losses and (S, U, T, T) Gram matrices; they sum to 1 over tasks."""
-    w = torch.stack([rule.weights(losses[:, u], K[:, u]) for u, rule in enumerate(rules)], 1)
+    w = torch.stack([rule.weights(losses[:, u].double(), K[:, u].double()) for u, rule in enumerate(rules)], 1)
     return w / w.sum(-1, keepdim=True)
 
 
@@ -155,11 +140,11 @@ def published(book: Ledger) -> list[Row]:
     return found if len(found) == len(design("paper")) else []
 
 
-def _same(row: Row, cell: Cell) -> bool:
+def _same(row: Row, cell: Setting) -> bool:
     return {name: row["config"].get(name) for name in asdict(cell)} == asdict(cell)
 
 
-def _row(cell: Cell, book: Ledger) -> Row:
+def _row(cell: Setting, book: Ledger) -> Row:
     data, config = condition(cell.condition), {"study": "rates", **asdict(cell), "units": list(UNITS)}
     name = key(config, data.fingerprint)
     if (found := book.find(name)) is not None:

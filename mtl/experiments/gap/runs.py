@@ -5,7 +5,7 @@ Design, units and levels as pre-registered in paper/preregistration.md; the stat
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -81,32 +81,40 @@ def run(cell: Stratum, device: str = "cpu", data: Condition | None = None) -> di
     nets = Nets(cell.arch, sample.x.shape[-1], n_units, n_tasks, cell.seeds, device)
     rule = Weights(cell.seeds, n_tasks, device) if cell.kind == "observational" else None
     doses = torch.tensor([ARMS[u] for u in cell.units], device=device).T if rule is None else torch.zeros(3, 0)
-    parameters = nets.shared + nets.own
-    optimiser = torch.optim.Adam(parameters, lr=cell.lr)
-    batches = [torch.Generator().manual_seed(9000 + s) for s in range(cell.seeds)]
     baseline = sample.constant_loss()
     records: list[dict[str, Tensor]] = []
     reached = torch.zeros(cell.seeds, n_units, dtype=torch.bool, device=device)
-    for step in range(cell.steps + 1):
+
+    def gradients(losses: Tensor) -> tuple[Tensor, ...]:
+        if rule is not None:
+            return weighted(nets, rule, losses)
+        return torch.autograd.grad(_penalised(nets, losses, doses), nets.shared + nets.own)
+
+    for step in training(cell, nets, sample, gradients):
         if step % cell.record == 0:
             records.append(_record(nets, sample, baseline))
             reached |= records[-1]["q"] <= LEVELS[-1]
-            if step == cell.steps or bool(reached.all()):
+            if bool(reached.all()):
                 break
+    return _crossings(records)
+
+
+def training(cell: Any, nets: Nets, sample: Draw, gradients: Callable[[Tensor], Iterable[Tensor]]) -> Iterator[int]:
+    """Steps of Adam along `gradients(losses)`, shared ones first; yields the number of each before it is done, and
+    `cell.steps` at the end. `cell` says how: full or of `batch`, rows `n`, `seeds`, `steps`, `lr`."""
+    parameters = nets.shared + nets.own
+    optimiser = torch.optim.Adam(parameters, lr=cell.lr)
+    batches = [torch.Generator().manual_seed(9000 + s) for s in range(cell.seeds)]
+    for step in range(cell.steps):
+        yield step
         x, y = sample.x, sample.y
         if not cell.full:
-            chosen = torch.stack([torch.randint(cell.n, (cell.batch,), generator=g) for g in batches]).to(device)
-            x = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
-            y = y.gather(1, chosen[..., None].expand(-1, -1, n_tasks))
-        losses = sample.losses(nets(x), y)
-        if rule is None:
-            gradients = torch.autograd.grad(_penalised(nets, losses, doses), parameters)
-        else:
-            gradients = _weighted(nets, rule, losses)
-        for p, gradient in zip(parameters, gradients, strict=True):
+            chosen = torch.stack([torch.randint(cell.n, (cell.batch,), generator=g) for g in batches]).to(x.device)
+            x, y = (a.gather(1, chosen[..., None].expand(-1, -1, a.shape[-1])) for a in (x, y))
+        for p, gradient in zip(parameters, gradients(sample.losses(nets(x), y)), strict=True):
             p.grad = gradient
         optimiser.step()
-    return _crossings(records)
+    yield cell.steps
 
 
 def _record(nets: Nets, sample: Draw, baseline: Tensor) -> dict[str, Tensor]:
@@ -126,8 +134,8 @@ def _record(nets: Nets, sample: Draw, baseline: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _weighted(nets: Nets, rule: Weights, losses: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the shared parameters, then of the own, under the method's weights."""
+def weighted(nets: Nets, rule: Callable[[Tensor, Tensor], Tensor], losses: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the shared parameters, then of the own, under the weights of `rule(losses, K)`."""
     first, bias = grads = nets.task_gradients(losses)
     w = rule(losses.detach(), gram(grads)).to(losses.dtype)
     own = torch.autograd.grad((w * losses).sum(), nets.own)
