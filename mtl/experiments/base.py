@@ -57,6 +57,7 @@ class Experiment:
     source: str = "{}"  # published rows say their source; what a caption adds to it
     shows: type[Study] = Study
     switches: ClassVar[tuple[str, ...]] = ()  # options of `grids` that are none of the problem's
+    alone: ClassVar[bool] = True  # its rows are of its problem alone, whose ledger others may share
 
     def grids(self, scale: str, **options: Any) -> Mapping[str, Sequence[Point]]:
         """The points that validation chooses from, by label and as many for each; other entries have their own."""
@@ -194,7 +195,12 @@ class Experiment:
         """The rows that the repository brings along, without the data: each method at the point that the published
         trials give by validation; seeds that lack a run are left out. LookupError where no seed is whole."""
         (variant,) = self.chosen(scale, **options)
-        find = {"name": self.book or self.name, "scale": scale, "wanted": self.problem, **self._data(variant)}
+        find = {
+            "name": self.book or self.name,
+            "scale": scale,
+            "wanted": self.problem if self.alone else "",
+            **self._data(variant),
+        }
         models, trials = _at(self.models, scale), self._trials(scale, self.seeds[scale])
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""

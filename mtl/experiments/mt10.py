@@ -168,6 +168,8 @@ class MT10Study(Study):
 class Control(Experiment):
     """An experiment whose runs are of `training.sac`, one at a time; without tuning, at one setting for all."""
 
+    alone = False  # what is stepped depends on the scale
+
     def cells(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None,
         fallback: str | None = None, tuning: Mapping[str, Tuning] | None = None, **options: Any,

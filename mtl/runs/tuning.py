@@ -9,7 +9,7 @@ import pandas as pd
 
 from mtl.errors import RunError
 from mtl.ledger import Row, key, ledger
-from mtl.problems import PROBLEMS, registered
+from mtl.problems import registered
 from mtl.runs.cells import Point, alone, grid, split
 from mtl.runs.engines import run_grid
 from mtl.training.fit import Budget
@@ -194,6 +194,5 @@ def published(
 
 
 def _other(config: Mapping[str, Any], wanted: str) -> bool:
-    """Whether a row is of another registered problem."""
-    name = config.get("stands_in_for") or registered(config["problem"], config["options"])
-    return name != wanted and name in PROBLEMS
+    """Whether a row is of another problem."""
+    return bool((config.get("stands_in_for") or registered(config["problem"], config["options"])) != wanted)
