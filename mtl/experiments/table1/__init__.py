@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Experiment, Trials
+from mtl.experiments.base import Entry, Experiment, Trials
 from mtl.experiments.beside import beside_paper
 from mtl.experiments.study import NO_ROWS, Study, judged
 from mtl.experiments.table1 import says
@@ -168,21 +168,25 @@ class Tuned(Experiment):
         return {name: points(name, scale, tasks=tasks) for name in GRIDS}
 
 
+METHODS: tuple[Entry, ...] = (("stl", "stl", {}), *((name, name, None) for name in GRIDS))
 TABLE1 = Tuned(
     name="table1",
     problem="census",
     fallback="digits",
     notebook="03_table1_recommendation",
     shows=Table1,
-    methods=(("stl", "stl", {}), *((name, name, None) for name in GRIDS)),
+    methods=METHODS,
     models=dict.fromkeys(("smoke", "quick"), ("mmoe",)) | dict.fromkeys(("study", "paper"), tuple(BACKBONES)),
     seeds={"smoke": (0, 1), "quick": (0, 1, 2), "study": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)},
     budget=BUDGET | {"quick": replace(BUDGET["quick"], epochs=2)},
     variants={scale: ({"tasks": 2}, {"tasks": 3}) for scale in BUDGET},
 )
+SOME = ("stl", "ls", "uw", "bandit", "mgda", "nash", "fairgrad", "emtl")  # of generated rows, where time is short
 CLICK = replace(
     TABLE1,
     name="table1_click",
+    methods=dict.fromkeys(("study", "paper"), METHODS)
+    | dict.fromkeys(("smoke", "quick"), tuple(entry for entry in METHODS if entry[0] in SOME)),
     book="table1",
     problem="aliexpress",
     fallback="aliexpress_like",
@@ -192,6 +196,7 @@ CLICK = replace(
 KUAIRAND = replace(
     CLICK,
     name="table1_kuairand",
+    methods=METHODS,
     problem="kuairand_click",
     fallback="digits",
     models=("mmoe",),
