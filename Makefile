@@ -103,7 +103,7 @@ types: setup
 	$(RUN) -m mypy
 
 unit: setup
-	$(ONE_THREAD) $(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal $(if $(filter 1,$(SLOW)),,-m "not slow") --doctest-modules mtl tests
+	MAKEFLAGS= $(ONE_THREAD) $(RUN) -m pytest -n $(TEST_JOBS) --dist worksteal $(if $(filter 1,$(SLOW)),,-m "not slow") --doctest-modules mtl tests
 
 # With a ledger of its own, so that every run is really made; smoke figures have a folder of their own anyway.
 nbval: setup

@@ -29,6 +29,7 @@ EXTRAS = {
     "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
     "ray": ("ray",),
     "rl": ("metaworld", "mujoco", "gymnasium"),
+    "molecules": ("torch_geometric", "xxhash", "aiohttp"),  # the others: what it is imported with
 }
 
 

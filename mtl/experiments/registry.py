@@ -9,6 +9,7 @@ from mtl.experiments.loss_scale import LOSS_SCALE
 from mtl.experiments.many_tasks import MANY_TASKS
 from mtl.experiments.mt10 import MT10
 from mtl.experiments.qm9 import QM9
+from mtl.experiments.qm9_messages import QM9_MESSAGES
 from mtl.experiments.readings import READINGS
 from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2_unet": UNET,
     "table3": TABLE3,
     "qm9": QM9,
+    "qm9_messages": QM9_MESSAGES,
     "many_tasks": MANY_TASKS,
     "sim_to_real": SIM_TO_REAL,
     "sim_to_real_levels": REFERENCES,

@@ -13,6 +13,7 @@ from mtl.problems.kuairand import KuaiRand, KuaiRandClick
 from mtl.problems.molecules import GeneratedMolecules
 from mtl.problems.multimnist import MultiMNIST
 from mtl.problems.qm9 import QM9
+from mtl.problems.qm9_graphs import GeneratedGraphs, QM9Graphs
 from mtl.problems.scaled import ScaledCensus, ScaledDigits
 from mtl.problems.scenes.cityscapes import Cityscapes
 from mtl.problems.scenes.nyuv2 import NYUv2
@@ -40,6 +41,8 @@ PROBLEMS: dict[str, type[Problem]] = {
     "sim_to_sim": SimToSim,
     "qm9": QM9,
     "molecules": GeneratedMolecules,
+    "qm9_graphs": QM9Graphs,
+    "molecules_graphs": GeneratedGraphs,
     "qm9_few": FewQM9,
     "kuairand_few": FewKuaiRand,
     "census_few": FewCensus,
@@ -50,6 +53,7 @@ STAND_INS: dict[str, type[Problem]] = dict.fromkeys(("nyuv2", "cityscapes", "roo
 STAND_INS |= {"aliexpress": AliExpressLike, "aliexpress_like": AliExpressLike, "census_scaled": ScaledDigits}
 STAND_INS |= dict.fromkeys(("kuairand", "kuairand_few", "shortvideo"), ShortVideo)
 STAND_INS |= dict.fromkeys(("qm9", "qm9_few", "molecules"), GeneratedMolecules)
+STAND_INS |= dict.fromkeys(("qm9_graphs", "molecules_graphs"), GeneratedGraphs)
 STAND_INS |= dict.fromkeys(("census40", "census40_like"), Census40Like)
 STAND_INS |= dict.fromkeys(("sim_to_real", "sim_to_sim"), SimToSim)
 
