@@ -129,14 +129,16 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--parts: ray needs ray, which is not installed: pip install '.[ray]'")
     torch.set_num_threads(1)
     path = options.out or root() / "benchmarks" / "results" / "engines_cpu.json"
-    found = {name: ranks(options.rounds) if name == "ranks" else engine(name, options.cells, 1000) for name in parts}
     report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"engines": [], "ranks": []}
-    report["ranks"] = found.pop("ranks", report["ranks"])
-    others = [line for line in report["engines"] if line["engine"] not in found]
-    report["engines"] = others + [line for lines in found.values() for line in lines]
-    report |= {"load": [round(x, 1) for x in os.getloadavg()], "provenance": provenance()}
-    with atomic(path) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n")
+    for name in parts:  # each is kept as it comes: the next may fail
+        if name == "ranks":
+            report["ranks"] = ranks(options.rounds)
+        else:
+            others = [line for line in report["engines"] if line["engine"] != name]
+            report["engines"] = others + engine(name, options.cells, 1000)
+        report |= {"load": [round(x, 1) for x in os.getloadavg()], "provenance": provenance()}
+        with atomic(path) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n")
     for lines in (report["engines"], report["ranks"]):
         shown = Table(*(lines[0] if lines else ()))
         for line in lines:
