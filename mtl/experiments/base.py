@@ -37,7 +37,7 @@ class Trials(NamedTuple):
 class Experiment:
     """One table: methods x models x seeds at each scale; `variants` are the problem's options, one grid each.
 
-    Methods and models may be others at each scale: a mapping from the scale.
+    Methods, models, twins and rates may be others at each scale: a mapping from the scale.
     """
 
     name: str
@@ -48,8 +48,10 @@ class Experiment:
     budget: Mapping[str, Budget]
     variants: Mapping[str, tuple[Options, ...]]
     trials: Mapping[str, Trials] = field(default_factory=dict)  # else: the first seed and model, the scale's budget
-    twins: tuple[str, ...] = ()  # labels that also run from another initialisation: "LS A/A" beside "LS"
-    rates: tuple[float, ...] = ()  # learning rates among which every method chooses where there are trials
+    # labels that also run from another initialisation: "LS A/A" beside "LS"
+    twins: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    # learning rates among which every method chooses where there are trials
+    rates: tuple[float, ...] | Mapping[str, tuple[float, ...]] = ()
     doubled: tuple[str, ...] = ()  # labels that the trials' seeds also run for twice the epochs: do they converge?
     fallback: str | None = None  # what a notebook takes where the data are not found
     book: str = ""  # its ledger, where that is not its name
@@ -64,9 +66,8 @@ class Experiment:
         if scale not in self.trials:
             return {}
         own = {label: point for label, _, point in _at(self.methods, scale) if point is not None}
-        return {
-            label: tuple({**point, "lr": rate} for rate in self.rates) for label, point in own.items() if self.rates
-        }
+        rates = _at(self.rates, scale)
+        return {label: tuple({**point, "lr": rate} for rate in rates) for label, point in own.items() if rates}
 
     def entries(
         self, scale: str, methods: Sequence[str] | None = None, best: Mapping[str, Point] | None = None, **options: Any
@@ -137,7 +138,7 @@ class Experiment:
         """All runs at a scale, variants outermost; `methods` keeps the labels named, `fallback` as in `problem`."""
         self.entries(scale, methods)  # names what is wrong before any data are read
         seeds = self.seeds[scale] if seeds is None else tuple(seeds)
-        found = []
+        twins, found = _at(self.twins, scale), []
         for variant in self.chosen(scale, **options):
             own: list[Cell] = []
             for model in _at(self.models, scale):
@@ -145,7 +146,7 @@ class Experiment:
                 entries = self.entries(scale, methods, best, **variant)
                 how: dict[str, Any] = {"fallback": fallback, **self._data(variant)}
                 own += grid(self.problem, entries, [model], seeds, scale, self.budget[scale], **how)
-            own += [cell.twin() for cell in own if cell.label in self.twins]
+            own += [cell.twin() for cell in own if cell.label in twins]
             once = {cell.key(): cell for cell in own}  # single-task nets belong to no model
             place = self._places(entries)
             found += sorted(once.values(), key=lambda cell: (seeds.index(cell.seed), place.index(cell.label)))
@@ -201,7 +202,7 @@ class Experiment:
             "wanted": self.problem if self.alone else "",
             **self._data(variant),
         }
-        models, trials = _at(self.models, scale), self._trials(scale, self.seeds[scale])
+        models, twins, trials = _at(self.models, scale), _at(self.twins, scale), self._trials(scale, self.seeds[scale])
         where = f"data/ledger/{find['name']}.jsonl: no {{}} of scale {scale}"
         where += f" with {variant['tasks']} tasks" if "tasks" in variant else ""
 
@@ -217,9 +218,9 @@ class Experiment:
         runs = 0
         for model in models:
             entries = self.entries(scale, methods, tuning[model].best if tuning else None, **variant)
-            for row in published(entries=entries, budget=self.budget[scale], models=[model], twins=self.twins, **find):
+            for row in published(entries=entries, budget=self.budget[scale], models=[model], twins=twins, **find):
                 every.setdefault(row["key"], row)
-            runs += sum(1 + (label in self.twins) for label, name, _ in entries if name != "stl")
+            runs += sum(1 + (label in twins) for label, name, _ in entries if name != "stl")
         rows = [row for row in every.values() if row["config"]["seed"] in self.seeds[scale]]
         place = self._places(entries)
         rows.sort(key=lambda row: (row["config"]["seed"], place.index(row["label"])))

@@ -1,5 +1,7 @@
 """Table 3: equal terms, what the paper prints, parts of its sentence on constructed rows, the stand-in said so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,6 +80,20 @@ def test_parts_of_the_sentence_follow_the_rows():
     (early,) = study({"click/auc": 0.002}, n=19).findings()
     assert "19 of 20, no verdict" in early.said
     assert good.gains()["gain"].iloc[0].startswith("+0.00") and set(good.gains()["rival"]) == {"LS"}
+
+
+def test_the_gate_asks_how_far_doubled_epochs_move_a_difference_to_ls():
+    good = study({})
+    rows = [study(gains, n=3, noise=0.0).rows for gains in ({}, {"click/auc": 0.0003, "watch/mse": -170.0})]
+    moved = replace(good, doubled=tuple(rows))
+    assert good.moves() is None and set(moved.moves()) == {f"EMTL, {metric}" for metric in PAPER}
+    assert moved.moves()["EMTL, click/auc"] == pytest.approx(0.5), "half of d"
+    assert moved.moves()["EMTL, watch/mse"] == pytest.approx(-0.1 / 0.044, rel=1e-3), "a tenth of LS's error"
+    (found,) = moved.findings()
+    assert {check.name: check.passed for check in found.gate}["converged"] is False
+    (found,) = replace(good, doubled=(rows[0], rows[0])).findings()
+    assert {check.name: check.passed for check in found.gate}["converged"] is True
+    assert set(TABLE3.doubled) <= set(LABELS) and TABLE3.trials["study"].seeds == (100, 101, 102)
 
 
 def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ class EqualTerms(Table1):
         """The learning rates that were chosen for a line, the two tasks' of STL."""
         label, backbone = split_line(line)
         trials, rates = self.trials, self.experiment.rates
-        if trials is None:
+        if trials is None or isinstance(rates, Mapping):
             return "–"
         own = trials[trials["chosen"] & (trials["method"] == label.removesuffix(" A/A"))]
         if "model" in own and backbone:  # where there are several
