@@ -129,14 +129,19 @@ def run(
         how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
-        from mtl.experiments.registry import EXPERIMENTS
+        from mtl.experiments.registry import DESIGNED, EXPERIMENTS
         from mtl.runs.engines import plain_progress
 
-        if experiment not in EXPERIMENTS:
-            hint = arguments.nearest(experiment, EXPERIMENTS)
-            raise ValueError(f"experiment: one of {', '.join(EXPERIMENTS)}, found {experiment!r}{hint}")
+        if experiment not in (known := [*EXPERIMENTS, *DESIGNED]):
+            hint = arguments.nearest(experiment, known)
+            raise ValueError(f"experiment: one of {', '.join(known)}, found {experiment!r}{hint}")
         if ledger:
             os.environ["MTL_LEDGER"] = str(ledger.resolve())
+        if experiment in DESIGNED:
+            if seeds or methods or options or blind or jobs > 1 or engine != "auto":
+                raise ValueError(f"{experiment}: takes --scale and --ledger alone")
+            typer.echo(f"{len(DESIGNED[experiment](scale).rows)} rows", err=True)
+            return
         if blind:
             made = EXPERIMENTS[experiment]
             for variant in made.chosen(scale, **options):

@@ -4,8 +4,10 @@ The unit of replication is a world with a training seed, since all users of one 
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,15 +197,16 @@ class ABTest:
     scale: str
     rows: list[Row]
     tuning: Row
+    at: str = ""  # the scale of the notebook, where the rows are published ones of another
 
     @property
     def facts(self) -> dict[str, Any]:
         design = DESIGNS[self.scale]
         n = f"{design.worlds} worlds x {design.seeds} networks, {design.users:,} users an arm, {design.days} days"
         return {
-            "rows": [self.tuning, *self.rows], "scale": self.scale, "at": self.scale, "n": n, "notebook": "13_ab_test",
-            "data": "a simulated short-video app",
-            "command": f"mtl reproduce --notebooks 13_ab_test --scale {self.scale}",
+            "rows": [self.tuning, *self.rows], "scale": self.scale, "at": self.at or self.scale, "n": n,
+            "notebook": "13_ab_test", "data": "a simulated short-video app",
+            "command": f"mtl run ab_test --scale {self.scale}",
             "config": asdict(design) | {"formulas": self.tuning["metrics"]["best"]},
         }  # fmt: skip
 
@@ -285,19 +288,30 @@ def study(scale: str, book: Ledger | None = None) -> ABTest:
     if scale not in DESIGNS:
         raise ValueError(f"scale: must be one of {', '.join(DESIGNS)}, found {scale!r}")
     book = book or ledger("ab_test")
+    return _study(scale, lambda config, make: _row(book, config, make))
+
+
+def published(at: str) -> ABTest | None:
+    """The rows of scale study that the repository brings along; None where one is missing. `at`: the notebook's."""
+    there = {row["key"]: row for row in ledger("ab_test").published()}
+    try:
+        return replace(_study("study", lambda config, make: there[key(config, "simulated")]), at=at)
+    except KeyError:
+        return None
+
+
+def _study(scale: str, row: Callable[[dict[str, Any], Callable[[], Any]], Row]) -> ABTest:
     design = DESIGNS[scale]
-    tuning = _row(book, {"study": "ab_test, formulas", "scale": scale, **asdict(design)}, lambda: formulas(scale))
-    powers = {arm: tuple(found) for arm, found in tuning["metrics"]["best"].items()}
-    rows = []
-    for world in range(design.worlds):
-        for seed in range(SEED, SEED + design.seeds):
-            config = {"study": "ab_test", "scale": scale, **asdict(design), "world": world, "seed": seed}
-            config |= {"formulas": tuning["metrics"]["best"]}
-            rows.append(_row(book, config, lambda w=world, s=seed: replicate(scale, w, s, powers)))
+    tuning = row({"study": "ab_test, formulas", "scale": scale, **asdict(design)}, lambda: formulas(scale))
+    best = tuning["metrics"]["best"]
+    powers, rows = {arm: tuple(found) for arm, found in best.items()}, []
+    for world, seed in product(range(design.worlds), range(SEED, SEED + design.seeds)):
+        config = {"study": "ab_test", "scale": scale, **asdict(design), "world": world, "seed": seed}
+        rows.append(row(config | {"formulas": best}, partial(replicate, scale, world, seed, powers)))
     return ABTest(scale, rows, tuning)
 
 
-def _row(book: Ledger, config: dict[str, Any], make: Any) -> Row:
+def _row(book: Ledger, config: dict[str, Any], make: Callable[[], Any]) -> Row:
     name = key(config, "simulated")
     if (found := book.find(name)) is not None:
         return found

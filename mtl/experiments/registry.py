@@ -1,5 +1,6 @@
-"""Every experiment that is made of runs in the ledger, by the name that `mtl run` takes."""
+"""Every experiment that is made of rows in the ledger, by the name that `mtl run` takes."""
 
+from mtl.experiments import ab_test
 from mtl.experiments.alpha import LOSSES, SWEEPS
 from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
@@ -40,3 +41,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "readings": READINGS,
     **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},
 }
+
+# Studies of a design of their own, which has nothing to choose but its scale.
+DESIGNED = {"ab_test": ab_test.study}

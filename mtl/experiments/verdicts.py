@@ -18,6 +18,7 @@ from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
 from mtl.experiments.table1.equal import EQUAL
 from mtl.experiments.table2 import GROUP_A, GROUP_B, TABLE2, UNET
+from mtl.experiments.table3 import TABLE3
 from mtl.ledger import Row, key, ledger, provenance
 from mtl.report import plots, save_figure
 from mtl.report.claims import UNTESTED, Finding
@@ -33,8 +34,8 @@ def findings() -> list[Finding]:
     found = [*table1_findings(_table1()), *TABLE2.published().findings(), *_table2()]
     found += [*grid.findings(), *_scaled().findings()]
     for made in (
-        lambda: MANY_TASKS.published(at="study"), lambda: alpha.published(alpha.SWEEPS),
-        lambda: alpha.published(alpha.LOSSES),
+        lambda: TABLE3.published(at="study", targets="natural"), lambda: MANY_TASKS.published(at="study"),
+        lambda: alpha.published(alpha.SWEEPS), lambda: alpha.published(alpha.LOSSES),
     ):  # fmt: skip
         found += _whole(made)
     if mt10 := latest("study"):

@@ -211,7 +211,7 @@ class Fake:
 @pytest.fixture
 def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
     found = {"census": Fake(), "late": Fake(left=1), "bad": Fake(failed=1, left=1)}
-    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found))
+    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found, DESIGNED={}))
     monkeypatch.setenv("MTL_LEDGER", "")  # which a test may set, and gets back
     return found
 

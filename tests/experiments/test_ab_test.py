@@ -1,5 +1,7 @@
 """The simulated A/B test: what a better, a shuffled and the same ranker give, its statistics, and that it says so."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,20 @@ def test_one_row_a_replicate_and_a_second_call_runs_nothing(found, monkeypatch):
     assert ab_test.TUNING not in {row["config"]["world"] for row in study.rows}
     with pytest.raises(ValueError, match="scale: must be one of smoke, quick, study, paper, found 'gpu'"):
         ab_test.study("gpu", book)
+
+
+def test_published_rows_of_the_study_are_shown_whole_or_not_at_all(found, monkeypatch):
+    study, book = found
+    rows = copy.deepcopy(book.rows())
+    monkeypatch.setitem(DESIGNS, "study", DESIGNS["smoke"])
+    for row in rows:  # what a study of this size would have written
+        row["config"]["scale"] = "study"
+        row["key"] = ab_test.key(row["config"], "simulated")
+    monkeypatch.setattr(Ledger, "published", lambda self: rows)
+    shown = ab_test.published(at="quick")
+    assert shown.table.equals(study.table) and (shown.facts["scale"], shown.facts["at"]) == ("study", "quick")
+    monkeypatch.setattr(Ledger, "published", lambda self: rows[:-1])
+    assert ab_test.published(at="quick") is None
 
 
 def test_the_oracle_gains_and_every_output_says_that_it_is_a_simulation(found):
