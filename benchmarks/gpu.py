@@ -14,9 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,17 +92,19 @@ class Session:
         self.work = Path(tempfile.mkdtemp(prefix="mtl-gpu-"))  # rows are small files, which DIR would have too many of
         self.kept = self.ledger or self.work / "ledger"
         self.results: dict[str, Any] = {}
+        self.logs: dict[str, Path] = {}  # of each command
+        self.lock = threading.Lock()
 
-    def run(self, command: Command) -> None:
-        """One command, its output in the log, its rows gathered while it goes on."""
+    def run(self, command: Command) -> str:
+        """One command, its output in the log, its rows gathered while it goes on; how it ended, in a line."""
         words = command.smoke if self.smoke else command.words
         if not words:
-            return
+            return ""
         limit = min(command.limit_s, self.until - time.monotonic())
         if limit < 5:
             self.results[command.name] = {"rc": None, "said": ["no time was left"]}
             self.write()
-            return
+            return f"{command.name}: no time was left"
         measured = self.work / f"{command.name}.json"
         known = {"device": self.device, "out": measured, "jobs": self.jobs}
         known["left"] = round(max(limit - 100, limit / 2))  # the fewer run to the end, the sooner each is there
@@ -108,11 +113,9 @@ class Session:
         for word in words.split():  # a path may hold spaces
             filled += marked() if word == "{tests}" else [word.format(**known)]
         said_command = shlex.join(["python", "-m", *filled])
-        log, start = self.out / "log.txt", time.monotonic()
-        with log.open("ab") as sink:
-            sink.write(f"\n$ {said_command}\n".encode())
-            sink.flush()
-            at = sink.tell()
+        log, start = self.work / f"{command.name}.log", time.monotonic()
+        self.logs[said_command] = log
+        with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", *filled], cwd=root(), env=self.environment(), stdout=sink, stderr=sink,
                 start_new_session=True,
@@ -129,7 +132,7 @@ class Session:
                     except subprocess.TimeoutExpired:
                         os.killpg(process.pid, 9)
                         process.wait()
-        said = log.read_bytes()[at:].decode(errors="replace").splitlines()[-5:]
+        said = log.read_text(errors="replace").splitlines()[-5:]
         found: dict[str, Any] = {"command": said_command, "rc": process.returncode, "late": late, "said": said}
         found["wall_s"] = round(time.monotonic() - start, 1)
         if measured.exists():
@@ -139,6 +142,7 @@ class Session:
             self.jobs = max(found["measured"]["processes"], key=lambda row: row["steps_per_s"])["processes"]
         self.gather()
         self.write()
+        return f"{command.name}: exit {process.returncode}, {found['wall_s']} s; {' '.join(said[-1:])}"
 
     def environment(self) -> dict[str, str]:
         """One thread a process, rows in a place of their own, this tree before what PYTHONPATH has (carried wheels)."""
@@ -160,11 +164,13 @@ class Session:
 
     def gather(self) -> None:
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.rows())
-        with atomic(self.out / "rows.jsonl") as part:
+        logs = "".join(f"\n$ {said}\n{log.read_text(errors='replace')}" for said, log in [*self.logs.items()])
+        with self.lock, atomic(self.out / "rows.jsonl") as part, atomic(self.out / "log.txt") as log:
             part.write_text(text)
+            log.write_text(logs)
 
     def write(self) -> None:
-        with atomic(self.out / "results.json") as part:
+        with self.lock, atomic(self.out / "results.json") as part:
             part.write_text(
                 json.dumps({"git": self.git, "device": self.device, "results": self.results}, indent=1) + "\n"
             )
@@ -190,15 +196,10 @@ def main(arguments: list[str] | None = None) -> int:
     ledger = options.ledger and options.ledger.resolve()
     session = Session(options.out.resolve(), device, options.git, options.smoke, until, options.jobs, ledger)
     try:
-        for name in names:
-            for command in PARTS[name]:
-                session.run(command)
-                one = session.results.get(command.name)
+        with ThreadPoolExecutor(2) as pool:  # side by side where no time is taken
+            for one in (pool.map if options.smoke else map)(session.run, chain.from_iterable(PARTS[n] for n in names)):
                 if one:
-                    print(
-                        f"{command.name}: exit {one['rc']}, {one.get('wall_s', 0)} s; {' '.join(one['said'][-1:])}",
-                        flush=True,
-                    )
+                    print(one, flush=True)
     finally:
         shutil.rmtree(session.work)
     return int(any(one["rc"] != 0 for one in session.results.values()))

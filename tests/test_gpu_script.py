@@ -53,3 +53,17 @@ def test_odd_arguments_are_refused(words: tuple[str, str], tmp_path: Path, capsy
         gpu.main(["--smoke", "--out", str(tmp_path), *words])
     said = capsys.readouterr().err
     assert words[0] in said and "found" in said
+
+
+def test_on_a_card_commands_follow_each_other_and_the_log_has_them_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails, works = gpu.Command("first", 20, "timeit -n x"), gpu.Command("second", 20, "platform")
+    monkeypatch.setattr(gpu, "PARTS", {"checks": (fails, works)})
+    began: list[str] = []
+    run = gpu.Session.run
+    monkeypatch.setattr(gpu.Session, "run", lambda self, one: began.append(one.name) or run(self, one))
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    told, log = capsys.readouterr().out.splitlines(), (tmp_path / "log.txt").read_text()
+    assert [line.partition(":")[0] for line in told] == began == ["first", "second"] and "second: exit 0" in told[1]
+    assert log.index("$ python -m timeit -n x") < log.index("invalid") < log.index("$ python -m platform")
