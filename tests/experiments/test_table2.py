@@ -133,6 +133,20 @@ def test_rivals_that_lack_rows_are_waited_for() -> None:
     assert "waits for SI, RLW" in one.said
 
 
+def test_rows_of_a_gpu_say_who_leads_and_why_they_decide_nothing() -> None:
+    some = rows(LS=1.0, EMTL=GOOD, **FAIR)
+    for row in some:
+        row["config"] = row["config"] | {"problem": "nyuv2"}
+    made = UNET.shows(UNET, "gpu", some, "constructed", ())
+    leads = made.leads
+    assert leads.loc["LS", "EMTL ahead of"].startswith("+10.0") and leads.loc["EMTL", "EMTL ahead of"] == "–"
+    assert leads.loc["EMTL", "FairGrad (alpha=2) ahead of"].startswith("-")
+    assert made.waiting.endswith(
+        "(fewer seeds than declared, epochs were not doubled, 11 of EMTL's 12 rivals lack seeds)"
+    )
+    assert UNET.grids("gpu") == {} and UNET.longer("gpu").budget["gpu"].epochs == 80, "nothing is chosen on a card"
+
+
 def test_readings_of_table2_decide_together() -> None:
     readings = dict.fromkeys(results.READINGS, GOOD**2)
     assert found(**readings, **FAIR)["emtl-table2-best"].would == "reproduced"

@@ -21,6 +21,7 @@ from mtl.experiments.table2.results import DELTA, FAIRER, METRICS
 from mtl.problems import problem
 from mtl.report import captioned
 from mtl.report.claims import Finding
+from mtl.report.stats import mean_ci
 from mtl.runs.cells import Point, refit
 from mtl.training.fit import Budget
 
@@ -200,9 +201,30 @@ class Seeing(Table2):
         rows = [(c.name, words[c.passed], c.said) for c in finding.gate]
         table = pd.DataFrame(rows, columns=["check", "passed", "found"]).set_index("check")
         n = f"{finding.n} of {len(self.experiment.seeds[self.scale])} seeds"
-        return captioned(
-            table, f"{self.name}, scale {self.scale}: the gate; {n}, so that no sentence is decided by them"
-        )
+        return captioned(table, f"{self.name}, scale {self.scale}: the gate; {n}; {self.waiting}")
+
+    @property
+    def waiting(self) -> str:
+        """Rows of scale `gpu` decide nothing yet, and why."""
+        few = len(self.seeds) < len(self.experiment.seeds[self.scale])
+        lacking = [label for label in results.EMTL_RIVALS if label not in set(self.frame["label"])]
+        why = ["fewer seeds than declared"] * few + ["epochs were not doubled"] * (not self.doubled)
+        why += [f"{len(lacking)} of EMTL's {len(results.EMTL_RIVALS)} rivals lack seeds"] * bool(lacking)
+        return "no sentence is decided by them" + f" ({', '.join(why)})" * bool(why)
+
+    @property
+    def leads(self) -> pd.DataFrame:
+        """EMTL's and FairGrad's lead over every other row in delta-m, paired over seeds."""
+        lead, found = results.leads(self.frame), dict[str, dict[str, str]]()
+        labels = [name for name in dict.fromkeys(self.frame["label"]) if not str(name).endswith(" A/A")]
+        for own in ("EMTL", results.FAIRGRAD):
+            column = found.setdefault(f"{own} ahead of", {})
+            for rival in labels:
+                points = mean_ci(lead(own, rival)[DELTA])
+                column[rival] = "–" if rival == own else f"{points.value:+.1f} ± {text(points.half, 1)}"
+        table = pd.DataFrame(found).rename_axis("rival")
+        said = f"{self.name}, scale {self.scale}: lead in delta-m, points, mean ± 95 % interval paired over seeds"
+        return captioned(table, f"{said}; {self.waiting}")
 
 
 UNET = Experiment(
