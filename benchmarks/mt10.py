@@ -163,16 +163,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("check", "pendulum", "random", "times", "times10", "pictures"))
     parser.add_argument("--task", default="drawer-close", help="of the check")
-    parser.add_argument("--steps", type=int, default=14_000, help="of check, pendulum (20000) and pictures")
+    parser.add_argument("--steps", type=int, help="of check and pictures (30000), pendulum (20000)")
     parser.add_argument("--episodes", type=int, default=5, help="of each method whose times are taken")
     parser.add_argument("--seed", type=int, default=100)
     given = parser.parse_args()
+    steps = given.steps or (20_000 if given.what == "pendulum" else 30_000)
     with one_thread():
         if given.what == "check":
-            settings = Settings(given.steps // 2000, every=2000, batch_size=128, temperature=0.05)
+            settings = Settings(steps // 2000, every=2000, batch_size=128, temperature=0.05)
             check(MetaWorld((given.task,)), settings, given.seed, "check")
         elif given.what == "pendulum":
-            settings = Settings(given.steps // 2000, every=2000, batch_size=256, lr=1e-3, temperature=1.0)
+            settings = Settings(steps // 2000, every=2000, batch_size=256, lr=1e-3, temperature=1.0)
             check(Pendulum(), settings, given.seed, "pendulum", published=ZOO)
         elif given.what == "random":
             chance(MetaWorld(), given.seed)
@@ -181,7 +182,7 @@ def main() -> None:
         elif given.what == "times10":
             times(MetaWorld(), Settings(1, warmup=200, batch_size=128, width=400), given.seed, given.episodes)
         else:
-            pictures(given.seed, given.steps)
+            pictures(given.seed, steps)
 
 
 if __name__ == "__main__":

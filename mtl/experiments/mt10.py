@@ -353,7 +353,8 @@ def checks() -> pd.DataFrame | None:
         else:
             part = "return" if what == "pendulum" else "ever"
             found = ", ".join(f"{line['steps'] / 1000:g}k: {line[part][0]:.4g}" for line in history)
-        lines.append({"what": f"{what}: {row['source']}", "found": found, "seed": row["config"]["seed"]})
+        task = row["config"]["tasks"][0] if what == "check" else what
+        lines.append({"what": f"{task}: {row['source']}", "found": found, "seed": row["config"]["seed"]})
     if not lines:
         return None
     said = (
