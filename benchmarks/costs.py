@@ -184,7 +184,7 @@ send T x D: with T = 40 that is the end at once.
 
 ## Held against measurements
 
-Two processes of one machine over gloo (`python -m benchmarks.engines --parts ranks`), whose cores had other work too.
+Two processes of one machine over gloo (`python -m benchmarks.engines --parts ranks`).
 
 {markdown(check())}
 """

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib.util
+import json
 import re
 from types import ModuleType
 
@@ -61,3 +62,24 @@ def test_each_method_has_a_page_with_its_equation_and_its_rows() -> None:
         assert any(made.named(row, name, kind.label) for row in rows for name, kind in METHODS.items()), file
         assert f"**{said}**" in page or not any(made.named(row, "fairgrad", "FairGrad") for row in rows)
     assert "What a step costs" in page
+
+
+def test_what_scale_costs_is_what_was_measured() -> None:
+    page = " ".join((root() / "docs/scale.md").read_text().split())
+    found = {
+        name: json.loads((root() / f"benchmarks/results/{name}_cpu.json").read_text()) for name in ("engines", "stream")
+    }
+    names = {"here": "here", "processes": "two processes", "ray": "Ray on this machine, `--jobs 2`"}
+    lines = {(line["engine"], line["warm"]): line for line in found["engines"]["engines"]}
+    for name, said in names.items():
+        cold, warm = lines[name, False], lines[name, True]
+        assert f"| {said} | {cold['per_min']:.0f} | {warm['per_min']:.0f} | {cold['first_s']:.1f} s |" in page
+    runs = {(run["rows"], run["processes"]): run for run in found["stream"]["runs"]}
+    whole, one, two = runs[100_000_000, 1], runs[20_000_000, 1], runs[20_000_000, 2]
+    memory, rate = ([line[k] for line in whole["curve"]] for k in ("peak_mib", "rows_per_cpu_s"))
+    assert f"({whole['written']['gib']:.2f} GiB)" in page
+    assert f"{memory[-1]:.0f} MiB at the end, {memory[0]:.0f} after" in page and memory[-1] < 1.1 * memory[0]
+    assert f"{min(rate) / 1e3:.0f} to {max(rate) / 1e3:.0f} thousand rows" in page
+    assert f"took {two['wall_s']:.0f} s where one process took {one['wall_s']:.0f}" in page
+    (apart,) = found["stream"]["compared"]
+    assert f"{apart['losses_apart']:.5f} of a loss" in page and f"AUC {apart['auc_apart']:.5f}" in page

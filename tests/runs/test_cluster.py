@@ -230,6 +230,8 @@ def wait(ready: Callable[[], object], seconds: float, why: Callable[[], object] 
 def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, list[Node]]]:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # a token in ~/.ray, of some other cluster, would be asked for by the head and not be shown by the second node
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     address, nodes = f"127.0.0.1:{_port()}", list[Node]()
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:  # a socket's path is short
         head = (
