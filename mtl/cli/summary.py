@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -51,8 +52,10 @@ def summary(outcomes: Sequence[Outcome], console: Console, wall: float) -> None:
     lines = [line for one in outcomes for line in one.manifest]
     if found := [line for line in lines if line["kind"] == "verdict"]:
         console.print("\nVerdicts", style="bold")
-        for line in found:
-            console.print(f"  {line['claim']}: {line['verdict']} ({line['evidence']})", **plain)
+        for line in {line["claim"]: line for line in found}.values():
+            why = shorten(line["evidence"], 80, placeholder=" ...")
+            console.print(f"  {line['claim']}: {line['verdict']} ({why})", **plain)
+        console.print("  mtl claims --why CLAIM says why", **plain)
     if used := sorted({(line["name"], line["used_by"]) for line in lines if line["kind"] == "default"}):
         console.print("\nEmbedded defaults used, because the data set itself was not found", style="bold")
     for name, group in groupby(used, key=lambda pair: pair[0]):

@@ -336,6 +336,7 @@ def test_summary_says_what_counts(root: Path) -> None:
     lines = [
         {"kind": "figure", "name": "toy"},
         {"kind": "verdict", "claim": "emtl-eq10", "verdict": "contradicted", "evidence": "0 of 5"},
+        {"kind": "verdict", "claim": "emtl-thm1", "verdict": "reproduced", "evidence": "word " * 500},
         {"kind": "default", "name": "census", "used_by": "t"},
     ]
     screen = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
@@ -345,11 +346,14 @@ def test_summary_says_what_counts(root: Path) -> None:
     for said in (
         "00_a      done    1 min 15 s  1",
         "emtl-eq10: contradicted (0 of 5)",
+        "emtl-thm1: reproduced (word word",
+        "mtl claims --why CLAIM says why",
         "census (in t)",
         "01_b FAILED in cell 2: ValueError: x (log: figures/logs/01_b.log)",
         "1 of 2 notebooks, 1 figures, 0 tables, 1 min 20 s",
     ):
         assert said in text
+    assert max(map(len, text.splitlines())) < 120, "a verdict is a line"
 
 
 def test_claims_without_rows_are_not_tested(root: Path) -> None:
