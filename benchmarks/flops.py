@@ -20,6 +20,8 @@ IMAGES = 795  # training and validation images of NYUv2's official split, as the
 HEADS, UNIT = (13, 1, 3), (False, False, True)
 RUNS = (  # scale, model, width, depth, pixels, images, epochs, experiment
     ("gpu", "unet", 64, 3, (96, 128), 715, UNET.budget["gpu"].epochs, UNET),
+    ("gpu", "segnet", 32, 5, (96, 128), 715, TABLE2.budget["gpu"].epochs, TABLE2),
+    ("gpu", "mtan", 32, 5, (96, 128), 715, TABLE2.budget["gpu"].epochs, TABLE2),
     ("paper", "unet", 64, 3, (288, 384), IMAGES, UNET.budget["paper"].epochs, UNET),
     ("paper", "mtan", 64, 5, (288, 384), IMAGES, TABLE2.budget["paper"].epochs, TABLE2),
 )

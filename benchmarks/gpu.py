@@ -64,6 +64,7 @@ PARTS: dict[str, tuple[Command, ...]] = {
     "table2": (
         Command("group A", 590, TABLE2 + "--seeds 10-19 --methods {group_a}"),
         Command("table2", 590, TABLE2 + "--seeds 10-19", SMALL),
+        Command("wider nets", 590, TABLE2.replace("table2_unet", "table2") + "--seeds 10-12"),
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ QUICK = ("ls", "uw", "famo", "db-mtl", "mgda", "mgda-ub", "pcgrad", "cagrad", "n
 ALL = tuple(name for name in METHODS if name != "stl")
 SETTINGS: dict[str, dict[str, Any]] = {
     "smoke": {"tasks": (2, 4), "methods": SOME, "rounds": 5, "width": 64, "rows": 64},
-    "quick": {"tasks": (2, 4, 8, 16, 32), "methods": QUICK, "rounds": 5, "width": 512, "rows": 256},
+    "quick": {"tasks": (2, 4, 8, 16, 32), "methods": QUICK, "rounds": 3, "width": 512, "rows": 256},
     "paper": {"tasks": (2, 4, 8, 16, 32, 64), "methods": ALL, "rounds": 15, "width": 512, "rows": 256},
 }
 
