@@ -55,10 +55,19 @@ def test_the_mean_of_the_last_five_is_reported_and_the_best_stands_beside_it() -
     table = made.table
     assert table.loc["LS", "success ↑"].startswith("0.17") and "0.50" in table.loc["LS", "best over time ↑"]
     assert "luckiest" in table.attrs["note"] and "mean rank" not in table
-    assert made.above.loc[OWN, "above 0"] == "yes" and made.above.loc[OWN, "success"] == "0.37"
+    assert made.above.loc[OWN, "above"] == "yes" and made.above.loc[OWN, "success"] == "0.37"
     axes = made.figure().axes
     assert [ax.get_title() for ax in axes] == [*THREE, "mean over tasks"] and len(axes[0].lines) == 3
     assert "Not tested: that FairGrad leads" in made.answer()
+
+
+def test_the_level_to_beat_is_what_random_actions_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mt10.chance(THREE) == pytest.approx(0.2 / 3), "4 of 20 goals of drawer-close, none of the others"
+    levels = {"STL": 0.9, "LS": 0.0, "MGDA": 0.3, OWN: 0.6}
+    assert study(levels).above.loc["LS", "above"] == "yes"
+    monkeypatch.setattr(mt10, "chance", lambda tasks: 0.2)
+    assert study(levels).above.loc["LS", "above"] == "no"
+    assert study(levels).findings()[0].gate[0].passed is False
 
 
 def test_words_come_from_the_rule_and_no_run_can_pass_the_gate() -> None:
