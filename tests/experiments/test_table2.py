@@ -197,7 +197,8 @@ def test_beside_the_paper_only_sourced_numbers():
 
 
 def test_every_method_of_the_grid_has_a_look_and_every_scale_a_budget():
-    assert set(TABLE2.seeds) == set(TABLE2.budget) == set(TABLE2.variants) == {"smoke", "quick", "study", "paper"}
+    scales = {"smoke", "quick", "study", "gpu", "paper"}
+    assert set(TABLE2.seeds) == set(TABLE2.budget) == set(TABLE2.variants) == set(TABLE2.methods) == scales
     assert TABLE2.budget["paper"] == Budget(200, 2, lr=1e-4, halve_at=100, last=10)
     results.formatted(results.lines(rows(**{label: 1.0 for label, _, _ in TABLE2.entries("paper") if label != "STL"})))
     figures.change_figure(results.lines(rows(LS=1.0)), [])
