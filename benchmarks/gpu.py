@@ -173,7 +173,7 @@ class Session:
     def write(self) -> None:
         with self.lock, atomic(self.out / "results.json") as part:
             part.write_text(
-                json.dumps({"git": self.git, "device": self.device, "results": self.results}, indent=1) + "\n"
+                json.dumps({"git": self.git, "device": self.device, "results": {**self.results}}, indent=1) + "\n"
             )
 
 

@@ -68,6 +68,8 @@ def test_the_level_to_beat_is_what_random_actions_reached(monkeypatch: pytest.Mo
     monkeypatch.setattr(mt10, "chance", lambda tasks: 0.2)
     assert study(levels).above.loc["LS", "above"] == "no"
     assert study(levels).findings()[0].gate[0].passed is False
+    monkeypatch.setattr(mt10, "chance", lambda tasks: None)
+    assert study(levels).above.loc["LS", "above"] == "–" and study(levels).findings()[0].gate[0].passed is None
 
 
 def test_words_come_from_the_rule_and_no_run_can_pass_the_gate() -> None:

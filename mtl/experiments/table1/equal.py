@@ -36,9 +36,10 @@ class EqualTerms(Table1):
     def rate(self, line: str) -> str:
         """The learning rates that were chosen for a line, the two tasks' of STL."""
         label, backbone = split_line(line)
-        trials, rates = self.trials, self.experiment.rates
-        if trials is None or isinstance(rates, Mapping):
+        trials = self.trials
+        if trials is None:
             return "–"
+        rates = [point["lr"] for point in self.experiment.grids(self.scale)[label.removesuffix(" A/A")]]
         own = trials[trials["chosen"] & (trials["method"] == label.removesuffix(" A/A"))]
         if "model" in own and backbone:  # where there are several
             own = own[own["model"].map(BACKBONES).eq(backbone)]
