@@ -15,14 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl import lacking
+from mtl.errors import RunError
+from mtl.experiments.mt10 import THREE, film, gallery, simulator
 from mtl.ledger import key, ledger, provenance
 from mtl.problems.mt10 import NAMES, MetaWorld, Tasks
+from mtl.report import save_figure
 from mtl.runs.cells import one_thread
 from mtl.training import sac
 from mtl.training.sac import Learner, Settings, evaluate, train
 from mtl.training.together import fresh
 
-THREE = ("drawer-close", "reach", "window-close")
+EVERY = 2000  # steps between evaluations of a check
 ZOO = "RL Baselines3 Zoo, benchmark.md: SAC, Pendulum-v1, 20k steps, one run: -156.995 (SD 88.714 over 750 episodes)"
 
 
@@ -142,16 +146,13 @@ def timed(holder: Any, name: str, part: str, spent: dict[str, float]) -> Callabl
 
 def pictures(seed: int, steps: int) -> None:
     """figures/mt10_tasks.*: the ten tasks; figures/mt10_film.*: an episode of a policy trained on one of them."""
-    from mtl.experiments.mt10 import film, gallery
-    from mtl.report import save_figure
-
     command = f"python -m benchmarks.mt10 pictures --seed {seed} --steps {steps}"
     facts: dict[str, Any] = {"command": command, "notebook": "19_mt10", "scale": "study", "seeds": [seed]}
     every = MetaWorld()
-    save_figure(gallery(every), "mt10_tasks", **facts, data=every.source, n="one start of each task",
-                caption="The ten tasks of MT10 at the start of an episode")  # fmt: skip
+    said = "The ten tasks of MT10 at the start of an episode; success of random actions, and of a run on one task alone"
+    save_figure(gallery(every), "mt10_tasks", **facts, data=every.source, n="one start of each task", caption=said)
     one = MetaWorld(THREE[:1])
-    settings = Settings(steps // 2000, every=2000, batch_size=128, temperature=0.05)
+    settings = Settings(steps // EVERY, every=EVERY, batch_size=128, temperature=0.05)
     run = train(one, "ls", settings, seed)
     rate = run.history[-1]["ever"][0]
     said = f"An episode of {one.names[0]} by a policy that was trained on it alone for {steps:,} steps"
@@ -159,30 +160,47 @@ def pictures(seed: int, steps: int) -> None:
     save_figure(film(run.actor, one), "mt10_film", **facts, data=one.source, n="one episode")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("check", "pendulum", "random", "times", "times10", "pictures"))
-    parser.add_argument("--task", default="drawer-close", help="of the check")
+    parser.add_argument("--task", default="drawer-close", choices=NAMES, help="of the check")
     parser.add_argument("--steps", type=int, help="of check and pictures (30000), pendulum (20000)")
     parser.add_argument("--episodes", type=int, default=5, help="of each method whose times are taken")
     parser.add_argument("--seed", type=int, default=100)
-    given = parser.parse_args()
-    steps = given.steps or (20_000 if given.what == "pendulum" else 30_000)
-    with one_thread():
-        if given.what == "check":
-            settings = Settings(steps // 2000, every=2000, batch_size=128, temperature=0.05)
-            check(MetaWorld((given.task,)), settings, given.seed, "check")
-        elif given.what == "pendulum":
-            settings = Settings(steps // 2000, every=2000, batch_size=256, lr=1e-3, temperature=1.0)
-            check(Pendulum(), settings, given.seed, "pendulum", published=ZOO)
-        elif given.what == "random":
-            chance(MetaWorld(), given.seed)
-        elif given.what == "times":
-            times(MetaWorld(THREE), Settings(1, warmup=200), given.seed, given.episodes)
-        elif given.what == "times10":
-            times(MetaWorld(), Settings(1, warmup=200, batch_size=128, width=400), given.seed, given.episodes)
-        else:
-            pictures(given.seed, steps)
+    given = parser.parse_args(arguments)
+    steps = (20_000 if given.what == "pendulum" else 30_000) if given.steps is None else given.steps
+    if steps < EVERY or steps % EVERY:
+        parser.error(f"--steps: must be a multiple of {EVERY}, after which a check evaluates, found {steps}")
+    if given.episodes < 1:
+        parser.error(f"--episodes: must be at least 1, found {given.episodes}")
+    try:
+        simulator()
+        with one_thread():
+            go(given.what, given.task, steps, given.episodes, given.seed)
+    except RunError as wrong:
+        parser.error(str(wrong))
+    except ModuleNotFoundError as missing:
+        if said := lacking(missing):
+            parser.error(f"{given.what} {said}")
+        raise
+
+
+def go(what: str, task: str, steps: int, episodes: int, seed: int) -> None:
+    """Do one of the words of `--help`."""
+    if what == "check":
+        settings = Settings(steps // EVERY, every=EVERY, batch_size=128, temperature=0.05)
+        check(MetaWorld((task,)), settings, seed, "check")
+    elif what == "pendulum":
+        settings = Settings(steps // EVERY, every=EVERY, batch_size=256, lr=1e-3, temperature=1.0)
+        check(Pendulum(), settings, seed, "pendulum", published=ZOO)
+    elif what == "random":
+        chance(MetaWorld(), seed)
+    elif what == "times":
+        times(MetaWorld(THREE), Settings(1, warmup=200), seed, episodes)
+    elif what == "times10":
+        times(MetaWorld(), Settings(1, warmup=200, batch_size=128, width=400), seed, episodes)
+    else:
+        pictures(seed, steps)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ Papers train ten tasks for two million steps and print the best success over tim
 each, and the mean of the last five evaluations is reported, the best over time beside it.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -212,6 +215,8 @@ class Control(Experiment):
         kind, older = torch.device(device).type, not how.get("rerun_stale", True)
         cells = self.cells(scale, seeds, methods, fallback, **options)
         known, rows, failed = book.latest(older=older), [], []
+        if kind == "cuda" and not torch.cuda.is_available() and any(cell.key(kind) not in known for cell in cells):
+            raise RunError(f"device: runs are missing that need {device!r}, found no CUDA device here")
         for done, cell in enumerate(cells, start=1):
             event: dict[str, Any] = {"event": "found", "cell": cell, "done": done, "total": len(cells)}
             try:
@@ -231,6 +236,10 @@ class Control(Experiment):
         if failed:
             raise RunError(f"{len(failed)} of {len(cells)} runs failed, the others are in {book.path.name}: {failed}")
         return rows
+
+    def blind(self, scale: str, **options: Any) -> Row:
+        """There is none: the level to beat is that of random actions."""
+        raise ValueError(f"blind: {self.name} has random actions in its place, `python -m benchmarks.mt10 random`")
 
     def study(
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None, **how: Any
@@ -258,12 +267,33 @@ def build(wanted: str, names: tuple[str, ...], horizon: int, fallback: str | Non
     if fallback not in (None, "point_mass"):
         raise ValueError(f"fallback: must be 'point_mass' or None, found {fallback!r}")
     make = cast(Callable[[Sequence[str], int], Tasks], KINDS[wanted])
+    if wanted == "mt10":
+        simulator()
     try:
         return make(names, horizon)
     except ModuleNotFoundError:
         if fallback is None:
             raise
         return cast(Callable[[Sequence[str], int], Tasks], KINDS[fallback])(names, horizon)
+
+
+def simulator() -> None:
+    """Import MuJoCo, which asks for a GL library at once although only pictures need one: without, where there is none.
+
+    RunError where MUJOCO_GL names a library that is not there.
+    """
+    own = os.environ.get("MUJOCO_GL")
+    if own is None and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl" if sys.platform == "linux" else "glfw"  # elsewhere MuJoCo knows no egl
+    try:
+        import_module("mujoco")
+    except ModuleNotFoundError:
+        return  # `installed` names the extra
+    except Exception as wrong:  # PyOpenGL's are of many kinds
+        if own is not None:
+            why = f"found {own!r} ({type(wrong).__name__}: {wrong})"
+            raise RunError(f"MUJOCO_GL: must name a GL library that is installed, or be unset; {why}") from wrong
+        os.environ["MUJOCO_GL"] = "disabled"
 
 
 def made(cell: Cell, book: Ledger, device: str, older: bool) -> Row:
@@ -363,6 +393,8 @@ def checks() -> pd.DataFrame | None:
         else:
             part = "return" if what == "pendulum" else "ever"
             found = ", ".join(f"{line['steps'] / 1000:g}k: {line[part][0]:.4g}" for line in history)
+            beside = row.get("published") or f"mean of the last {LAST} evaluations {row['metrics']['score']:.2f}"
+            found = f"{found}; {beside}"
         task = row["config"]["tasks"][0] if what == "check" else what
         lines.append({"what": f"{task}: {row['source']}", "found": found, "seed": row["config"]["seed"]})
     if not lines:
@@ -374,13 +406,30 @@ def checks() -> pd.DataFrame | None:
     return captioned(pd.DataFrame(lines), said, **facts, command="python -m benchmarks.mt10 check|pendulum|random")
 
 
+def rates() -> dict[str, str]:
+    """What the published checks know of each task's success: of random actions, and of the longest run alone."""
+    rows = ledger("mt10_checks").published()
+    found = {}
+    for task in NAMES:
+        own = [row for row in rows if f"{task}/score" in row["metrics"]]
+        random = [row["metrics"][f"{task}/score"] for row in own if row["config"]["study"] == "random"]
+        alone = [row for row in own if row["config"]["study"] == "check"]
+        most = max((row["history"][-1]["steps"] for row in alone), default=0)
+        runs = [row["metrics"][f"{task}/score"] for row in alone if row["history"][-1]["steps"] == most]
+        said = [f"random {random[-1]:.2f}"] if random else []
+        said += [f"alone {np.mean(runs):.2f}"] if runs else []
+        found[task] = ", ".join(said)
+    return found
+
+
 def gallery(tasks: MetaWorld) -> Figure:
-    """The tasks at the start of an episode."""
+    """The tasks at the start of an episode, each with its success."""
+    known = rates()
     tasks.reset([0] * len(tasks.names))
     fig, axes = style.subplots(2, 5, height=3.0)
     for t, ax in enumerate(axes.flat):
         ax.imshow(tasks.picture(t))
-        ax.set(xticks=[], yticks=[], title=tasks.names[t])
+        ax.set(xticks=[], yticks=[], title=f"{tasks.names[t]}\n{known[tasks.names[t]]}")
     return fig
 
 

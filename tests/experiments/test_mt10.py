@@ -1,11 +1,16 @@
 """MT10's table: what is reported and what stands beside it, STL made whole, the stand-in said so, words of the rule."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import mt10 as checking
+from mtl.errors import RunError
 from mtl.experiments import mt10
 from mtl.experiments.beside import reported
 from mtl.experiments.mt10 import BUDGET, FIRST, MT10, OWN, PLACES, SHIFT, THEN, THREE, MT10Study, combined
@@ -165,3 +170,68 @@ def test_what_papers_print_is_a_table_of_its_own() -> None:
     table = study({"STL": 0.9, "LS": 0.3}).paper
     assert list(table) == ["success", "seconds an episode", "source"] and len(table) == len(reported("mt10"))
     assert table.loc["FairGrad", "success"] == "0.84 ± 0.07"
+
+
+def test_training_needs_no_gl_library_and_one_that_is_asked_for_in_vain_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str | None] = []
+
+    def imported(name: str) -> None:
+        heard.append(os.environ.get("MUJOCO_GL"))
+        if heard[-1] in ("egl", "osmesa"):
+            raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+
+    monkeypatch.setattr(mt10, "import_module", imported)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(RunError, match=r"MUJOCO_GL: must name a GL library that is installed.*found 'osmesa'"):
+        mt10.simulator()
+    monkeypatch.delenv("MUJOCO_GL")
+    mt10.simulator()
+    assert heard == ["osmesa", "egl"] and os.environ["MUJOCO_GL"] == "disabled"
+    mt10.simulator()
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr("sys.platform", "darwin")
+    mt10.simulator()
+    assert heard[2:] == ["disabled", "glfw"], "a Mac's MuJoCo refuses egl"
+
+
+def test_a_run_without_its_device_and_a_blind_row_are_refused_at_once(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("has a CUDA device")
+    with pytest.raises(RunError, match=r"device: runs are missing that need 'cuda', found no CUDA device"):
+        MT10.run("quick", ledger=Ledger(tmp_path / "mt10"), device="cuda")
+    with pytest.raises(ValueError, match="blind: mt10 has random actions in its place"):
+        MT10.blind("quick")
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("check --task juggle", "invalid choice: 'juggle'"),
+        ("check --steps 1000", "--steps: must be a multiple of 2000"),
+        ("check --steps 0", "found 0"),
+        ("times --episodes 0", "--episodes: must be at least 1, found 0"),
+        ("pendulum", "pendulum needs gymnasium, which is not installed"),
+    ],
+)
+def test_a_check_says_what_it_cannot_do(
+    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.setattr(checking, "simulator", lambda: None)
+    with pytest.raises(SystemExit):
+        checking.main(given.split())
+    assert said in capsys.readouterr().err
+
+
+def test_a_check_stands_beside_what_was_published_and_each_task_has_its_success() -> None:
+    table = mt10.checks()
+    assert table is not None
+    found = table.set_index("what")["found"]
+    assert "-134.4; RL Baselines3 Zoo" in found["pendulum: Gymnasium's Pendulum-v1"]
+    assert any("mean of the last 5 evaluations 0.74" in said for said in table["found"])
+    known = mt10.rates()
+    assert known["push"] == "random 0.00" and known["drawer-close"] == "random 0.20, alone 0.99"

@@ -10,7 +10,7 @@ from torch import nn
 from mtl.errors import DataError, RunError
 from mtl.methods import method
 from mtl.models.rl import Actor, Critics
-from mtl.problems.mt10 import PointMass
+from mtl.problems.mt10 import MetaWorld, PointMass
 from mtl.training import sac
 from mtl.training.sac import Learner, Settings, evaluate, summary, train
 
@@ -55,6 +55,31 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(name: str, tmp_path: Path, mo
     pairs = zip(resumed.actor.parameters(), whole.actor.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert train(PointMass(), name, TINY, 4, hyper=hyper).history != whole.history
+
+
+def test_meta_world_goes_on_bit_by_bit_in_simulators_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("metaworld", reason="needs the extra [rl]: pip install '.[rl]'")
+    names, settings = ("drawer-close", "reach"), Settings(2, every=40, batch_size=8, warmup=20, width=8, evaluated=2)
+    whole = train(MetaWorld(names, 20), "fairgrad", settings, 3)
+    path, episode, begun = tmp_path / "run.pt", Learner.episode, list[int]()
+
+    def killed(one: Learner) -> None:
+        begun.append(one.total)
+        if len(begun) == 4:  # inside the last of four episodes
+            one.tasks.reset([7, 7])
+            one.tasks.step(torch.ones(2, 4))
+            raise KeyboardInterrupt
+        episode(one)
+
+    monkeypatch.setattr(Learner, "episode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(MetaWorld(names, 20), "fairgrad", settings, 3, checkpoint=path, checkpoint_every=0)
+    resumed = train(MetaWorld(names, 20), "fairgrad", settings, 3, checkpoint=path)
+    assert begun == [0, 20, 40, 60, 60] and resumed.history == whole.history
+    pairs = zip(resumed.actor.parameters(), whole.actor.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_checkpoint_of_another_run_or_damaged_is_refused(tmp_path: Path) -> None:
