@@ -364,12 +364,12 @@ def costs() -> pd.DataFrame | None:
     lines = {
         (name, f"{len(row['config']['tasks'])} tasks, width {row['config']['settings']['width']}"): values
         for row in rows
-        for name, values in row["metrics"].items()
+        for name, values in sorted(row["metrics"].items(), reverse=True)  # LS first
     }
     if not lines:
         return None
     table = pd.DataFrame(lines).T
-    table.index = pd.Index([f"{name.upper()}, {what}" for name, what in table.index], name="method")
+    table.index = pd.Index([f"{style.look(name)[0]}, {what}" for name, what in table.index], name="method")
     said = "Updates of policy and critics in a CPU second, and what share of it each part takes, evaluation left out"
     facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "one measurement", "config": {}}
     return captioned(table, said, **facts, command="python -m benchmarks.mt10 times")

@@ -233,5 +233,17 @@ def test_a_check_stands_beside_what_was_published_and_each_task_has_its_success(
     found = table.set_index("what")["found"]
     assert "-134.4; RL Baselines3 Zoo" in found["pendulum: Gymnasium's Pendulum-v1"]
     assert any("mean of the last 5 evaluations 0.74" in said for said in table["found"])
+    assert sum(said.count("0.85; mean of the last 5 evaluations 0.74") for said in table["found"]) == 2, "30k and 60k"
     known = mt10.rates()
     assert known["push"] == "random 0.00" and known["drawer-close"] == "random 0.20, alone 0.99"
+
+
+def test_shares_of_the_time_add_up_and_a_step_of_fairgrad_costs_more() -> None:
+    table = mt10.costs()
+    assert table is not None
+    small, large = "3 tasks, width 256", "10 tasks, width 400"
+    names = [f"{name}, {size}" for size in (small, large) for name in ("LS", "FairGrad")]
+    assert list(table.index) == names
+    speed = table.pop("updates per CPU second")
+    assert table.sum(axis=1).tolist() == pytest.approx([1.0] * 4, abs=0.005)
+    assert all(1 < speed[f"LS, {size}"] / speed[f"FairGrad, {size}"] < 1.5 for size in (small, large))
