@@ -429,7 +429,7 @@ def gallery(tasks: MetaWorld) -> Figure:
     fig, axes = style.subplots(2, 5, height=3.0)
     for t, ax in enumerate(axes.flat):
         ax.imshow(tasks.picture(t))
-        ax.set(xticks=[], yticks=[], title=f"{tasks.names[t]}\n{known[tasks.names[t]]}")
+        ax.set(xticks=[], yticks=[], title=tasks.names[t], xlabel=known[tasks.names[t]])
     return fig
 
 

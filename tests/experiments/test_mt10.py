@@ -17,6 +17,7 @@ from mtl.experiments.mt10 import BUDGET, FIRST, MT10, OWN, PLACES, SHIFT, THEN, 
 from mtl.ledger import Ledger, Row
 from mtl.methods import method
 from mtl.problems import mt10 as problem
+from mtl.problems.mt10 import NAMES
 from mtl.runs.tuning import combine_stl
 from mtl.training.sac import summary
 
@@ -247,3 +248,11 @@ def test_shares_of_the_time_add_up_and_a_step_of_fairgrad_costs_more() -> None:
     speed = table.pop("updates per CPU second")
     assert table.sum(axis=1).tolist() == pytest.approx([1.0] * 4, abs=0.005)
     assert all(1 < speed[f"LS, {size}"] / speed[f"FairGrad, {size}"] < 1.5 for size in (small, large))
+
+
+def test_a_picture_of_each_task_has_its_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: Any = problem.PointMass(NAMES)
+    monkeypatch.setattr(tasks, "picture", lambda t: np.zeros((4, 4, 3), np.uint8), raising=False)
+    axes = mt10.gallery(tasks).axes
+    assert [ax.get_title() for ax in axes] == list(NAMES)
+    assert [ax.get_xlabel() for ax in axes] == list(mt10.rates().values())
