@@ -133,6 +133,19 @@ def test_fair_losses_are_counted_over_bases_with_simultaneous_intervals():
     assert len(made.figure().axes) == 2
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.05])
+def test_both_families_see_their_own_doubled_rows(shift):
+    """The check of convergence reads the rows that the experiment doubles, whichever labels these are."""
+    for family, made_by, levels in ((Sweep, SWEEPS, LEVELS), (FairLosses, LOSSES, fair_levels(0.1))):
+        one = made_by["kuairand"]
+        once = {label: levels[label] for label in one.doubled}
+        twice = once | {one.doubled[-1]: tuple(value + shift for value in once[one.doubled[-1]])}
+        pair = tuple(rows(own, seeds=(100, 101)) for own in (once, twice))
+        made = family(one, "study", rows(levels), "constructed", TASKS, doubled=pair)
+        (gate,) = [check for check in made.findings()[0].gate if check.name == "converged"]
+        assert gate.passed == (shift == 0) and "kuairand natural, " in gate.said
+
+
 def test_bases_that_need_positive_losses_have_no_cell_from_alpha_1_on():
     every = {label: (name, point) for label, name, point in LOSSES["kuairand"].methods["study"]}
     refused = [base for base, name in BASES if transformed(base, 1.0) not in every]
