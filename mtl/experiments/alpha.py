@@ -12,7 +12,7 @@ from scipy import stats
 from mtl.experiments.base import Entry, Experiment, Trials
 from mtl.experiments.beside import differences
 from mtl.experiments.many_tasks import ALONE, changes
-from mtl.experiments.study import Study
+from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.methods import METHODS
 from mtl.report import captioned, frame, style
@@ -66,6 +66,11 @@ class AlphaStudy(Study):
             found.append(Check(f"{check.name}, {name}", check.passed, check.said))
         return [*found, converged_check(self.moves(doubled) or None, D), self.same_average()]
 
+    def blind_level(self, name: str) -> "pd.Series[float] | None":
+        """The changes of the input-blind predictor on a data set; None without its row."""
+        own = self.groups[name]
+        return Study(self.experiment, self.scale, own, "", ()).blind_means(lambda table: lines(table, errors(own)))
+
     def moves(self, labels: Sequence[str]) -> dict[str, float]:
         """How far doubled epochs move each average's difference to LS; nothing where one data set lacks its rows."""
         if not self.doubled:
@@ -116,12 +121,16 @@ class Sweep(AlphaStudy):
                 worst = own[tasks].mean()
                 cells = {AVERAGE: shown(own[AVERAGE]), HARDEST: shown(own[self.hard[name]])}
                 found[name, str(label)] = cells | {WORST: f"{worst.max():+.1f} ({worst.idxmax()})"}
+            if (level := self.blind_level(name)) is not None:
+                cells = {AVERAGE: f"{level[AVERAGE]:+.1f}", HARDEST: f"{level[self.hard[name]]:+.1f}"}
+                worst = level.drop(["seed", AVERAGE])
+                found[name, BLIND] = cells | {WORST: f"{worst.max():+.1f} ({worst.idxmax()})"}
         table = pd.DataFrame(found).T.rename_axis(["data", "method"])
         hard = ", ".join(f"{name}: {task}" for name, task in self.hard.items())
         said = (
             "Change of the test error against STL of the same seed in per cent (below 0 is better), mean ± 95 % "
             f"interval over seeds. Hardest: what LS sets back most on validation rows ({hard}). QM9 counts U0 "
-            "for U0, U, H and G; nothing is tuned"
+            "for U0, U, H and G; nothing is tuned. Input-blind: the best predictor that never sees an input"
         )
         return captioned(table, said)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mtl.experiments.base import Experiment, Trials
-from mtl.experiments.study import Study
+from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.problems.census40 import TASKS
 from mtl.report import captioned, frame, results_table, style
@@ -54,6 +54,10 @@ class ManyTasks(Study):
         shown[f"{GINI} ↓"] = counts[f"{GINI} ↓"].reindex(shown.index)
         first = results_table(self.early, {MEDIAN: False}, **how)[f"{MEDIAN} ↓"].reindex(shown.index)
         shown[f"median after {self.steps(0)} steps ↓"] = first
+        if (level := self.blind_means(lambda table: lines(table, self.tasks))) is not None:
+            digits = {"score": 4, GINI: 3}
+            own = [f"{level[name]:.{digits.get(name, 1)}f}" for name in SHOWN]
+            shown.loc[BLIND] = [*own, *["–"] * (shown.shape[1] - len(own))]
         shown.attrs["note"] = "Bold: cannot be told from the best. No interval where n < 3."
         said = (
             "Forty one-vs-rest tasks, one shared layer: mean test AUC; delta-m: change of the test log-loss against "
@@ -61,7 +65,7 @@ class ManyTasks(Study):
             f"many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most "
             f"{self.steps(-1)} steps, the epoch chosen on validation; last column: validation rows after the first "
             "epoch. STL: forty nets of the shared net's size; STL matched: forty that are together as large as it. "
-            "Near-deterministic tasks, whose log-loss is all but 0, pull the mean"
+            "Near-deterministic tasks, whose log-loss is all but 0, pull the mean. Input-blind: base rates alone"
         )
         return captioned(shown, said)
 

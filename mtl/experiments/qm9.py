@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Experiment, Trials
 from mtl.experiments.beside import beside_paper, differences, reported, text
-from mtl.experiments.study import Study
+from mtl.experiments.study import BLIND, Study
 from mtl.problems.metrics import delta_m
 from mtl.problems.qm9 import FAMILIES, UNITS
 from mtl.report import captioned, frame, results_table, style
@@ -51,6 +51,9 @@ class QM9Study(Study):
         errors = {head: [text(value, DIGITS[m]) or "–" for value in means[m]] for m, head in heads.items()}
         ordered = ranks(means).map(lambda rank: f"{rank:.1f}").reindex(means.index, fill_value="–")
         whole = pd.concat([pd.DataFrame(errors, means.index), shown.reindex(means.index), ordered], axis=1)
+        if (level := self.blind_means(lines)) is not None:
+            own = [text(level[m], DIGITS[m]) for m in METRICS] + [text(level[name], 1) for name in (DELTA, FAIRER)]
+            whole.loc[BLIND] = [*own, *["–"] * (whole.shape[1] - len(own))]
         whole.attrs["note"] = (
             shown.attrs["note"] + " delta-m against STL of the same seed, whose spread is so in its interval."
         )
@@ -58,7 +61,7 @@ class QM9Study(Study):
             "Distance histograms and an MLP: mean absolute error on test molecules, and delta-m against STL in "
             "per cent (mean ± 95 % interval over seeds; below 0 is better) over the 11 targets and over 8: U0, U, H "
             "and G differ by some meV of thermal terms, so they are one target four times, and delta-m (8) and rank "
-            "(8) count it once. Ranks without STL and A/A rows"
+            "(8) count it once. Ranks without STL and A/A rows. Input-blind: the fit on the composition alone"
         )
         return captioned(whole.rename_axis("method"), said)
 

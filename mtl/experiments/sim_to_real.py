@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Experiment, Trials
 from mtl.experiments.beside import reported
-from mtl.experiments.study import NO_ROWS, Study
+from mtl.experiments.study import BLIND, NO_ROWS, Study
 from mtl.report import captioned, frame, results_table, style
 from mtl.runs.cells import Point
 from mtl.training.fit import Budget
@@ -40,7 +40,7 @@ class SimToReal(Study):
         shown = results_table(self.frame, self.metrics, by=self.by, reference_row="STL", digits=2)
         if self.blind is not None:
             level = [f"{self.blind[f'segmentation/{x}miou']:.2f}" for x in ("", "target-")]
-            shown.loc["input-blind"] = [*level, *["–"] * (shown.shape[1] - 2)]
+            shown.loc[BLIND] = [*level, *["–"] * (shown.shape[1] - 2)]
         shown = shown.rename(columns=lambda c: c.replace("depth/target-abs", "target depth [m]"))
         shown = shown.rename(columns=lambda c: c.replace("normals/target-mean", "target normals [deg]"))
         said = (

@@ -9,6 +9,7 @@ import torch
 from mtl import backward
 from mtl.experiments import alpha as module
 from mtl.experiments.alpha import ALPHAS, BASES, LOSSES, SWEEPS, WORST, FairLosses, Sweep, fair, study, transformed
+from mtl.experiments.study import Study
 from mtl.ledger import Ledger
 from mtl.methods import method
 from mtl.problems import problem
@@ -91,6 +92,16 @@ def test_the_hardest_task_is_what_equal_weights_set_back_most_on_validation():
     for row in made.rows:
         row["validation"] = row["metrics"] | {"a/log-loss": 9.0 if row["label"] == "LS" else 1.0}
     assert Sweep(made.experiment, "study", made.rows, "", TASKS).hard == {"kuairand natural": "a"}
+
+
+def test_the_sweep_shows_what_no_input_gives(monkeypatch):
+    monkeypatch.setattr(Study, "blind", {f"{t}/log-loss": 4.4 + 0.44 * (t == "b") for t in TASKS})
+    made = Sweep(SWEEPS["kuairand"], "study", rows(LEVELS, seeds=(12,)), "constructed", TASKS)
+    base = 2.2 * (1 + 1e-4 * ((12 * 7 + 3) % 5))  # STL's level at seed 12
+    low, high = (100 * (x / base - 1) for x in (4.4, 4.84))
+    assert made.table.loc[("kuairand natural", "input-blind")].tolist() == [
+        f"{(2 * low + high) / 3:+.1f}", f"{low:+.1f}", f"{high:+.1f} (b)",
+    ]  # fmt: skip
 
 
 def test_emphasis_is_judged_per_data_set():

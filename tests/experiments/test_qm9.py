@@ -75,6 +75,15 @@ def test_the_table_shows_errors_in_units_and_both_averages():
     assert "one target four times" in table.attrs.get("caption", str(table.attrs))
 
 
+def test_the_fit_on_the_composition_is_a_line_of_the_table(monkeypatch):
+    monkeypatch.setattr(Shown, "blind", dict.fromkeys(METRICS, 2.2))
+    table = study({"LS": {"r2/mae": 1.77}}, seeds=(11,)).table
+    assert table.loc["input-blind"].tolist() == [
+        *("2.200", "2.200", "2.2", "2.2", "2.20", "2.20", *["2.2"] * 4, "2.200"), "100.0", "100.0", *["–"] * 3,
+    ]  # fmt: skip
+    assert table.loc["LS", "r2 [a0^2]"] == "1.95", "the other lines are what they were"
+
+
 def test_the_lead_over_ls_is_in_per_cent_of_stl():
     found = study({"LS": {"r2/mae": 1.77}, "LS A/A": {"r2/mae": 1.79}, "EMTL": {"r2/mae": 1.07}}).gains()
     assert list(found) == ["EMTL", "LS A/A"] and found.loc["r2", "EMTL"].startswith("+70.0 (+70.0, ")
