@@ -32,6 +32,15 @@ def test_fairgrad_at_alpha_1_is_nash_with_equal_heads_in_training():
     assert max((one - other).abs().max().item() for one, other in pairs) > 1e-3, "with other heads it is another method"
 
 
+def test_fair_losses_at_alpha_1_with_equal_weights_are_scale_invariance_in_training():
+    digits, budget = problem("digits", tasks=3), Budget(2, 200, lr=3e-3)
+    runs = [("si", {}), ("fair-loss", {"base": "ls", "alpha": 1.0}), ("fair-loss", {"base": "ls", "alpha": 0.5})]
+    si, one, half = (fit(digits, method(name, 3, **how), model="mlp", seed=0, budget=budget) for name, how in runs)
+    for other, same in ((one, True), (half, False)):
+        pairs = zip(si.model.parameters(), other.model.parameters(), strict=True)
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs) == same
+
+
 def curve(name, **how):
     """Losses of three tasks over 25 steps of one length on the shared parameters; heads follow their own gradient."""
     digits = problem("digits", tasks=3)
