@@ -93,3 +93,13 @@ def test_norms_over_many_decades(decades: float, alpha: float) -> None:
     w, proof = solvers.alpha_fair(G @ G.mT, alpha)
     assert bool(proof.converged.all()) and int(proof.iterations.max()) <= 100
     assert check_alpha_fair(G @ G.mT, w, alpha).max() < 1e-12
+
+
+@pytest.mark.parametrize("seed", [1, 27, 47, 48, 50])
+def test_forty_tasks_over_sixty_decades(seed: int) -> None:
+    """Some of the problems that are solved in about half of the steps allowed, or not at all."""
+    G = gradients("low rank", 40, 1, torch.Generator().manual_seed(seed), decades=60.0)[0]
+    K = 0.5 * (G @ G.mT + (G @ G.mT).mT)
+    w, proof = solvers.alpha_fair(K, 0.05)
+    assert bool(proof.converged) and not bool(proof.stationary) and int(proof.iterations) <= 100
+    assert check_alpha_fair(K[None], w[None], 0.05).max() < 1e-10
