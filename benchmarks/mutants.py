@@ -34,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Where mutants are made, and the tests that must notice them, the fastest first.
 TESTS = {
     "mtl/solvers": ("tests/solvers", "tests/methods"),
-    "mtl/methods": ("tests/methods", "tests/gradients/test_backward.py"),
+    "mtl/methods": ("tests/methods", "tests/gradients/test_backward.py", "tests/gradients/test_absent.py"),
     "mtl/report/stats.py": ("tests/report/test_stats.py", "tests/report/test_report.py"),
     "mtl/ledger.py": ("tests/test_ledger.py", "tests/runs"),
 }

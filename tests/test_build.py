@@ -207,7 +207,9 @@ def test_figures_fetch_no_data_that_no_notebook_reads() -> None:
 
 def test_the_workflow_runs_the_same_command_on_each_python() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
-    assert jobs["test"]["steps"][-1] == {"run": ".ci/run"}
+    *_, weekly, last = jobs["test"]["steps"]
+    assert last == {"run": ".ci/run"}
+    assert weekly["if"] == "github.event_name == 'schedule'" and weekly["run"].endswith('-e ".[molecules]"')
     supported = SpecifierSet(PROJECT["requires-python"])
     assert all(supported.contains(python) for python in jobs["test"]["strategy"]["matrix"]["python"])
 

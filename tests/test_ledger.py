@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import platform
 import re
 import subprocess
 import time
@@ -77,10 +78,12 @@ def test_rows_come_back_and_the_last_of_a_key_wins(tmp_path) -> None:
     book.append({"key": "k", "metrics": {"auc": math.nan}})
     assert book.rows()[0]["metrics"] == {"auc": None}
     book.append({"key": "other"})
-    book.append({"key": "k", "metrics": {"auc": 0.5}})
+    book.append({"metrics": {"auc": 0.5}, "key": "k"})
     assert [row["key"] for row in book.rows()] == ["k", "other"]
     assert book.find("k") == {"key": "k", "metrics": {"auc": 0.5}}
     assert sorted(path.name for path in (tmp_path / "deep" / "a").iterdir()) == ["k.json", "other.json"]
+    text = (tmp_path / "deep" / "a" / "k.json").read_text()  # a line that `diff` and `git` can compare
+    assert text == json.dumps(json.loads(text), sort_keys=True) + "\n"
 
 
 def test_a_row_that_json_cannot_hold_is_named(tmp_path) -> None:
@@ -237,6 +240,15 @@ def test_provenance_says_what_made_the_row() -> None:
     assert found["hardware"]["gpu"] is None and found["hardware"]["cpu"]
     assert found["created"].endswith("+00:00") and len(found["sources"]) == 64 and found["modules"] == RUN
     assert "sources" not in provenance("cpu")
+
+
+def test_a_processor_has_the_name_that_the_system_gives_it(monkeypatch) -> None:
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *_: "processor : 0\nmodel name\t: Some CPU @ 2 GHz\nflags : a b\n"
+    )
+    assert module._cpu() == "Some CPU @ 2 GHz"
+    monkeypatch.setattr(Path, "read_text", lambda path, *_: "processor : 0\n")
+    assert module._cpu() == (platform.processor() or platform.machine())
 
 
 def test_stale_is_what_other_sources_made() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mtl.cli.plan import plan
+from mtl.experiments.registry import EXPERIMENTS
 from mtl.report.verdicts import claims
 from tests.nbval_copies import MARK, copies
 
@@ -103,6 +104,14 @@ def test_the_pairs_that_the_answer_counts_are_those_of_the_figure() -> None:
     pairs = re.findall(r"(\d+) of (\d+) pairs practically equal", caption)
     equal, every = (sum(map(int, column)) for column in zip(*pairs, strict=True))
     assert f"{equal} of {every} pairs" in text
+
+
+def test_a_notebook_shows_the_published_rows_of_its_study() -> None:
+    """loss_scale.study and readings.study look for them themselves."""
+    shown = re.compile(r"declared\(|published\(|latest\(")
+    made = {one.notebook for one in EXPERIMENTS.values() if one.notebook and "study" in one.seeds}
+    text = {name: (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8") for name in made}
+    assert [name for name, own in sorted(text.items()) if not shown.search(own)] == ["05_loss_scale"]
 
 
 def test_there_is_a_first_notebook() -> None:

@@ -77,6 +77,26 @@ def test_famos_qm9_rank_column_is_zero_based():
     assert ranks.mean() == pytest.approx((len(ranks) - 1) / 2, abs=0.05)
 
 
+def test_mean_ranks_are_recomputed_from_cells_and_so_are_their_errors():
+    """Ties take the smaller rank. NTKMTL's follow, FAMO's begin at 0; on Cityscapes three are others."""
+    again, first, streets = table("qm9_ntkmtl_rerun"), table("qm9"), table("cityscapes")
+    targets = list(first.columns[: list(first).index("mr")])
+
+    def ranks(rows, columns, up=False):
+        return rows.drop("STL")[columns].astype(float).rank(method="min", ascending=not up)
+
+    whole = ranks(again, targets).mean(axis=1)
+    assert len(whole) == 14 and (whole - again.mr.drop("STL")).abs().max() < 0.006
+    zero = ranks(first, targets).mean(axis=1) - first.mr.drop("STL")
+    assert len(zero) == 11 and zero.min() > 0.7 and zero.max() < 1.01
+    streets = streets[streets.source == "Nash-MTL Table 3"]
+    parts = ranks(streets, ["miou", "pixacc"], up=True), ranks(streets, ["abs", "rel"])
+    off = pd.concat(parts, axis=1).mean(axis=1) - streets.mr.drop("STL")
+    assert off[off.abs() > 0.13].to_dict() == {"SI": 0.25, "RLW": -0.5, "UW": 0.25}
+    faces = table("celeba").mr.dropna()
+    assert faces.mean() == pytest.approx((len(faces) + 1) / 2, abs=0.01), "a whole column, whichever header it has"
+
+
 def test_qm9_delta_m_follows_from_two_digit_cells_within_two_points():
     rows = table("qm9")
     tasks = list(rows.columns[: list(rows).index("mr")])

@@ -20,9 +20,9 @@ def standing(means: "pd.Series[float]", own: str, higher: bool) -> tuple[int, in
     return order.index(own) + 1, len(order), next(name for name in order if name != own)
 
 
-def reported(name: str) -> pd.DataFrame:
-    """paper/reported/`name`.csv: numbers as a paper prints them."""
-    return pd.read_csv(root() / "paper" / "reported" / f"{name}.csv")
+def reported(name: str, **how: Any) -> pd.DataFrame:
+    """paper/reported/`name`.csv: numbers as a paper prints them, to the last digit with dtype=str."""
+    return pd.read_csv(root() / "paper" / "reported" / f"{name}.csv", **how)
 
 
 def recount(said: Iterable[tuple[str, str]]) -> pd.DataFrame:

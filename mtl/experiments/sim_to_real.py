@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Experiment, Trials
 from mtl.experiments.beside import reported
-from mtl.experiments.study import NO_ROWS, Study
+from mtl.experiments.study import BLIND, NO_ROWS, Study
 from mtl.report import captioned, frame, results_table, style
 from mtl.runs.cells import Point
 from mtl.training.fit import Budget
@@ -38,9 +38,10 @@ class SimToReal(Study):
     @cached_property
     def table(self) -> pd.DataFrame:
         shown = results_table(self.frame, self.metrics, by=self.by, reference_row="STL", digits=2)
+        shown = shown.drop(columns="mean rank")  # which would count the difference of two columns as a third
         if self.blind is not None:
             level = [f"{self.blind[f'segmentation/{x}miou']:.2f}" for x in ("", "target-")]
-            shown.loc["input-blind"] = [*level, *["–"] * (shown.shape[1] - 2)]
+            shown.loc[BLIND] = [*level, *["–"] * (shown.shape[1] - 2)]
         shown = shown.rename(columns=lambda c: c.replace("depth/target-abs", "target depth [m]"))
         shown = shown.rename(columns=lambda c: c.replace("normals/target-mean", "target normals [deg]"))
         said = (
@@ -65,7 +66,7 @@ class SimToReal(Study):
 
 def listing() -> pd.DataFrame:
     """The rows of the listing beside FairGrad's paper, and what of each is run here or why not."""
-    table = reported("fairgrad_listing").drop(columns="source").astype(object).fillna("–")
+    table = reported("fairgrad_listing", dtype=str).drop(columns="source").fillna("–")
     said = "What the listing beside FairGrad's paper names, and what of it runs here. Its rows may be of other papers"
     return captioned(table, f"{said}; MR there is a mean rank among methods, whatever its column says")
 

@@ -1,9 +1,9 @@
 """Rows of an experiment at one scale, what is shown of them, and what a side-car says of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import pandas as pd
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mtl.experiments.base import Experiment
 
 Options = Mapping[str, Any]
+BLIND = "input-blind"  # the label of the predictor that never sees an input
 NO_ROWS: dict[str, Any] = {"rows": (), "command": "", "config": {}}  # of what is counted in a printed table
 
 
@@ -78,6 +79,15 @@ class Study:
         """Test metrics of the predictor that never sees an input, from data/ledger/blind.jsonl; None without a row."""
         found = [row for row in ledger("blind").rows() if row["fingerprint"] == self.rows[0]["fingerprint"]]
         return dict(found[-1]["metrics"]) if found else None
+
+    def blind_means(self, lines: Callable[[pd.DataFrame], pd.DataFrame]) -> "pd.Series[float] | None":
+        """What `lines` says of the input-blind predictor beside the reference row, mean over seeds; None without it."""
+        if self.blind is None:
+            return None
+        base = [row for row in self.rows if row["label"] == self.reference]
+        blind = [cast(Row, {**row, "label": BLIND, "metrics": self.blind}) for row in base]
+        table = lines(frame([*base, *blind]))
+        return table[table["label"] == BLIND].mean(numeric_only=True)
 
     def same(self, metric: str, d: float) -> Check:
         """The A/A check: rows labelled "X A/A" against X, paired over seeds."""

@@ -9,6 +9,7 @@ import torch
 from mtl import backward
 from mtl.experiments import alpha as module
 from mtl.experiments.alpha import ALPHAS, BASES, LOSSES, SWEEPS, WORST, FairLosses, Sweep, fair, study, transformed
+from mtl.experiments.study import Study
 from mtl.ledger import Ledger
 from mtl.methods import method
 from mtl.problems import problem
@@ -29,6 +30,15 @@ def test_fairgrad_at_alpha_1_is_nash_with_equal_heads_in_training():
     raw = fit(digits, method("fairgrad", 3, alpha=1.0), model="mlp", seed=0, budget=Budget(2, 200, lr=3e-3))
     pairs = zip(made["nash"].model.parameters(), raw.model.parameters(), strict=True)
     assert max((one - other).abs().max().item() for one, other in pairs) > 1e-3, "with other heads it is another method"
+
+
+def test_fair_losses_at_alpha_1_with_equal_weights_are_scale_invariance_in_training():
+    digits, budget = problem("digits", tasks=3), Budget(2, 200, lr=3e-3)
+    runs = [("si", {}), ("fair-loss", {"base": "ls", "alpha": 1.0}), ("fair-loss", {"base": "ls", "alpha": 0.5})]
+    si, one, half = (fit(digits, method(name, 3, **how), model="mlp", seed=0, budget=budget) for name, how in runs)
+    for other, same in ((one, True), (half, False)):
+        pairs = zip(si.model.parameters(), other.model.parameters(), strict=True)
+        assert all(torch.equal(mine, theirs) for mine, theirs in pairs) == same
 
 
 def curve(name, **how):
@@ -93,6 +103,16 @@ def test_the_hardest_task_is_what_equal_weights_set_back_most_on_validation():
     assert Sweep(made.experiment, "study", made.rows, "", TASKS).hard == {"kuairand natural": "a"}
 
 
+def test_the_sweep_shows_what_no_input_gives(monkeypatch):
+    monkeypatch.setattr(Study, "blind", {f"{t}/log-loss": 4.4 + 0.44 * (t == "b") for t in TASKS})
+    made = Sweep(SWEEPS["kuairand"], "study", rows(LEVELS, seeds=(12,)), "constructed", TASKS)
+    base = 2.2 * (1 + 1e-4 * ((12 * 7 + 3) % 5))  # STL's level at seed 12
+    low, high = (100 * (x / base - 1) for x in (4.4, 4.84))
+    assert made.table.loc[("kuairand natural", "input-blind")].tolist() == [
+        f"{(2 * low + high) / 3:+.1f}", f"{low:+.1f}", f"{high:+.1f} (b)",
+    ]  # fmt: skip
+
+
 def test_emphasis_is_judged_per_data_set():
     other = rows(LEVELS | {fair(10.0): (1, 1, 1.6)}, "census40", "")
     (found,) = sweep(*other).findings()
@@ -131,6 +151,19 @@ def test_fair_losses_are_counted_over_bases_with_simultaneous_intervals():
     assert found.would == "reproduced" and len(found.parts) == 9 and len(found.beside) == 9
     assert fair_losses(-0.1).findings()[0].would == "contradicted"
     assert len(made.figure().axes) == 2
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05])
+def test_both_families_see_their_own_doubled_rows(shift):
+    """The check of convergence reads the rows that the experiment doubles, whichever labels these are."""
+    for family, made_by, levels in ((Sweep, SWEEPS, LEVELS), (FairLosses, LOSSES, fair_levels(0.1))):
+        one = made_by["kuairand"]
+        once = {label: levels[label] for label in one.doubled}
+        twice = once | {one.doubled[-1]: tuple(value + shift for value in once[one.doubled[-1]])}
+        pair = tuple(rows(own, seeds=(100, 101)) for own in (once, twice))
+        made = family(one, "study", rows(levels), "constructed", TASKS, doubled=pair)
+        (gate,) = [check for check in made.findings()[0].gate if check.name == "converged"]
+        assert gate.passed == (shift == 0) and "kuairand natural, " in gate.said
 
 
 def test_bases_that_need_positive_losses_have_no_cell_from_alpha_1_on():

@@ -77,6 +77,15 @@ def test_the_table_and_pictures_show_both_budgets():
     assert "Ahead of LS in mean AUC at the chosen epoch: none." in made.answer()
 
 
+def test_the_input_blind_predictor_is_a_line_of_the_table(monkeypatch):
+    assert "input-blind" not in study().table.index, "it has no row"
+    monkeypatch.setattr(Shown, "blind", {f"{t}/log-loss": 4.0 for t in NAMES} | {"score": 0.5})
+    shown = study().table
+    found = shown.loc["input-blind"].tolist()  # STL's level is 1, 1.1, ... 1.4
+    mean = np.mean([100 * (4 / (1 + 0.1 * k) - 1) for k in range(5)])
+    assert found == ["0.5000", *[f"{mean:.1f}"] * 3, "4.0", "0.000", "–", "–"] and len(shown) == 5
+
+
 def test_sharing_is_judged_at_matched_capacity():
     (found,) = study().findings()
     assert (found.would, found.word) == ("reproduced", "inconclusive (assay)") and found.n == 5

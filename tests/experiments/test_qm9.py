@@ -1,5 +1,7 @@
 """QM9's table: equal terms, delta-m over 11 and over 8, papers' cells recomputed, the stand-in said so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from mtl.experiments import qm9
 from mtl.experiments.beside import reported
 from mtl.experiments.qm9 import DELTA, FAIRER, METRICS, QM9, RANK, RANK8
 from mtl.experiments.qm9 import QM9Study as Shown
+from mtl.experiments.qm9_messages import QM9_MESSAGES
 from mtl.ledger import Ledger
 from mtl.methods import method
 from mtl.runs.cells import split
@@ -75,11 +78,31 @@ def test_the_table_shows_errors_in_units_and_both_averages():
     assert "one target four times" in table.attrs.get("caption", str(table.attrs))
 
 
+def test_the_fit_on_the_composition_is_a_line_of_the_table(monkeypatch):
+    monkeypatch.setattr(Shown, "blind", dict.fromkeys(METRICS, 2.2))
+    table = study({"LS": {"r2/mae": 1.77}}, seeds=(11,)).table
+    assert table.loc["input-blind"].tolist() == [
+        *("2.200", "2.200", "2.2", "2.2", "2.20", "2.20", *["2.2"] * 4, "2.200"), "100.0", "100.0", *["–"] * 3,
+    ]  # fmt: skip
+    assert table.loc["LS", "r2 [a0^2]"] == "1.95", "the other lines are what they were"
+
+
 def test_the_lead_over_ls_is_in_per_cent_of_stl():
     found = study({"LS": {"r2/mae": 1.77}, "LS A/A": {"r2/mae": 1.79}, "EMTL": {"r2/mae": 1.07}}).gains()
     assert list(found) == ["EMTL", "LS A/A"] and found.loc["r2", "EMTL"].startswith("+70.0 (+70.0, ")
     assert found.loc["r2", "LS A/A"].startswith("-2.0 (") and found.loc[FAIRER, "EMTL"].startswith("+8.8 (")
     assert "(" not in study({"LS": {}, "EMTL": {}}, seeds=(10, 11)).gains().loc["mu", "EMTL"]
+
+
+def test_doubled_epochs_are_part_of_the_study_and_their_largest_move_is_said():
+    assert QM9.doubled == ("STL", "LS", "MGDA", "FairGrad (alpha=2)") and not QM9_MESSAGES.doubled
+    made = study({"LS": {}})
+    assert made.converged().passed is None
+    once = {"LS": {"r2/mae": 1.77}, "MGDA": {"r2/mae": 1.77}, "FairGrad (alpha=2)": {}}
+    for factor, passed in ((1.80, True), (1.90, False)):
+        pair = tuple(runs(own, (100, 101)) for own in (once, once | {"MGDA": {"r2/mae": factor}}))
+        check = replace(made, doubled=pair).converged()
+        assert check.passed is passed and "(MGDA)" in check.said and f"{100 * (factor - 1.77) / 11:+.3g}" in check.said
 
 
 def test_a_run_without_a_result_keeps_its_line():

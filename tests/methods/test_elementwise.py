@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtl.gradients import backward
 from mtl.methods import aggregate, method
+from mtl.methods.absent import present
 from tests.methods.cases import CASES, make
 from tests.methods.families import data
 
@@ -52,6 +53,17 @@ def test_the_shapes_of_parameters_do_not_matter(name: str, piece: int, monkeypat
         parts = many.combine([G[:, 0], G[:, 1:201], turned], L)
         assert [p.shape for p in parts] == [(), (200,), (2, 3, 2, 2)]
         assert torch.allclose(torch.cat([p.flatten() for p in parts]), one.combine([G], L)[0], rtol=1e-12)
+
+
+def test_excessmtl_s_weights_are_shares_from_the_start() -> None:
+    G, L = data(4)
+    m = method("excessmtl", 4, eta=1.0)
+    assert torch.allclose(m.head_weights(L, L), torch.full_like(L, 1 / 4))
+    with present(m, [0, 2]) as few:
+        for k in (1, 2):
+            few.combine([k * G[[0, 2]]], L[[0, 2]])
+    w = m.head_weights(L, L)
+    assert float(w.sum()) == pytest.approx(1) and w[[1, 3]].tolist() == pytest.approx([1 / 4, 1 / 4])
 
 
 def test_graddrop_keeps_one_sign_per_coordinate() -> None:

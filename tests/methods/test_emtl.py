@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mtl.methods import aggregate, method
+from mtl.methods.absent import present
 from tests.methods.cases import GRAM, make
 from tests.methods.families import data
 
@@ -86,3 +87,21 @@ def test_fair_loss_transforms_losses_gradients_and_heads() -> None:
     assert torch.allclose(d, make("graddrop", 3).combine([G / L[:, None]], L)[0])
     with pytest.raises(ValueError, match="alpha: must be < 1 for base='si'"):
         method("fair-loss", 3, base="si", alpha=1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_fair_loss_shows_its_base_the_transformed_losses(alpha: float) -> None:
+    """To a base that sees their values and not their ratios alone."""
+    L = data(3)[1]
+    changed = {0.0: L, 0.5: 2 * L.sqrt(), 1.0: L.log(), 2.0: -1 / L, 3.0: -1 / (2 * L**2)}[alpha]
+    w = make("fair-loss", 3, base="stch", alpha=alpha).weights(L)
+    assert torch.allclose(w, L**-alpha * make("stch", 3).weights(changed), rtol=1e-12)
+
+
+def test_cr_mogm_starts_at_each_task_s_own_first_weight() -> None:
+    m = method("cr-mogm", 3, base="si", alpha=0.75)
+    with present(m, [0, 2]) as few:
+        assert few.weights(torch.tensor([1.0, 2.0])).tolist() == [1.0, 0.5]
+    # 1/L = (2, 4, 1): two tasks move a quarter of their way, the second has come from nowhere
+    assert m.weights(torch.tensor([0.5, 0.25, 1.0])).tolist() == [1.25, 4.0, 0.625]
+    assert m.weights(torch.tensor([0.5, 0.5, 1.0])).tolist() == [1.4375, 3.5, 0.71875]

@@ -1,5 +1,7 @@
 """Gradient balancing: each solver's own promise, the authors' scaling, edges that have no right answer."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,6 +47,30 @@ def test_mgda_norms_and_official_factors() -> None:
     assert float(fair.direction.norm()) <= 1
     reg = aggregate("upgrad", grads=G, losses=L, official=True)
     assert torch.allclose(reg.direction, aggregate("upgrad", grads=G, losses=L, reg=1e-4).direction)
+
+
+@pytest.mark.parametrize("norm", ["loss", "loss+"])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_mgda_norms_have_no_limit_of_size_in_float32(norm: str, scale: float) -> None:
+    G, L = data(3)
+    w = make("mgda", 3, norm=norm).weights((scale * L).float(), (G @ G.T).float())
+    assert torch.allclose(w.double(), make("mgda", 3, norm=norm).weights(L, G @ G.T), atol=1e-5)
+
+
+@pytest.mark.parametrize("often", [1, 10])
+@pytest.mark.parametrize("rest", [0.0, 5e-7])
+def test_config_finds_what_nearly_opposed_gradients_have_in_common(rest: float, often: int) -> None:
+    """Unit gradients whose sum is 3e-2 `rest`, each of them `often` times: U^+ 1, however small, and 0 at 0 alone."""
+    angle = torch.tensor([0.03, -0.03, math.pi + 0.03, math.pi - 0.03 * (1 + rest)], dtype=torch.float64)
+    U = torch.stack([angle.cos(), angle.sin()], 1).repeat(often, 1)
+    found = aggregate("config", grads=U, losses=torch.ones(len(U), dtype=torch.float64))
+    v = torch.linalg.pinv(U).sum(1)
+    wanted = U.sum(0) @ v / (v @ v) * v
+    if rest:
+        assert float((found.direction - wanted).norm()) <= 1e-5 * float(wanted.norm())
+    else:
+        assert not found.direction.any()
+    assert bool(found.certificate.stationary) is not bool(rest)
 
 
 # ---- edges that have no right answer: ours, as documented --------------------------------------------------

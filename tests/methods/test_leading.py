@@ -58,6 +58,7 @@ VARIED: list[tuple[str, list[dict[str, Any]]]] = [
     ("famo", [{"gamma": 0.0}, {"gamma": 0.1}, {"gamma": 0.1, "b": -2.0}]),
     ("bandit", [{"rho": 0.1}, {"rho": 0.5, "eta": 2.0}, {"rho": 1.2}]),
     ("fairgrad", [{"alpha": 0.5}, {"alpha": 1.0}, {"alpha": 5.0}]),
+    ("gradvac", [{"beta": b} for b in (0.1, 0.5, 0.9)]),  # which draws, for all at once
     ("emtl", [{"rho": 0.1}, {"rho": 0.5, "alpha": 0.0}, {"rho": 0.65, "eta": 3.0}]),
     ("emtl", [{"base": "fairgrad", "base_hyper": {"alpha": a}} for a in (0.5, 1.0, 4.0)]),
 ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from mtl.methods.absent import present
 from tests.methods.cases import make
 
 
@@ -23,6 +24,13 @@ def test_closed_forms_of_loss_methods() -> None:
     fixed = make("scalarization", 3, c=[1, 2, 3]).weights(L)
     assert fixed.tolist() == [1, 2, 3]
     assert make("stl", 3, task=2).weights(L).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["si", "gls", "dwa"])
+def test_losses_have_weights_where_they_are_positive(name: str) -> None:
+    m = make(name, 3)
+    assert float(m.weights(torch.tensor([4.0, 1.0, 1e-3])).min()) > 0
+    assert m.unusable(torch.tensor([1e-3, 0.0, -1.0])).tolist() == [False, True, True]
 
 
 def test_random_weights_have_their_distribution() -> None:
@@ -47,6 +55,18 @@ def test_dwa_takes_windows_and_epochs() -> None:
         told.end_epoch()
     expected = 2 * torch.softmax(torch.tensor([0.5, 1.0], dtype=torch.float64) / 2, -1)
     assert torch.allclose(a, expected)
+
+
+def test_dwa_keeps_the_epochs_of_a_task_that_an_epoch_lacks() -> None:
+    m = make("dwa", 2, window=None)
+    for losses in ([4.0, 4.0], [2.0, 4.0]):
+        m.weights(torch.tensor(losses, dtype=torch.float64))
+        m.end_epoch()
+    with present(m, [1]) as few:
+        few.weights(torch.tensor([1.0], dtype=torch.float64))
+    m.end_epoch()
+    ratios = torch.tensor([2 / 4, 1 / 4], dtype=torch.float64)
+    assert torch.allclose(m.weights(torch.ones(2, dtype=torch.float64)), 2 * torch.softmax(ratios / 2, -1))
 
 
 def test_famo_equal_decrease_leaves_the_logits() -> None:

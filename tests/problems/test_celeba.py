@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mtl import backward
 from mtl.errors import DataError
 from mtl.methods import method
 from mtl.problems import MissingDataError, problem
@@ -51,9 +52,19 @@ def test_the_net_trains_and_is_measured(folder):
     data = problem("celeba", partial=True)
     run = fit(data, method("fairgrad", COUNT), model="nine-layers", seed=0, budget=Budget(1, 4))
     assert run.status == "ok" and set(run.metrics) >= {m.key for m in data.metrics}
-    paper = data.model("nine-layers", 0, width=64, hidden=512)
-    assert sum(isinstance(m, torch.nn.Conv2d) for m in paper.modules()) == 8
     assert len(data.model("single-task", 0, width=1, hidden=1)(data.data("test")[0][:1])) == COUNT
+
+
+def test_scale_paper_has_the_whole_net_and_it_takes_a_step(folder):
+    data = problem("celeba", "paper", partial=True)
+    net = data.model("nine-layers", 0)
+    convolutions = [m.out_channels for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions == [64, 64, 128, 128, 256, 256, 256, 256]
+    hidden = [(m.in_features, m.out_features) for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    assert hidden == [(4096, 512), *[(512, 1)] * COUNT]
+    losses = data.losses(net, next(iter(data.batches("train", 0, 4))))
+    backward(losses, shared=net.shared_parameters(), heads=net.head_parameters(), method=method("ls", COUNT))
+    assert len(losses) == COUNT and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 def spoilt(path, line, change):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -323,3 +324,10 @@ def test_a_copy_without_a_checkout_knows_its_data_sets(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("digits\n") and "mtl data get census" in done.stdout
+
+
+def test_every_folder_that_the_cards_name_is_listed() -> None:
+    """A data set that a problem can read stands in `mtl data list`, whether it is fetched or laid there by hand."""
+    cards = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
+    folders = {name.removesuffix("_income") for name in re.findall(r"^## .*folder `(\w+)/", cards, re.M)}
+    assert folders and folders <= {row["name"] for row in download.status()}

@@ -8,7 +8,7 @@ from mtl.errors import DataError
 from mtl.problems import MissingDataError, problem
 from mtl.problems.data.pins import entry
 from mtl.problems.molecules import generate
-from mtl.problems.qm9 import FAMILIES, HARTREE, NODES, PAIR, UNITS, features, split_rows
+from mtl.problems.qm9 import FAMILIES, HARTREE, NODES, PAIR, UNITS, Properties, features, split_rows
 from mtl.problems.qm9_files import COLUMNS, COMPACT, ELEMENTS, FOLDER, PARTS, SHA256, TARGETS, Molecules, read
 from tests.problems.damage import kept, spoil
 
@@ -236,6 +236,32 @@ def test_errors_are_in_the_units_of_the_literature_and_losses_in_either():
     assert natural.options == {"targets": "natural"} and natural.fingerprint == made.fingerprint
     with pytest.raises(ValueError, match="targets must be one of standardised, natural, found 'raw'"):
         problem("molecules", targets="raw")
+
+
+# As the package prints them, in the source's units, and what a problem's targets are, in the literature's.
+WATER = (1.8511, 6.31, -0.2928, 0.0687, 19.0002, 0.021375, -76.404702, -76.401867, -76.400922, -76.422349, 6.002)
+WATER_IN_MEV = (-7967.5, 1869.4, 581.6, -2079077.8, -2079000.7, -2078975.0, -2079558.0)
+METHANE = (0.0, 13.21, -0.3877, 0.1171, 35.3641, 0.044749, -40.47893, -40.476062, -40.475117, -40.498597, 6.469)
+METHANE_IN_MEV = (-10549.9, 3186.5, 1217.7, -1101487.8, -1101409.8, -1101384.0, -1102023.0)
+
+
+def test_targets_of_two_known_molecules_are_in_the_units_of_the_literature():
+    """Without the files: made-up geometry, printed targets, through the fit on the composition and back."""
+    made = generate(60)
+    molecules = made._replace(
+        n_atoms=np.append(made.n_atoms, [3, 5]), z=np.append(made.z, [8, 1, 1, 6, 1, 1, 1, 1]).astype(np.uint8),
+        pos=np.concatenate([made.pos, np.eye(8, 3, dtype=np.float32)]), y=np.concatenate([made.y, [WATER, METHANE]]),
+    )  # fmt: skip
+    rows = {"train": np.arange(40), "validation": np.arange(40, 60), "test": np.array([60, 61])}
+    data = Properties("smoke", molecules, rows, targets="standardised", source="two known", fingerprint="two")
+    composition = np.array([[1, 2, 0, 0, 1, 0], [1, 4, 1, 0, 0, 0]])  # of one, H, C, N, O, F
+    found = data.data("test")[1].double().numpy() * data.spread.numpy() + composition @ data.fit
+    units = ["D", "a0^3", "meV", "meV", "a0^2", *["meV"] * 5, "cal/(mol K)"]
+    assert [metric.unit for metric in data.metrics] == units
+    for values, printed, energies in zip(found, (WATER, METHANE), (WATER_IN_MEV, METHANE_IN_MEV), strict=True):
+        meV = [value for value, unit in zip(values, units, strict=True) if unit == "meV"]
+        assert meV == pytest.approx(energies, rel=1e-5, abs=0.1)
+        assert values[[0, 1, 4, 10]] == pytest.approx(np.array(printed)[[0, 1, 4, 10]], abs=1e-3)
 
 
 def test_a_family_is_one_target_four_times():

@@ -77,6 +77,12 @@ def test_many_pairs_are_sampled() -> None:
     assert paired_permutation(a + 9, 0 * a, generator=rng(), samples=99).p == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("n", [16, 17])
+def test_up_to_sixteen_pairs_all_flips_are_counted(n: int) -> None:
+    found = paired_permutation(np.ones(n), np.zeros(n), generator=rng())
+    assert found.exact == (n == 16) and found.smallest == 2.0 ** (1 - n)
+
+
 def test_permutation_level_under_the_null() -> None:
     x = rng(5).normal(size=(1500, 7))
     share = np.mean([paired_permutation(row, 0 * row).p <= 0.05 for row in x])

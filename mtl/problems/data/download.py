@@ -28,6 +28,7 @@ BY_HAND = (  # name, which is the folder's too, title, licence, route; data/READ
         "cityscapes-dataset.com's terms",
         "the MTAN authors' train and val folders",
     ),
+    ("celeba", "CelebA, forty attributes", "non-commercial research", "the authors' lists and img_align_celeba"),
 )
 
 

@@ -1,0 +1,79 @@
+"""Shortest vectors and dual cones of three tasks or more: zero rows, scale, what is too short to be told."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtl import solvers
+from mtl.solvers import nonneg
+from mtl.solvers.certificate import Gram
+
+
+@pytest.mark.parametrize("T", [2, 3])
+@pytest.mark.parametrize("batch", [False, True])
+def test_weights_of_the_cone_must_be_finite(T: int, batch: bool) -> None:
+    K, v = torch.eye(T, dtype=torch.float64), torch.ones(T, dtype=torch.float64)
+    for bad in (math.nan, math.inf):
+        v[-1] = bad
+        with pytest.raises(ValueError, match="v: must be finite, found NaN or infinity"):
+            solvers.dual_cone(K, torch.stack([v, v]) if batch else v)
+
+
+@pytest.mark.parametrize("power", [-40, 0, 40])
+def test_the_shortest_vector_is_that_of_the_tasks_with_a_gradient(power: int) -> None:
+    """Whatever their lengths: a task without one is no vector of length one."""
+    K = torch.diag(torch.tensor([1.0, 0.0, 4.0], dtype=torch.float64)) * 4.0**power
+    found = nonneg.shortest(Gram(K, None), 0)
+    assert found.w.tolist() == pytest.approx([0.8, 0.0, 0.2]) and found.value == pytest.approx(4 / 9 * 0.8 / 0.64)
+
+
+def test_the_judge_of_the_shortest_vector_is_its_formula() -> None:
+    """max_t |min(w_t|g_t|/W, ((Kw)_t - w'Kw)/(W max(|g_t|, W)))|, W = sum_t w_t|g_t|, and w'Kw/W^2; w = q z."""
+    K = np.array([[4.0, 1.0, -0.5], [1.0, 1.0, 0.2], [-0.5, 0.2, 0.25]])
+    n = np.sqrt(K.diagonal())
+    for w in ([0.2, 0.3, 0.5], [0.9, 0.05, 0.05], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]):
+        W, slope = n @ w, K @ w
+        gap = (slope - w @ slope) / (W * np.maximum(n, W))
+        residual, value = nonneg.judge(K / np.outer(n, n), n.min() / n, n * w)
+        assert residual == pytest.approx(np.abs(np.minimum(w * n / W, gap)).max(), rel=1e-12)
+        assert value == pytest.approx(w @ slope / W**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_stationary_does_not_see_the_scale_of_what_is_projected(size: float) -> None:
+    g = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    G = torch.stack([g, -2 * g, -0.5 * g])
+    w, proof = solvers.dual_cone(G @ G.T, size * torch.tensor([1.0, 0.3, 0.0], dtype=torch.float64))
+    assert bool(proof.stationary) and bool(proof.converged)
+    assert float((w @ G).norm()) < 1e-7 * size
+
+
+def opposed(t: float) -> Tensor:
+    """Two gradients that cancel but for t, and a third that has no part in it; rounded to float32."""
+    G = torch.tensor([[1.0, 0.0, 0.0], [-1.0, t, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return (G @ G.T).float()
+
+
+def test_a_direction_below_the_rounding_of_its_own_weights_is_never_called_solved() -> None:
+    """Between zero beside what is projected (stationary) and seen beside the weights (converged) lies neither."""
+    told = []
+    for t in (1e-3, 2e-3, 3e-3, 1e-2):
+        _, proof = solvers.dual_cone(opposed(t), torch.tensor([1.0, 0.0, 0.0]))
+        told.append((bool(proof.converged), bool(proof.stationary)))
+    assert told == [(True, True), (False, False), (True, False), (True, False)]
+
+
+@pytest.mark.parametrize(("rank", "T", "seed"), [(4, 10, 1212), (5, 12, 1227)])
+def test_the_shortest_solution_of_columns_over_two_decades(rank: int, T: int, seed: int) -> None:
+    """Rare ones, on which full Newton steps cycle. Optimal: x = max(A'l, 0) for some l."""
+    g = np.random.default_rng(seed)
+    A = g.standard_normal((rank, T)) * 10 ** g.uniform(-1, 1, T)
+    x = np.maximum(g.standard_normal(T), 0)
+    found = nonneg.least_norm(A, x, np.ones(T, bool))
+    at = found > 0
+    dual = np.linalg.lstsq(A[:, at].T, found[at], rcond=None)[0]
+    assert np.abs(A @ (found - x)).max() <= 1e-12 * (np.abs(A) @ x).max()
+    assert np.abs(np.maximum(dual @ A, 0) - found).max() < 1e-9 * np.linalg.norm(found) < 1e-9 * np.linalg.norm(x)
