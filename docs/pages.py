@@ -36,8 +36,8 @@ TABLES = {  # what a table is, in words, where its rows are shown away from it
     "mt10": "Three tasks of Meta-World, a small run",
 }
 RESULTS = TABLES | {  # those whose rows are no methods by name, or say something else of them
-    "alpha_sweep": "FairGrad for several alpha",
-    "fair_losses": "Fair losses under other methods: what they change",
+    "alpha_sweep_study": "FairGrad for several alpha",
+    "fair_losses_study": "Fair losses under other methods: what they change",
     "loss_scale": "A loss in another unit",
     "15_relative_rates": "Relative rates of EMTL and others",
     "emtl_hyperparameters": "EMTL's hyperparameters",
