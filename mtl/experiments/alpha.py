@@ -154,7 +154,8 @@ class Sweep(AlphaStudy):
             ax.set(xscale="log", title=f"{name}\nhardest: {self.hard[name]}", xlabel="alpha")
             if own.drop(columns="seed", errors="ignore").abs().to_numpy(float).max() > 30:
                 ax.set_yscale("symlog", linthresh=10)
-            ax.set_xticks(xs, ["LS" if x == 0.25 else "MGDA" if x == 20 else f"{x:g}" for x in xs], rotation=45)
+                ax.autoscale(axis="y")  # of the new scale
+            ax.set_xticks(xs, ["LS" if x == 0.25 else "MGDA" if x == 20 else f"{x:g}" for x in xs], rotation=90)
             ax.set_xticks([], minor=True)
         axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         axes[0, 0].set_ylabel("change of the test error\nagainst STL [%]")
@@ -249,6 +250,7 @@ class FairLosses(AlphaStudy):
             ax.axvline(0, color="0.3", lw=0.8)
             if max(abs(cast(float, part.value)) for (found, *_), part in self.compared.items() if found == name) > 10:
                 ax.set_xscale("symlog", linthresh=1)
+                ax.autoscale(axis="x")
             else:
                 ax.locator_params(axis="x", nbins=4)
             ax.set(title=name, xlabel="gain [points]", yticks=range(len(bases)), ylim=(len(bases) - 0.5, -0.5))
