@@ -170,6 +170,7 @@ def dashboard(findings: Sequence[Finding]) -> Figure:
         for lane, part in zip(lanes, noisy, strict=False):
             _mark(ax, part, place + lane, pale, len(noisy))
         text = one.word + (f" [{one.would}]" if one.would != one.word else "")
+        text = text.replace(" [", "\n[") if len(text) > 60 else text  # a long one would squeeze the axis
         colour = WORD_COLOURS.get(one.word, "0.35")
         ax.annotate(text, (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=6, color=colour)
     ax.set(xlim=(left, REACH + 0.4), ylim=(len(findings) - 0.4, -0.6), xticks=[-6, -4, -2, -1, 0, 1, 2, 4, 6])
