@@ -144,8 +144,8 @@ def test_rows_of_a_gpu_say_who_leads_and_why_they_decide_nothing() -> None:
     assert made.waiting.endswith(
         "(fewer seeds than declared, epochs were not doubled, 11 of EMTL's 12 rivals lack seeds)"
     )
-    wide = TABLE2.cells("gpu", [10], ["EMTL"], fallback="rooms")
-    assert [cell.model for cell in wide] == ["segnet", "mtan"] and wide[0].options == {"amp": True, "width": 32}
+    (wide,) = TABLE2.chosen("gpu")
+    assert tuple(TABLE2.models["gpu"]) == ("segnet", "mtan") and dict(wide) == {"amp": True, "width": 32}
     assert UNET.grids("gpu") == {} and UNET.longer("gpu").budget["gpu"].epochs == 80, "nothing is chosen on a card"
 
 
