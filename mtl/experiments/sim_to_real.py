@@ -57,7 +57,8 @@ class SimToReal(Study):
         names = dict(zip(self.frame["line"], self.frame["method"], strict=True))
         for line, own in self.frame.groupby("line", sort=False):
             _, colour, marker = style.look(names[line])
-            hollow = {"mfc": "white"} if "(" in str(line).replace("(alpha", "") else {}
+            other = "(" in str(line).replace("(alpha", "") or str(line).endswith(" A/A")  # rooms or start
+            hollow = {"mfc": "white"} if other else {}
             axes[0, 0].plot(own[SOURCE], own[TARGET], marker, color=colour, label=line, **hollow)
         axes[0, 0].set(xlabel="mIoU in rendered rooms [%]", ylabel="mIoU on photographs [%]")
         axes[0, 0].legend(loc="center left", bbox_to_anchor=(1, 0.5))
