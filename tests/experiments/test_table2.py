@@ -134,16 +134,22 @@ def test_rivals_that_lack_rows_are_waited_for() -> None:
 
 
 def test_rows_of_a_gpu_say_who_leads_and_why_they_decide_nothing() -> None:
-    some = rows(LS=1.0, EMTL=GOOD, **FAIR)
-    for row in some:
-        row["config"] = row["config"] | {"problem": "nyuv2"}
+    some, twice = (rows(LS=1.0, MGDA=1.0, EMTL=emtl, **FAIR) for emtl in (GOOD, GOOD**2))
+    for row in [*some, *twice]:
+        row |= {"config": row["config"] | {"problem": "nyuv2"}, "fingerprint": "constructed"}
     made = UNET.shows(UNET, "gpu", some, "constructed", ())
     leads = made.leads
     assert leads.loc["LS", "EMTL ahead of"].startswith("+10.0") and leads.loc["EMTL", "EMTL ahead of"] == "–"
     assert leads.loc["EMTL", "FairGrad (alpha=2) ahead of"].startswith("-")
     assert made.waiting.endswith(
-        "(fewer seeds than declared, epochs were not doubled, 11 of EMTL's 12 rivals lack seeds)"
+        "(fewer seeds than declared, epochs were not doubled, 10 of EMTL's 12 rivals lack seeds)"
     )
+    doubled = UNET.shows(UNET, "gpu", some, "constructed", (), doubled=(some, twice))
+    assert "40 epochs are not enough" in doubled.waiting and doubled.checks["converged"].passed is False
+    said, again = doubled.stretched, UNET.shows(UNET, "gpu", some, "constructed", (), doubled=(some, some))
+    assert list(said.columns) == [f"{own}, {n} epochs" for n in (40, 80) for own in ("EMTL", "FairGrad (alpha=2)")]
+    assert said.loc["LS", "EMTL, 40 epochs"] != said.loc["LS", "EMTL, 80 epochs"]
+    assert again.checks["converged"].passed and "epochs" not in again.waiting
     (wide,) = TABLE2.chosen("gpu")
     assert tuple(TABLE2.models["gpu"]) == ("segnet", "mtan") and dict(wide) == {"amp": True, "width": 32}
     assert UNET.grids("gpu") == {} and UNET.longer("gpu").budget["gpu"].epochs == 80, "nothing is chosen on a card"

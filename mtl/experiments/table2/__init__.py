@@ -20,7 +20,7 @@ from mtl.experiments.table2.figures import change_figure, panel_figure, training
 from mtl.experiments.table2.results import DELTA, FAIRER, METRICS
 from mtl.problems import problem
 from mtl.report import captioned
-from mtl.report.claims import Finding
+from mtl.report.claims import Check, Finding
 from mtl.report.stats import mean_ci
 from mtl.runs.cells import Point, refit
 from mtl.training.fit import Budget
@@ -111,8 +111,12 @@ class Table2(Study):
 
     def findings(self) -> list[Finding]:
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
-        doubled = [replace(self, rows=rows, doubled=()).frame for rows in self.doubled]
-        return results.findings(self.rows, self.frame, self.blind, self.same, doubled, scale=self.scale)
+        return results.findings(self.rows, self.frame, self.blind, self.same, self.lengths, scale=self.scale)
+
+    @property
+    def lengths(self) -> list[pd.DataFrame]:
+        """Lines of the convergence check: at these epochs, and at twice as many."""
+        return [replace(self, rows=rows, doubled=()).frame for rows in self.doubled]
 
 
 PUBLISHED: tuple[tuple[str, str, Point], ...] = (
@@ -197,14 +201,19 @@ class Seeing(Table2):
     def table(self) -> pd.DataFrame:
         return captioned(results.formatted(self.frame), f"{self.name}, last epoch: {WORDS}")
 
+    @cached_property
+    def checks(self) -> dict[str, Check]:
+        """The gate of `emtl-table2-best`, by name."""
+        (finding,) = (one for one in self.findings() if one.claim == self.sentences[0])
+        return {check.name: check for check in finding.gate}
+
     @property
     def gate(self) -> pd.DataFrame:
         """What has to hold before these rows may decide `emtl-table2-best`."""
-        (finding,) = (one for one in self.findings() if one.claim == self.sentences[0])
         words = {True: "yes", False: "no", None: "not run"}
-        rows = [(c.name, words[c.passed], c.said) for c in finding.gate]
+        rows = [(c.name, words[c.passed], c.said) for c in self.checks.values()]
         table = pd.DataFrame(rows, columns=["check", "passed", "found"]).set_index("check")
-        n = f"{finding.n} of {len(self.experiment.seeds[self.scale])} seeds"
+        n = f"{len(self.seeds)} of {len(self.experiment.seeds[self.scale])} seeds"
         return captioned(table, f"{self.name}, scale {self.scale}: the gate; {n}; {self.waiting}")
 
     @property
@@ -212,7 +221,9 @@ class Seeing(Table2):
         """Rows of scale `gpu` decide nothing yet, and why."""
         few = len(self.seeds) < len(self.experiment.seeds[self.scale])
         lacking = [label for label in results.EMTL_RIVALS if label not in set(self.frame["label"])]
-        why = ["fewer seeds than declared"] * few + ["epochs were not doubled"] * (not self.doubled)
+        why = ["fewer seeds than declared"] * few
+        epochs = f"{self.experiment.budget[self.scale].epochs} epochs are not enough"
+        why += {True: [], False: [epochs], None: ["epochs were not doubled"]}[self.checks["converged"].passed]
         why += [f"{len(lacking)} of EMTL's {len(results.EMTL_RIVALS)} rivals lack seeds"] * bool(lacking)
         return "no sentence is decided by them" + f" ({', '.join(why)})" * bool(why)
 
@@ -229,6 +240,24 @@ class Seeing(Table2):
         table = pd.DataFrame(found).rename_axis("rival")
         said = f"{self.name}, scale {self.scale}: lead in delta-m, points, mean ± 95 % interval paired over seeds"
         return captioned(table, f"{said}; {self.waiting}")
+
+    @property
+    def stretched(self) -> pd.DataFrame:
+        """The same leads at these epochs and at twice as many, on the seeds of the convergence check."""
+        epochs = self.experiment.budget[self.scale].epochs
+        found, seeds = dict[str, dict[str, str]](), set[int]()
+        for times, frame in enumerate(self.lengths, 1):
+            lead = results.leads(frame)
+            for own in ("EMTL", results.FAIRGRAD):
+                column = found.setdefault(f"{own}, {times * epochs} epochs", {})
+                for rival in dict.fromkeys(frame["label"]):
+                    points = lead(own, rival)[DELTA]
+                    column[rival] = "–" if rival == own else " ".join(f"{p:+.1f}" for p in points)
+                    seeds |= set(points.index)
+        table = pd.DataFrame(found).rename_axis("ahead of")
+        named = " and ".join(map(str, sorted(seeds)))
+        said = f"{self.name}, scale {self.scale}: lead in delta-m, points, seeds {named}"
+        return captioned(table, f"{said}, and for twice the epochs; where they differ, training was too short")
 
 
 UNET = Experiment(
