@@ -257,7 +257,8 @@ class Seeing(Table2):
         table = pd.DataFrame(found).rename_axis("ahead of")
         named = " and ".join(map(str, sorted(seeds)))
         said = f"{self.name}, scale {self.scale}: lead in delta-m, points, seeds {named}"
-        return captioned(table, f"{said}, and for twice the epochs; where they differ, training was too short")
+        facts = {"rows": [row for rows in self.doubled for row in rows], "n": f"{len(seeds)} seeds"}
+        return captioned(table, f"{said}, and for twice the epochs; where they differ, training was too short", **facts)
 
 
 UNET = Experiment(
