@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch.profiler import profile, supported_activities
 
 from benchmarks.workloads import WORKLOADS
 from mtl.experiments.cost import ALL, SOME
@@ -83,15 +84,30 @@ def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str
 
 
 def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, device: str) -> list[dict[str, Any]]:
-    """`turns` of all rows, with the workload and, on CUDA, the peak of memory of a step."""
+    """`turns` of all rows, with the workload and, on CUDA, a step's peak of memory and how long its kernels run."""
     with one_thread():
         lines = turns(work, steps, least=least, for_s=seconds, device=device)
     for line in lines:
-        line |= {"workload": work.name, "peak_mib": None}
+        line |= {"workload": work.name, "peak_mib": None, "kernels_ms": None}
         if device != "cpu":
             line["peak_mib"] = peak(steps[line["row"]], device) / 2**20
             work.clear()
+            line["kernels_ms"] = kernels(steps[line["row"]])
+            work.clear()
     return lines
+
+
+def kernels(step: Step) -> float:
+    """Milliseconds that a GPU is at work in one step; the rest of it the GPU waits for the host to launch more.
+
+    >>> kernels(lambda: None)
+    0.0
+    """
+    with profile(activities=list(supported_activities())) as seen:
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e3
 
 
 def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], device: str) -> Table:
