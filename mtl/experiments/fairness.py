@@ -59,7 +59,7 @@ def _cone(ax: Any, alphas: Sequence[float]) -> None:
     total = G.sum(0) / G.sum(0).norm()
     ax.plot([0, float(total[0])], [0, float(total[1])], ":", color="k", label="LS (hurts task 2)")
     ax.set_aspect("equal")
-    ax.set(xlim=(-0.75, 1.75), ylim=(-0.1, 1.3), title="Two tasks: directions")
+    ax.set(xlim=(-0.75, 1.75), ylim=(-0.1, 1.75), title="Two tasks: directions")
     ax.legend(loc="upper right", fontsize=6)
 
 

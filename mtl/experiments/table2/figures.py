@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from mtl.experiments.table2.results import HEADS, METRICS, TASKS
 from mtl.ledger import Row
@@ -61,7 +62,9 @@ def training_figure(rows: Sequence[Row], labels: Sequence[str]) -> Figure:
         rates = np.array([[line["rates"] for line in row["history"]] for row in own])
         epochs = np.arange(1, rates.shape[1] + 1)
         plots.weights_over_time(lower, epochs, rates, list(COLUMNS), unit="epoch", legend=False)
-        lower.set(yscale="log", ylabel="relative rate $L_t/|g_t|$" if label == labels[0] else "")
+        lower.set(ylabel="")
+    axes[1, 0].set(yscale="log", ylabel="relative rate $L_t/|g_t|$")  # the first column may have none to show
+    axes[1, 0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
     return fig
 
 
