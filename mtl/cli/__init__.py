@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -300,11 +300,16 @@ def ledger_again(
     name: Annotated[str, typer.Argument(help="a ledger below data/ledger: table1, figures/census, ...")],
     rows: Annotated[int, typer.Option(help="how many")] = 3,
     longest: Annotated[float, typer.Option(help="seconds that a row may have taken")] = 60.0,
+    at: Annotated[str, typer.Option(help="a commit: run its sources here too, and compare with what they give")] = "",
 ) -> None:
-    """Run a few rows of other sources again; what came out stands in data/again.json; exit code 1 for another."""
+    """Run a few rows of other sources again; what came out stands in data/again.json; exit code 1 for another.
+
+    Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, any rows,
+    with what the sources of a commit give here.
+    """
     from mtl.files import root
     from mtl.ledger import Ledger, key, provenance, stale
-    from mtl.report.again import comparable, record
+    from mtl.report.again import comparable, record, sources_at
 
     with one_sentence():
         path = root() / "data" / "ledger" / f"{name}.jsonl"
@@ -314,14 +319,14 @@ def ledger_again(
 
         every = [row for row in Ledger(path).published() if stale(row)]
         here = provenance()
-        # another processor or torch rounds otherwise, and a run of thousands of steps then ends elsewhere
-        same_bits = [row for row in every if comparable(row["provenance"], here) and "budget" in row["config"]]
+        same_bits = [row for row in every if (at or comparable(row["provenance"], here)) and "budget" in row["config"]]
         old = [row for row in same_bits if row["wall_s"] <= longest]
         old.sort(key=lambda row: key(row["config"], "drawn"))  # in an order that nobody chose
         same = []
-        for row in old[:rows]:
-            same.append(record(row, run_again(row)))
-            typer.echo(f"{row['key']}: {'identical' if same[-1] else 'DIFFERENT'}")
+        with sources_at(at) if at else nullcontext() as then:
+            for row in old[:rows]:
+                same.append(record(row, run_again(row), at, then(row) if then else None))
+                typer.echo(f"{row['key']}: {'identical' if same[-1] else 'DIFFERENT'}")
         typer.echo(
             f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources; "
             f"{len(every) - len(same_bits)} more are of another processor or torch, or no training run"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -383,3 +384,25 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
     assert "4 of 5 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1
+    gave = lambda one: {"auc": 0.5 if one["key"] != "slow" else 0.6}  # noqa: E731
+    monkeypatch.setattr("mtl.report.again.sources_at", lambda commit: nullcontext(gave))
+    result = call("ledger", "again", "demo", "--at", "older", "--longest", "1e4", "--rows", "9")
+    assert result.exit_code == 1 and "3 of 4 identical, drawn from 4 rows of other sources" in said(result)
+    assert [outcome(one) for one in rows] == [True, True, False, None, True], "whatever the row and its processor say"
+
+
+def test_the_sources_of_another_commit_run_a_row_here() -> None:
+    from mtl.ledger import Ledger
+    from mtl.report.again import sources_at
+    from mtl.runs.cells import again
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository")
+    rows = Ledger(ROOT / "data" / "ledger" / "figures" / "alpha.jsonl").published()
+    row = min(rows, key=lambda one: (one["config"]["problem"] != "digits", one["wall_s"]))
+    with sources_at("HEAD") as then:
+        assert then(row) == again(row)["metrics"]
+        with pytest.raises(RunError, match="sources of HEAD gave"):
+            then(row | {"fingerprint": "another"})
+    with pytest.raises(DataError, match="found 'nowhere'"), sources_at("nowhere"):
+        pass
