@@ -212,6 +212,6 @@ def _judge(p: Gram, alpha: float, w: Array) -> tuple[Array, Array]:
     miss = np.abs((p.hat @ part[:, :, None])[:, :, 0] - right)
     reach = (np.abs(p.hat) @ part[:, :, None])[:, :, 0]
     if p.zero.any():
-        right[p.zero], miss[p.zero], reach[p.zero] = 0, 0, 1
+        part[p.zero], right[p.zero], miss[p.zero], reach[p.zero] = 0, 0, 0, 1
     loss = np.add.reduce(part * np.maximum(miss, EPS * reach), 1) / np.add.reduce(part * right, 1)
     return np.maximum.reduce(miss / (reach + right), 1), loss

@@ -55,15 +55,17 @@ def test_no_gradient_at_all(alpha: float) -> None:
         assert bool(proof.converged.all()) and bool(proof.stationary.all())
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0, 2e4])
+@pytest.mark.parametrize("size", [1e-60, 1e-3, 1.0, 2e4, 3e4, 1e60])
 @pytest.mark.parametrize("alpha", [0.5, 2.0, 20.0])
-def test_a_task_without_a_gradient_leaves_the_others_converged(size: float, alpha: float) -> None:
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_task_without_a_gradient_leaves_the_others_converged(size: float, alpha: float, batch: bool) -> None:
+    """Whatever their scale: its weight on the way, 1, is no error beside theirs of 1e-9 (size 3e4, alpha 20)."""
     K = torch.zeros(3, 3, dtype=torch.float64)
     K[:2, :2] = size**2 * torch.tensor([[1.0, 0.1], [0.1, 1.0]], dtype=torch.float64)
-    w, proof = solvers.alpha_fair(K, alpha)
-    assert bool(proof.converged) and not bool(proof.stationary)
+    w, proof = solvers.alpha_fair(K.expand(2, 3, 3) if batch else K, alpha)
+    assert bool(proof.converged.all()) and not proof.stationary.any()
     each = (1.1 * size**2) ** (-alpha / (1 + alpha))  # 1.1 |g|^2 w = w^(-1/alpha)
-    assert w.tolist() == pytest.approx([each, each, 0.0], rel=1e-12, abs=0)
+    assert w.reshape(-1, 3)[0].tolist() == pytest.approx([each, each, 0.0], rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("power", [-300, 300])
