@@ -61,6 +61,9 @@ class Problem:
         if not A > 0:
             return math.nan
         half = float(self.q @ s) / A
+        if abs(half) > 1e150:  # its square may be beyond float64
+            rest = (float(self.b @ s) - self.radius**2) / half / A / half
+            return half + abs(half) * math.sqrt(max(1 - rest, 0.0))
         square = half**2 - (float(self.b @ s) - self.radius**2) / A
         return half + math.sqrt(max(square, 0.0))
 
@@ -230,8 +233,12 @@ def cagrad_dual(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
     """
     weights, proof = cagrad_step(K.double(), c, rounding)
     T = K.shape[-1]
-    x = np.maximum(host(weights) - 1 / T, 0)
-    total, slope = x.sum(-1, keepdims=True), host(K).sum(-1) / T
-    least = (slope <= slope.min(-1, keepdims=True)).astype(float)
-    w = np.where(total > 1e-14 / T, x / np.maximum(total, 1e-300), least / least.sum(-1, keepdims=True))
+    with np.errstate(all="ignore"):
+        x = np.maximum(host(weights) - 1 / T, 0)
+        total, slope = x.sum(-1, keepdims=True), host(K).sum(-1) / T
+        far = ~np.isfinite(slope).all(-1, keepdims=True)
+        if far.any():
+            slope = np.where(far, np.ldexp(host(K), -64).sum(-1), slope)
+        least = (slope <= slope.min(-1, keepdims=True)).astype(float)
+        w = np.where(total > 1e-14 / T, x / np.maximum(total, 1e-300), least / least.sum(-1, keepdims=True))
     return back(w, K), proof

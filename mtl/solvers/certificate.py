@@ -87,6 +87,7 @@ class Gram:
     (sum_t w_t |g_t|)^2 below which |sum_t w_t g_t|^2 is rounding, and the eigenvalue of R below which it is.
     """
 
+    @np.errstate(over="ignore", invalid="ignore")
     def __init__(self, K: Tensor, given: float | None) -> None:
         self.like, self.T = K, K.shape[-1]
         flat, self.cut, self.coarse = read(K, given)
@@ -207,7 +208,7 @@ def alone(
     sizes: Callable[[], tuple[Any, Any]] | None,
 ) -> tuple[Tensor, Certificate]:
     """The same for one problem; `sizes`: norms as n 2^e, None where a lost digit of w is none of a direction."""
-    if bad or not math.isfinite(sum(w)):
+    if bad or not (math.isfinite(sum(w)) or all(map(math.isfinite, w))):
         good, stationary = False, stationary and not bad
         w, residual = ([math.nan] * len(w), math.nan) if bad else (w, residual)
     out = torch.tensor(w, dtype=like.dtype, device=like.device)

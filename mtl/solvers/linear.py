@@ -63,10 +63,11 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
     residual = np.where(none, 0, np.maximum(residual, np.abs((q * z).sum(1) - 1)))
     W = np.abs(z).sum(1)
     value = (z * slope).sum(1)
-    # |d| in units of the shortest gradient; against the longest one it must be invisible too
-    longest = 1 / np.where(p.zero, np.inf, q).min(1)
     hidden = value <= p.cut * W**2
-    stationary = none | hidden & (value <= p.cut * longest**2)
+    # |d| in units of the shortest gradient; against the longest one it must be invisible too
+    with np.errstate(over="ignore"):
+        longest = 1 / np.where(p.zero, np.inf, q).min(1)
+        stationary = none | hidden & (value <= p.cut * longest**2)
     return p.certify("equal_angles", w, residual, 1, stationary, stationary | ~hidden)
 
 
@@ -123,7 +124,7 @@ def _two(p: Gram, A: Array, kind: str) -> tuple[Array, Array]:
     The median of two eigenvalues is the lower.
     """
     a, b, c = A[:, 0, 0], A[:, 0, 1], A[:, 1, 1]
-    det = np.where(p.zero.any(1), 0.0, a * c * sine(a, b, c))
+    det = np.where(a * c == 0, 0.0, a * c * sine(a, b, c))
     root, trace = np.sqrt(np.maximum(det, 0)), a + c
     largest = 0.5 * (trace + np.hypot(a - c, 2 * b))
     least = det / np.maximum(largest, 1e-300)
@@ -185,5 +186,5 @@ def project_simplex(x: Tensor) -> Tensor:
     near = (x.double() - x.double().amax(-1, keepdim=True)).clamp_min(-1)
     ordered = near.sort(-1, descending=True).values
     level = (ordered.cumsum(-1) - 1) / torch.arange(1, x.shape[-1] + 1, device=x.device)
-    size = (ordered > level).sum(-1, keepdim=True)
+    size = (ordered > level).sum(-1, keepdim=True).clamp_min(1)  # none where x is not finite
     return (near - level.gather(-1, size - 1)).clamp_min(0).to(x.dtype)

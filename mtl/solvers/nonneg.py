@@ -1,7 +1,7 @@
 """min 1/2 x'Rx - c'x over x >= 0, and the two problems of this form: shortest vector of a hull, dual cone."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
@@ -26,7 +26,7 @@ from mtl.solvers.certificate import (
     posv,
     solve_exactly,
 )
-from mtl.solvers.pairs import ONE
+from mtl.solvers.pairs import LEAST, ONE
 
 
 def least_squares(A: Array, b: Array) -> Array:
@@ -195,7 +195,8 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
 
     w = argmin over w >= v of w'Kw (Quinton & Rey, arXiv 2406.16232, proposition 1). Where K is singular G'w is unique
     and w is not: the one with the least |N (w - v)|. Zero rows keep v. `stationary`: G'w is zero up to rounding beside
-    sum_t |v_t||g_t|. Residual: max_t |min((w_t - v_t)|g_t|, (Kw)_t/|g_t|)| / sum_t |w_t||g_t|.
+    sum_t |v_t||g_t|. Residual: max_t |min((w_t - v_t)|g_t|, (Kw)_t/|g_t|)| / sum_t |w_t||g_t|. A v below 1e-289 (its
+    |v_t||g_t| as share of the longest gradient) is too near the end of float64 for w to be told: not converged.
 
     Args:
         K: Gram matrices (..., T, T).
@@ -209,6 +210,11 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     """
     if K.shape[-1] > 2 and (alone := small.dual_cone(K, v, rounding)):
         return alone
+    with np.errstate(all="ignore"):
+        return _cones(K, v, rounding)
+
+
+def _cones(K: Tensor, v: Tensor, rounding: float | None) -> tuple[Tensor, Certificate]:
     batch: Batch = () if K.ndim == 2 and v.ndim == 1 else np.broadcast_shapes(K.shape[:-2], v.shape[:-1])
     first = host(v)[None] if not batch else np.broadcast_to(host(v), (*batch, v.shape[-1])).reshape(-1, v.shape[-1])
     if not math.isfinite(np.add.reduce(first, None)) and not np.isfinite(first).all():
@@ -230,6 +236,9 @@ def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
     s = np.ldexp(v * nu, shift)
     if p.zeros:
         s[p.zero[i]] = 0
+    top = float(np.maximum.reduce(np.abs(s)))
+    unit = pairs.unit(top, ONE)
+    s = s * unit
     x = cone(f, s)
     if p.zeros:
         x[p.zero[i]] = 0
@@ -239,14 +248,21 @@ def _project(p: Gram, i: int, f: Factor, v: Array) -> Answer:
     solved = value > p.cut and (p.coarse or level <= GREY * value)
     if not solved and value * W**2 > seen and not p.coarse and p.T <= MOST and not (p.zeros and p.zero[i].any()):
         H, k = integers(p.hat[i])
-        start, j = integers(np.ldexp(v, shift))
+        start, j = integers(np.ldexp(v * unit, shift))
         found = exactly(p.hat[i], (-(H @ start), k + j), x > 0)
         if found is not None:
             x, solved = found * nu, True
             residual, value, W = _cone_judge(f.R, s, x)
-    stationary = value <= p.cut and value * W**2 <= seen
-    good = f.definite and residual <= TOLERANCE and (stationary or solved)
-    return Answer(v + np.ldexp(x / nu, -shift), residual, 1, good, stationary, f.definite)
+    told = top >= LEAST or not v[~p.zero[i]].any()
+    stationary = told and value <= p.cut and value * W**2 <= seen
+    good = f.definite and residual <= TOLERANCE and (stationary or solved) and told
+    return Answer(_grown(v, np.ldexp(x / nu, -shift), unit, np), residual, 1, good, stationary, f.definite)
+
+
+def _grown(v: Any, x: Any, unit: Any, m: Any) -> Any:
+    """v + x / unit; in two steps where x / unit alone may be beyond float64."""
+    half = 0.5 * x / unit
+    return m.where(unit < 1, v + half + half, v + x / unit)
 
 
 def _cone_judge(R: Array, s: Array, x: Array) -> tuple[float, float, float]:
@@ -255,7 +271,8 @@ def _cone_judge(R: Array, s: Array, x: Array) -> tuple[float, float, float]:
     slope = R @ z
     W = float(np.add.reduce(np.abs(z)))
     safe = W or 1.0
-    return float(np.maximum.reduce(np.abs(np.minimum(x, slope)))) / safe, float(z @ slope) / safe**2, W
+    value = float(z @ slope) / (safe**2 or math.inf)
+    return float(np.maximum.reduce(np.abs(np.minimum(x, slope)))) / safe, value, W
 
 
 def _two_cone(k: pairs.Pair, v: Array, batch: Batch) -> tuple[Tensor, Certificate]:
@@ -263,10 +280,14 @@ def _two_cone(k: pairs.Pair, v: Array, batch: Batch) -> tuple[Tensor, Certificat
     first = tuple(v[0].tolist()) if m is ONE else tuple(v.T)
     n = m.where(k.zero[0], 0.0, k.n[0]), m.where(k.zero[1], 0.0, k.n[1])
     s = first[0] * n[0], first[1] * n[1]
+    top = m.maximum(m.abs(s[0]), m.abs(s[1]))
+    unit = pairs.unit(top, m)
+    s = s[0] * unit, s[1] * unit
     x = pairs.cone(k.r, s, m)
     residual, value, W = pairs.cone_judge(k.r, s, x, m)
     hidden = value <= k.cut
-    stationary = hidden & (value * W**2 <= k.cut * (m.abs(s[0]) + m.abs(s[1])) ** 2)
-    w = first[0] + x[0] / k.n[0], first[1] + x[1] / k.n[1]
-    good = (residual <= TOLERANCE) & (stationary | (hidden == 0))
+    told = (top >= LEAST) | (k.zero[0] | (first[0] == 0)) & (k.zero[1] | (first[1] == 0))
+    stationary = told & hidden & (value * W**2 <= k.cut * (m.abs(s[0]) + m.abs(s[1])) ** 2)
+    w = _grown(first[0], x[0] / k.n[0], unit, m), _grown(first[1], x[1] / k.n[1], unit, m)
+    good = (residual <= TOLERANCE) & (stationary | (hidden == 0)) & told
     return k.certify("dual_cone", w, residual, 1, stationary, good, batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mtl.solvers.certificate import Batch, Certificate, alone, answer, read
 
 TINY, FAR = 1e-300, 690.0  # exp(-690) is still a float64
+LEAST = 2.0**-960  # of weights: below, what they nearly cancel to may be as small as their rounding
 Two = tuple[Any, Any]
 ONE = SimpleNamespace(
     exp=math.exp, log=math.log, log1p=math.log1p, sqrt=math.sqrt, copysign=math.copysign, ldexp=math.ldexp,
@@ -78,6 +79,11 @@ def pair(K: Tensor, given: float | None) -> Pair:
     bad = (fine == 0) | (a < 0) | (c < 0) | ((zero[0] | zero[1]) & (b != 0)) | (m.abs(r) > 1 + cut)
     r, off = m.where(bad, 0.0, r), m.where(bad, 1.0, sine(one, small[1], two))
     return Pair(small[0], small[1], small[2], n, r, off, top, zero, bad, cut, m, K)
+
+
+def unit(size: Any, m: Any) -> Any:
+    """The power of two to multiply by where squares of numbers of this size are beyond float64, else 1."""
+    return m.where(size > 2.0**450, 2.0**-600, m.where(size < 2.0**-450, 2.0**600, 1.0))
 
 
 def sine(a: Any, b: Any, c: Any) -> Any:
@@ -199,8 +205,10 @@ def fair(k: Pair, shift: Any, alpha: Any, steps: int = 60) -> Two:
     x = m.copysign(x, h)
     e = m.exp(m.minimum(x, FAR))
     high = 1 + q * e
+    tilt = (e - 1) * rest / high
+    phi = m.where(tilt > -1, m.log1p(m.maximum(tilt, 2.0**-53 - 1)), m.log(m.maximum(e + q, TINY)))
     one = (shift / 2 - alpha * m.log(m.maximum(m.where(conflict, off / high, high), TINY))) / (1 + alpha)
-    return one, one + m.where(conflict, m.log1p((e - 1) * rest / high), x)
+    return one, one + m.where(conflict, phi, x)
 
 
 def fair_judge(k: Pair, v: Two, right: Two) -> Two:

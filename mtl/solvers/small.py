@@ -15,6 +15,7 @@ from mtl.solvers.certificate import EPS, GREY, Certificate, alone
 
 MOST = 10  # up to so many tasks Python is faster
 GOAL = 1e-13
+MIN = 2.0**-1022  # the least normal float64
 Row = list[float]
 Answer = tuple[Tensor, Certificate] | None
 
@@ -151,9 +152,12 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None) -> Answer:
     slope, W = [dot(row, z) for row in p.R], sum(map(abs, z))
     if not 0 < W < math.inf:
         return None
+    value = dot(z, slope)
+    if not MIN <= value < math.inf:
+        return None
     residual = max([abs(min(a, c)) for a, c in zip(x, slope, strict=True)]) / W
     w = [a + c / d for a, c, d in zip(first, x, p.n, strict=True)]
-    return p.certify("dual_cone", w, residual, steps, dot(z, slope) / W / W)
+    return p.certify("dual_cone", w, residual, steps, value / W / W)
 
 
 def cagrad(K: Tensor, c: float, rounding: float | None) -> Answer:

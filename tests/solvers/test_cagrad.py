@@ -67,3 +67,11 @@ def test_plain_problems_take_a_few_steps(family: str, c: float) -> None:
         _, proof = solvers.cagrad_step(G @ G.mT, c)
         assert bool(proof.converged.all())
         assert int(proof.iterations.max()) <= T // 2 + 3
+
+
+@pytest.mark.parametrize("T", [2, 3])
+def test_slopes_beyond_float64_do_not_make_all_tasks_the_least(T: int) -> None:
+    """Beside another problem, which is none the worse."""
+    K = torch.tensor([[1.5, 1.0, 1.0], [1.0, 1.4, 0.9], [1.0, 0.9, 1.3]], dtype=torch.float64)[:T, :T]
+    w, proof = solvers.cagrad_dual(torch.stack([1e308 * K, K, 5e-324 * torch.eye(T).double()]), 0.0)
+    assert w.tolist() == [*[[0.0] * (T - 1) + [1.0]] * 2, [1 / T] * T] and bool(proof.converged.all())

@@ -40,7 +40,7 @@ def test_gradients_that_k_cannot_tell_apart_get_equal_weights() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (2, 1), (1, 2)])
-@pytest.mark.parametrize("own", [(1e160, 1e-160), (1e160, 1.0, 1e-160)])
+@pytest.mark.parametrize("own", [(1e160, 1e-160), (1e308, 5e-324), (1e160, 1.0, 1e-160)])
 def test_the_root_of_norms_beyond_all_scales_is_that_of_the_longest(own: tuple[float, ...], shape: tuple[int]) -> None:
     B, proof = solvers.inverse_root(diag(*own).expand(*shape, len(own), len(own)))
     assert torch.equal(B, diag(1.0, *[0.0] * (len(own) - 1)).expand_as(B)) and bool(proof.converged.all())

@@ -10,6 +10,7 @@ from torch import Tensor
 from mtl import solvers
 from mtl.solvers import nonneg
 from mtl.solvers.certificate import Gram
+from tests.solvers.families import near_opposed
 
 
 @pytest.mark.parametrize("T", [2, 3])
@@ -49,6 +50,48 @@ def test_stationary_does_not_see_the_scale_of_what_is_projected(size: float) -> 
     w, proof = solvers.dual_cone(G @ G.T, size * torch.tensor([1.0, 0.3, 0.0], dtype=torch.float64))
     assert bool(proof.stationary) and bool(proof.converged)
     assert float((w @ G).norm()) < 1e-7 * size
+
+
+@pytest.mark.parametrize("power", [-900, -500, 450, 500, 1000])
+@pytest.mark.parametrize("T", [2, 3])
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_cone_does_not_see_the_scale_of_its_weights(power: int, T: int, batch: bool) -> None:
+    """Nor where their squares are beyond float64: near-opposed gradients of which the last is zero, or none."""
+    for seed in range(6):
+        G = near_opposed(T, seed)
+        G[-1] *= seed % 2
+        K, v = G @ G.T, torch.linspace(-0.5, 1.5, T, dtype=torch.float64)
+        given = K.expand(2, T, T) if batch else K
+        w, proof = solvers.dual_cone(given, v)
+        far, again = solvers.dual_cone(given, v * 2.0**power)
+        torch.testing.assert_close(far * 2.0**-power, w, rtol=1e-12, atol=0)
+        assert torch.equal(proof.converged, again.converged) and torch.equal(proof.stationary, again.stationary)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("T", [2, 3, 4])
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_cone_at_the_ends_of_float64(T: int, batch: bool) -> None:
+    """Plain tasks: what is right there, and no "converged" where a weight is lost in the numbers below 1e-308."""
+    eye = torch.eye(T, dtype=torch.float64)
+    v = torch.tensor([1.0, -1.0, 1.0, 1.0][:T], dtype=torch.float64)
+    for K in (1.5e308 * eye, 1e308 * (eye + 0.3), 5e-324 * eye, eye, eye - 0.3 * (1 - eye)):
+        right = solvers.dual_cone((K / K[0, 0])[None], v)[0][0]
+        for size in (1.5e308, 1e308, 1.0, 1e-250, 1e-300, 5e-324):
+            w, proof = solvers.dual_cone(K.expand(2, T, T) if batch else K, size * v)
+            fits = size > 1e-289 and bool((size * right).isfinite().all())
+            assert bool(proof.converged.all()) == fits and not proof.stationary.any()
+            if fits:
+                torch.testing.assert_close(w.reshape(-1, T)[0] / size, right, rtol=1e-12, atol=1e-15)
+    w, proof = solvers.dual_cone(eye, 0 * v)
+    assert bool(proof.converged) and bool(proof.stationary) and not w.any()
+
+
+def test_the_cone_of_tasks_that_cancel_beyond_their_squares() -> None:
+    """All but 1e-320 of what is projected points against the first task."""
+    K = torch.diag(torch.tensor([1e-308, 1.5e308, 1.0], dtype=torch.float64))
+    w, proof = solvers.dual_cone(K, torch.tensor([-1e200, 1e-320, 1e-308], dtype=torch.float64))
+    assert w.tolist() == [0.0, 1e-320, 1e-308] and bool(proof.converged)
 
 
 def opposed(t: float) -> Tensor:

@@ -122,6 +122,31 @@ def test_solvers_do_not_see_the_scale_of_k(T: int, power: int) -> None:
     assert bool(proof.converged)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("T", [2, 3])
+@pytest.mark.parametrize("batch", [False, True])
+def test_gram_matrices_at_the_ends_of_float64(T: int, batch: bool) -> None:
+    """No solver raises; the same weights, up to a factor, as for K of norm one where all tasks have one scale."""
+    eye = torch.eye(T, dtype=torch.float64)
+    for size in (1.5e308, 1e308, 1e-300, 5e-324):
+        for K in (size * eye, size * (0.7 * eye + 0.3)):
+            given = K.expand(2, T, T) if batch else K
+            for name, solve in SOLVERS.items():
+                w, proof = solve(given)
+                w = w.reshape(-1, T)[0]
+                assert bool(proof.converged.all()) and w.isfinite().all()
+                right = solve(K / K[0, 0])[0]
+                torch.testing.assert_close(w / w[0], right / right[0], rtol=1e-12, atol=0, msg=name)
+    solve_all = [*SOLVERS.values(), lambda K: solvers.cagrad_dual(K, 0.4), lambda K: solvers.alpha_fair(K, 0.05)]
+    for ends in ((5e-324, 1e308), (1e308, 1e-200), (1.5e308, 5e-324), (1e-300, 0.0), (1.0, 5e-324, 1e308)):
+        n = torch.tensor((*ends, 1.0)[:T] if T > 2 else ends[:2], dtype=torch.float64).sqrt()
+        for cosine in (-0.4, 0.0, 0.5):
+            K = ((1 - cosine) * eye + cosine) * n * n[:, None]
+            for solve in solve_all:
+                w, proof = solve(K.expand(2, T, T) if batch else K)
+                assert bool(w.isfinite().all()) or not proof.converged.any()
+
+
 # ---- certificates that tell the truth ------------------------------------------------------------------------------
 
 
@@ -229,6 +254,12 @@ def test_projection_of_large_numbers_on_the_simplex() -> None:
     x = torch.tensor([4e15, 4e15 - 0.5, 0.0], dtype=torch.float64)
     assert solvers.project_simplex(x).tolist() == [0.75, 0.25, 0.0]
     assert solvers.project_simplex(x.float()).sum() == 1
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+def test_what_is_no_number_has_no_nearest_point_of_the_simplex(T: int) -> None:
+    for bad in (math.nan, math.inf):
+        assert solvers.project_simplex(torch.tensor([bad, 1.0, 0.0][:T])).isnan().any()
 
 
 def test_weights_that_underflow_are_said_not_to_be_solved() -> None:
