@@ -41,7 +41,7 @@ def least_squares(A: Array, b: Array) -> Array:
 def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
     """The shortest x >= 0 with the same A x, zero where it `may` not be positive: unique, whatever the order of tasks.
 
-    Newton on the dual, max b'l - 1/2 |max(A'l, 0)|^2, which is piecewise quadratic; x itself where that does not end.
+    Newton on the dual, max b'l - 1/2 |max(A'l, 0)|^2, which is piecewise quadratic; where that does not end, `nearer`.
     """
     A = np.where(may, A, 0.0)
     b, wide = A @ x, 1e-13 * np.eye(len(A))
@@ -61,7 +61,31 @@ def least_norm(A: Array, x: Array, may: Flags, steps: int = 60) -> Array:
         ):
             t /= 2
         dual = dual + t * move
-    return found if np.abs(gap).max() <= 64 * noise else x
+    return found if np.abs(gap).max() <= 64 * noise else nearer(A, x, may)
+
+
+def nearer(A: Array, x: Array, may: Flags) -> Array:
+    """The same by active set: x's part in the row space of A, and the shortest y that keeps it + N'y >= 0, A N' = 0.
+
+    By Lawson & Hanson, chapter 23; x itself where it is no longer than that up to rounding. The row space is known to
+    the rounding of A over its least singular value, and so is the answer.
+    """
+    at = np.flatnonzero(may)
+    _, values, V = np.linalg.svd(A[:, at])
+    rank = int((values > len(x) * EPS * values.max(initial=0)).sum())
+    size = float(np.linalg.norm(x))
+    if rank == len(at) or size == 0:
+        return x
+    N, own = V[rank:], V[:rank].T @ (V[:rank] @ (x[at] / size))
+    E = np.concatenate([N, -(own + 4 * len(x) * EPS)[None]])  # with room for x, rounded
+    u = least_squares(E, np.eye(len(E))[-1])
+    rest = E @ u
+    z = np.zeros_like(x)
+    z[at] = size * np.where(u > 0, 0, np.maximum(own + N.T @ (rest[:-1] / (1 - rest[-1])), 0))
+    on = np.flatnonzero(z)
+    z[on] = np.maximum(z[on] + np.linalg.lstsq(A[:, on], A @ (x - z))[0], 0)
+    same = np.abs(A @ (z - x)).max() <= 1e-13 * float((np.abs(A) @ x).max())
+    return z if same and np.abs(z - x).max() > 1e-9 * size else x
 
 
 def exactly(hat: Array, c: tuple[object, int], P: Flags, rounds: int = 20) -> Array | None:

@@ -1,6 +1,8 @@
 """Shortest vectors and dual cones of three tasks or more: zero rows, scale, what is too short to be told."""
 
 import math
+from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from mtl import solvers
 from mtl.solvers import nonneg
-from mtl.solvers.certificate import Gram
-from tests.solvers.families import near_opposed
+from mtl.solvers.certificate import Array, Gram
+from tests.solvers.families import eliminate, near_opposed
 
 
 @pytest.mark.parametrize("T", [2, 3])
@@ -120,3 +122,42 @@ def test_the_shortest_solution_of_columns_over_two_decades(rank: int, T: int, se
     dual = np.linalg.lstsq(A[:, at].T, found[at], rcond=None)[0]
     assert np.abs(A @ (found - x)).max() <= 1e-12 * (np.abs(A) @ x).max()
     assert np.abs(np.maximum(dual @ A, 0) - found).max() < 1e-9 * np.linalg.norm(found) < 1e-9 * np.linalg.norm(x)
+
+
+def shortest_of_all(A: Array, x: Array) -> Array:
+    """argmin |z| with A z = A x, z >= 0: the shortest solution on every support, in rational numbers."""
+    M, own = [[Fraction(float(a)) for a in row] for row in A], [Fraction(float(a)) for a in x]
+    b, best = [sum((a * c for a, c in zip(row, own, strict=True)), Fraction(0)) for row in M], own
+    for size in range(len(A), len(x) + 1):
+        for P in combinations(range(len(x)), size):
+            dual = eliminate([[sum((row[j] * other[j] for j in P), Fraction(0)) for other in M] for row in M], b)
+            if dual is None:
+                continue
+            z = [sum((d * row[j] for d, row in zip(dual, M, strict=True)), Fraction(0)) for j in range(len(x))]
+            z = [a if j in P else Fraction(0) for j, a in enumerate(z)]
+            best = min(best, z, key=lambda z: (min(z) < 0, sum(a * a for a in z)))
+    return np.array([float(a) for a in best])
+
+
+@pytest.mark.parametrize("decades", [2, 3, 4, 6])
+def test_the_shortest_solution_of_nearly_parallel_columns(decades: int) -> None:
+    """Where Newton's steps do not end; as exact as the rounding of A tells its row space."""
+    handed = 0
+    for seed in range(12):
+        g = np.random.default_rng(seed)
+        A = g.standard_normal((2, 1)) * g.uniform(0.5, 2, 5) + 10.0**-decades * g.standard_normal((2, 5))
+        start = nonneg.least_squares(A, A @ np.maximum(g.standard_normal(5), 0.1))
+        found, right = nonneg.least_norm(A, start, np.ones(5, bool)), shortest_of_all(A, start)
+        size = np.linalg.norm(start)
+        assert np.abs(A @ (found - start)).max() <= 1e-13 * (np.abs(A) @ start).max() and found.min() >= 0
+        assert np.abs(found - right).max() <= 1e-14 * 10**decades * size
+        handed += bool(np.linalg.norm(right - start) > 0.01 * size)
+    assert handed > 4
+
+
+def test_a_start_that_is_the_only_solution_is_handed_back() -> None:
+    for A in (np.eye(3), np.array([[1.0, 1.0]])):
+        x, may = np.arange(len(A.T)) + 1.0, np.ones(len(A.T), bool)
+        assert nonneg.nearer(A, 0 * x, may) is not None and not nonneg.nearer(A, 0 * x, may).any()
+        found = nonneg.nearer(A, x, may)
+        assert found is x if len(A) == 3 else found.tolist() == pytest.approx([1.5, 1.5])
