@@ -1,10 +1,25 @@
 """Equal projections, inverse square root of K, projection on the simplex."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.solvers.certificate import EPS, MOST, TOLERANCE, Array, Certificate, Gram, Ints, back, factor, floats, integers
+from mtl.solvers.certificate import (
+    EPS,
+    MOST,
+    TOLERANCE,
+    Array,
+    Certificate,
+    Gram,
+    Ints,
+    back,
+    factor,
+    floats,
+    integers,
+    product,
+)
 from mtl.solvers.pairs import sine, times
 
 
@@ -76,7 +91,8 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
 
     s is the smallest eigenvalue of the range ("min"), their median, or their mean ("rmse"); the range is what exceeds
     lam_max T eps. K = 0 gives B = 0. Where float64 leaves more than 1e-10, Newton steps with the product B K B in
-    integers follow. Residual: |B K B - s P|/s, P the projector on the range.
+    integers follow. Residual: |B K B - s P|/s, P the projector on the range. The rounding of B to float64 alone makes
+    that eps sqrt(lam_max/lam_min), so that from a condition number of 1e13 on not every K converges.
 
     >>> inverse_root(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))[0].diagonal().tolist()
     [0.5, 1.0]
@@ -93,19 +109,47 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
     p.bad |= values[:, 0] < -np.abs(values[:, -1]) * p.cut
     count = np.maximum(kept.sum(1, keepdims=True), 1)
     lam = np.where(kept, values, np.inf)
-    if kind == "min":
-        s = lam.min(1, keepdims=True)
-    elif kind == "median":
-        s = np.take_along_axis(np.sort(lam, 1), (count - 1) // 2, 1)
-    else:
-        s = np.where(kept, values, 0).sum(1, keepdims=True) / count
-    s = np.where(kept.any(1, keepdims=True), s, 1)
+    s = np.where(kept.any(1, keepdims=True), _scale(lam, count, kind), 1)
     B = (V * np.where(kept, np.sqrt(s / lam), 0)[:, None]) @ V.mT
     P = (V * kept[:, None]) @ V.mT
     residual = np.zeros(len(p))
     for i in range(len(p)):
-        B[i], residual[i] = _refine(A[i], B[i], P[i], float(s[i, 0]))
+        start = B[i].copy()
+        B[i], residual[i] = _refine(A[i], start, P[i], float(s[i, 0]))
+        if p.T > MOST or not kept[i].any() or not _wide(A[i], start, float(s[i, 0])):
+            continue
+        own = lam[i].copy()  # from here on to its own rounding, not to that of the largest
+        own[kept[i]] = [v @ product(A[i], v) for v in V[i].T[kept[i]]]
+        if not (own > 0).all():
+            residual[i] = np.inf
+            continue
+        exact = float(_scale(own[None], count[i : i + 1], kind)[0, 0])
+        if residual[i] + abs(1 - float(s[i, 0]) / exact) > TOLERANCE:
+            B[i], residual[i] = _newton(A[i], start, P[i], exact, V[i], own)
+            b = np.linalg.eigvalsh(B[i])[::-1]  # the largest of B tell the least of A best
+            better = np.where(b > 0.01 * b[0], exact / np.maximum(b, 1e-300) ** 2, np.sort(own))
+            last = float(_scale(better[None], count[i : i + 1], kind)[0, 0])
+            if not abs(1 - exact / last) <= 0.1 * TOLERANCE:
+                B[i], residual[i] = _newton(A[i], B[i] * math.sqrt(last / exact), P[i], last, V[i], own)
     return _certified(p, A, B, residual, top)
+
+
+def _scale(lam: Array, count: Ints, kind: str) -> Array:
+    """s of eigenvalues (B, T), infinite where they are not of the range."""
+    if kind == "min":
+        return np.asarray(lam.min(1, keepdims=True))
+    if kind == "median":
+        return np.take_along_axis(np.sort(lam, 1), (count - 1) // 2, 1)
+    return np.asarray(np.where(np.isfinite(lam), lam, 0).sum(1, keepdims=True) / count)
+
+
+def _wide(A: Array, B: Array, s: float) -> bool:
+    """Whether float64 leaves too much of B A B."""
+    return _noise(A, B) > 0.1 * TOLERANCE * s
+
+
+def _noise(A: Array, B: Array) -> float:
+    return 4 * EPS * float((np.abs(B) @ np.abs(A) @ np.abs(B)).max())
 
 
 def _certified(p: Gram, A: Array, B: Array, residual: Array, top: Ints) -> tuple[Tensor, Certificate]:
@@ -156,15 +200,13 @@ def _dot(X: Array, Y: Array) -> tuple[Array, Array]:
 def _refine(A: Array, B: Array, P: Array, s: float, steps: int = 4) -> tuple[Array, float]:
     """B with B A B = s P on the range of P, and the largest miss as a share of s."""
     best, least = B, np.inf
-    noise = 4 * EPS * float((np.abs(B) @ np.abs(A) @ np.abs(B)).max())
+    noise, wide = _noise(A, B), _wide(A, B, s)
     for _ in range(steps):
-        if noise <= 0.1 * TOLERANCE * s or len(A) > MOST:
+        if not wide or len(A) > MOST:
             off = B @ A @ B / s - P
             error = float(np.abs(off).max()) + (noise / s if len(A) > MOST else 0)
         else:
-            (n, j), (m, k), (o, i) = integers(B), integers(A), integers(s * P)
-            whole, low = n @ m @ n, min(2 * j + k, i)
-            off = floats(whole * 2 ** (2 * j + k - low) - o * 2 ** (i - low), low) / s
+            off = _miss(A, B, P, s)
             error = float(np.abs(off).max())
         if not error < least:
             break
@@ -172,6 +214,32 @@ def _refine(A: Array, B: Array, P: Array, s: float, steps: int = 4) -> tuple[Arr
         if error <= TOLERANCE / 2:
             break
         B = B - 0.25 * (B @ off + off @ B)
+    return best, least
+
+
+def _miss(A: Array, B: Array, P: Array, s: float) -> Array:
+    """B A B / s - P, rounded at the end."""
+    (n, j), (m, k), (o, i) = integers(B), integers(A), integers(s * P)
+    whole, low = n @ m @ n, min(2 * j + k, i)
+    return floats(whole * 2 ** (2 * j + k - low) - o * 2 ** (i - low), low) / s
+
+
+def _newton(A: Array, B: Array, P: Array, s: float, V: Array, own: Array, steps: int = 12) -> tuple[Array, float]:
+    """The same where the eigenvalues `own` of A are so far apart that B and its error do not commute even nearly."""
+    b = np.sqrt(s / own)
+    total = b[:, None] + b
+    pace = b[:, None] * b / np.where(total > 0, total, 1)
+    B = 0.5 * (B + B.T)
+    best, least = B, np.inf
+    for _ in range(steps):
+        off = _miss(A, B, P, s)
+        error = float(np.abs(off).max())
+        if not math.isfinite(error) or 2 * error > least <= TOLERANCE:  # the first steps may miss more
+            break
+        if error < least:
+            best, least = B, error
+        E = V @ (pace * (V.T @ off @ V)) @ V.T
+        B = B - 0.5 * (E + E.T)
     return best, least
 
 

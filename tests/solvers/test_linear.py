@@ -94,6 +94,42 @@ def test_the_residual_of_the_root_is_that_of_rational_arithmetic(T: int, decades
         assert 0.99 * miss - 1e-13 * (T > 2) <= float(proof.residual) <= 2.5 * miss + 1e-15
 
 
+def spread(T: int, decades: float, seed: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(T, T, generator=g, dtype=torch.float64))[0]
+    K = Q @ torch.diag(torch.logspace(0, -decades, T, dtype=torch.float64)) @ Q.T
+    return (K + K.T) / 2
+
+
+@pytest.mark.parametrize("decades", [7, 8, 10, 12])
+@pytest.mark.parametrize("T", [2, 3, 5, 10])
+@pytest.mark.parametrize("kind", ["min", "median", "rmse"])
+def test_the_root_converges_as_far_as_its_rounding_allows(T: int, decades: int, kind: str) -> None:
+    """The rounding of B leaves eps sqrt(condition): 2e-10 at 1e12, less in most entries."""
+    for seed in range(4):
+        _, proof = solvers.inverse_root(spread(T, decades, seed), kind)
+        assert bool(proof.converged) and not bool(proof.stationary)
+
+
+@pytest.mark.parametrize(("T", "decades"), [(3, 7), (3, 12), (3, 13), (3, 15), (5, 14), (10, 13), (10, 14)])
+def test_the_root_of_any_spread_is_right_or_said_not_to_be(T: int, decades: int) -> None:
+    """Against many digits, s too; from a condition number of 1e13 on its rounding may be too much."""
+    mpmath = pytest.importorskip("mpmath")
+    for seed in range(4):
+        K = spread(T, decades, seed)
+        B, proof = solvers.inverse_root(K)
+        values = torch.linalg.eigvalsh(K)
+        if not bool(proof.converged) or values[0] < 2 * values[-1] * T * 2.0**-52:  # of lower rank to float64
+            continue
+        with mpmath.workdps(50):
+            A, b = mpmath.matrix(K.tolist()), mpmath.matrix(B.tolist())
+            s = mpmath.eigsy(A, eigvals_only=True)[0]
+            miss = b * A * b / s - mpmath.eye(T)
+            assert max(abs(miss[i, j]) for i in range(T) for j in range(T)) <= 1.5e-10
+    _, proof = solvers.inverse_root(spread(5, 14.5, 0))
+    assert float(proof.residual) > 1e-10 and not bool(proof.converged)
+
+
 def test_the_residual_of_equal_angles_is_the_documented_one() -> None:
     """Nearly parallel gradients of which the middle one is a combination: the projections differ by 1e-8."""
     t = 2.45e-8
