@@ -57,8 +57,9 @@ def _careful(R: Array, alpha: float, gamma: Array, x: Array, steps: int) -> tupl
     """Primal-dual Newton for R v = u, log v + alpha log u = gamma, from v = exp(x), u = 1/v.
 
     Steps are cut so that no term that matters in its sum (R v)_t + u_t falls below a tenth of itself; terms
-    that do not matter move in the logarithm, by hundreds if need be, until they are about to matter. This
-    is what makes alpha = 20 with weights over 100 decades take a dozen steps instead of a hundred.
+    that do not matter move in the logarithm, by hundreds if need be, until they are about to matter. With
+    alpha = 20 and norms over six decades (60 problems of 3 and 10 tasks) that takes 18 steps at most where cutting for
+    all terms takes up to 124; where the weights leave the range of float64 neither ends.
     """
     R_abs, y, best, least = np.abs(R), -x, x, np.full((len(x), 1), np.inf)
     step = 0
