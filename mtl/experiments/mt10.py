@@ -148,6 +148,8 @@ class MT10Study(Study):
         """What the rows say of FairGrad's abstract, by paper/decision_rule.md: no convergence check, so no verdict."""
         there = set(self.frame["label"])
         rivals = [name for name in RIVALS if name in there]
+        if OWN not in there or not rivals:
+            return []
         pairs = {name: differences(self.frame, "score", OWN, name).astype(float) for name in rivals}
         parts = [compare(f"against {name}", pairs[name], POINTS, len(RIVALS)) for name in rivals]
         runs = {
@@ -349,13 +351,18 @@ def combined(rows: Sequence[Row], every: Mapping[str, Row]) -> list[Row]:
 
 
 def latest(at: str) -> MT10Study | None:
-    """The published study, all rows or its first six, whichever is whole; None where neither is."""
-    for methods in (None, [label for label, *_ in FIRST]):
+    """The published study, each method with as many seeds as are whole; None without any."""
+    found = []
+    for label, *_ in (*FIRST, *THEN):
         try:
-            return cast(MT10Study, MT10.published("study", methods, at=at))
+            found.append(cast(MT10Study, MT10.published("study", [label], at=at)))
         except LookupError:
             continue
-    return None
+    if not found:
+        return None
+    least, most = (end(len(one.seeds) for one in found) for end in (min, max))
+    n = f"{least} to {most} seeds, as the rows say" if least < most else ""
+    return replace(found[0], rows=[row for one in found for row in one.rows], n=n)
 
 
 def costs() -> pd.DataFrame | None:

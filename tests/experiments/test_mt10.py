@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,24 @@ def test_published_rows_are_found_without_the_simulator(tmp_path: Path, monkeypa
     assert found.frame["best"].tolist() == pytest.approx([1.0, 0.5])
     with pytest.raises(LookupError, match=r"data/ledger/mt10.jsonl: no seed of scale quick has all"):
         MT10.published("quick")
+
+
+def test_methods_of_the_study_are_shown_with_the_seeds_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = study({"STL": 0.9, "MGDA": 0.3, OWN: 0.5})
+
+    def published(self: Any, scale: str, methods: Any, at: str) -> MT10Study:
+        rows = [row for row in whole.rows if row["label"] == methods[0]]
+        if not rows:
+            raise LookupError
+        return replace(whole, rows=rows[:1] if methods[0] == OWN else rows)
+
+    monkeypatch.setattr(type(MT10), "published", published)
+    found = mt10.latest("study")
+    assert found is not None and found.facts["n"] == f"1 to {len(whole.seeds)} seeds, as the rows say"
+    frame = found.frame
+    assert list(frame["label"].unique()) == ["STL", "MGDA", OWN] and (frame["label"] == OWN).sum() == 1
+    assert found.above["above"].tolist()[2] == "–" and len(found.findings()) == 1
+    assert replace(found, rows=found.rows[:-1]).findings() == []
 
 
 def test_what_papers_print_is_a_table_of_its_own() -> None:
