@@ -98,11 +98,7 @@ def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, 
 
 
 def kernels(step: Step) -> float:
-    """Milliseconds that a GPU is at work in one step; the rest of it the GPU waits for the host to launch more.
-
-    >>> kernels(lambda: None)
-    0.0
-    """
+    """Milliseconds that a GPU is at work in one step; the rest of it the GPU waits for the host to launch more."""
     with profile(activities=list(supported_activities())) as seen:
         step()
         if torch.cuda.is_available():

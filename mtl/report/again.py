@@ -38,9 +38,9 @@ def record(row: Row, now: Row, at: str = "", then: Mapping[str, Any] | None = No
     """Write down whether a row, run again, has the same metrics, and return it; with `then`, the same as these metrics,
     which the sources of the commit `at` gave here."""
     same, made = bool((row["metrics"] if then is None else then) == now["metrics"]), now["provenance"]
-    told = (
-        {"same": same} | {k: made[k] for k in ("sources", "git", "dirty", "created")} | ({"beside": at} if at else {})
-    )
+    told = {"same": same} | {k: made[k] for k in ("sources", "git", "dirty", "created")}
+    if at:
+        told["beside"] = at
     known = _kept() | {row["key"]: told}
     with atomic(_path()) as part:
         part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")

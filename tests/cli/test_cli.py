@@ -391,7 +391,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     assert [outcome(one) for one in rows] == [True, True, False, None, True], "whatever the row and its processor say"
 
 
-def test_the_sources_of_another_commit_run_a_row_here() -> None:
+def test_the_sources_of_another_commit_run_a_row_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from mtl.ledger import Ledger
     from mtl.report.again import sources_at
     from mtl.runs.cells import again
@@ -404,5 +404,8 @@ def test_the_sources_of_another_commit_run_a_row_here() -> None:
         assert then(row) == again(row)["metrics"]
         with pytest.raises(RunError, match="sources of HEAD gave"):
             then(row | {"fingerprint": "another"})
+    monkeypatch.setattr("mtl.report.again._RUN", "import json, mtl; print(json.dumps({'from': mtl.__file__}))")
+    with sources_at("HEAD") as then:
+        assert not Path(then(row)["from"]).is_relative_to(ROOT), "an installed checkout must not come first"
     with pytest.raises(DataError, match="found 'nowhere'"), sources_at("nowhere"):
         pass
