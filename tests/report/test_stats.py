@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
@@ -39,8 +39,9 @@ def test_one_value_has_no_interval() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 9), st.booleans())
+@example(128, 8, False)  # without rounding scipy does not count the observed sum, which is nearly 0, as one like itself
 def test_paired_permutation_matches_scipy(seed: int, n: int, ties: bool) -> None:
-    a, b = rng(seed).normal(0.5, 1, (2, n))
+    a, b = np.round(rng(seed).normal(0.5, 1, (2, n)) * 2**20) / 2**20  # exact sums
     if ties:
         a, b = np.round(a), np.round(b)
     found = paired_permutation(a, b)
