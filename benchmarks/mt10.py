@@ -1,8 +1,9 @@
 """Checks and pictures beside the study of MT10: `python -m benchmarks.mt10 check`, or another word of `--help`.
 
-check: one task alone; pendulum: Gymnasium's, beside a published return; random: success of random actions; times: where
-the time goes; times10: the same for all ten tasks at scale paper's sizes, whose smoke run it is. Each writes a row to
-data/ledger/local/mt10_checks, which notebook 19 shows once it is published. pictures: the ten tasks, and a film.
+check: one task alone; peer: the same by the SAC of Stable-Baselines3 (extra `[peers]`); pendulum: Gymnasium's, beside a
+published return; random: success of random actions; times: where the time goes; times10: the same for all ten tasks at
+scale paper's sizes, whose smoke run it is. Each writes a row to data/ledger/local/mt10_checks, which notebook 19 shows
+once it is published. pictures: the ten tasks, and a film.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from mtl import lacking
 from mtl.errors import RunError
 from mtl.experiments.mt10 import THREE, film, gallery, simulator
 from mtl.ledger import key, ledger, provenance
-from mtl.problems.mt10 import NAMES, MetaWorld, Tasks
+from mtl.problems.mt10 import GOALS, NAMES, MetaWorld, Tasks
 from mtl.report import save_figure
 from mtl.runs.cells import one_thread
 from mtl.training import sac
-from mtl.training.sac import Learner, Settings, evaluate, train
+from mtl.training.sac import Learner, Settings, evaluate, summary, train
 from mtl.training.together import fresh
 
 EVERY = 2000  # steps between evaluations of a check
@@ -78,6 +79,52 @@ def check(tasks: Tasks, settings: Settings, seed: int, what: str, **more: Any) -
     run = train(tasks, "ls", settings, seed, progress=tell)
     metrics = run.metrics | {"return": run.history[-1]["return"][0], "cpu_s": round(time.process_time() - cpu, 1)}
     keep(what, tasks, {"settings": settings.settings(), "seed": seed}, metrics, began, history=run.history, **more)
+
+
+def environment(tasks: Tasks, reward: float, seed: int) -> Any:
+    """One task as Gymnasium's `Env`, goals drawn among all, rewards times `reward`; episodes are only ever cut off."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    class Single(gymnasium.Env[Any, Any]):
+        draw = torch.Generator().manual_seed(seed)
+        observation_space = Box(-torch.inf, torch.inf, (tasks.observation,))
+        action_space = Box(-1.0, 1.0, (tasks.action,))
+
+        def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+            return tasks.reset(torch.randint(GOALS, (1,), generator=self.draw).tolist())[0].numpy(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            seen, rewards, _ = tasks.step(torch.from_numpy(action)[None])
+            return seen[0].numpy(), reward * float(rewards), False, tasks.passed == tasks.horizon, {}
+
+    return Single()
+
+
+def peer(tasks: Tasks, again: Tasks, settings: Settings, seed: int) -> None:
+    """`check` by the SAC of Stable-Baselines3: is our level that of the algorithm? `again`: what is evaluated."""
+    from importlib.metadata import version
+
+    from stable_baselines3 import SAC
+
+    s, began, cpu = settings, time.perf_counter(), time.process_time()
+    model = SAC(
+        "MlpPolicy", environment(tasks, s.reward, seed), learning_rate=s.lr, buffer_size=min(s.capacity, s.steps),
+        learning_starts=s.warmup, batch_size=s.batch_size, tau=s.tau, gamma=s.gamma, ent_coef=f"auto_{s.temperature}",
+        policy_kwargs={"net_arch": [s.width, s.width]}, seed=seed, device="cpu",
+    )  # fmt: skip
+
+    def act(seen: Tensor) -> Tensor:
+        return torch.from_numpy(model.predict(seen.numpy(), deterministic=True)[0])
+
+    history: list[dict[str, Any]] = []
+    for i in range(1, s.evaluations + 1):
+        model.learn(s.every, reset_num_timesteps=False)
+        history.append({"steps": i * s.every} | evaluate(act, again, s.evaluated))
+        print(history[-1], f"{time.process_time() - cpu:.0f} CPU s")
+    metrics = summary(tasks.names, history) | {"cpu_s": round(time.process_time() - cpu, 1)}
+    whose = f"Stable-Baselines3 {version('stable-baselines3')}"
+    keep("peer", tasks, {"settings": s.settings(), "seed": seed, "by": whose}, metrics, began, history=history)
 
 
 def chance(tasks: Tasks, seed: int, goals: int = 20) -> None:
@@ -162,9 +209,9 @@ def pictures(seed: int, steps: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("check", "pendulum", "random", "times", "times10", "pictures"))
-    parser.add_argument("--task", default="drawer-close", choices=NAMES, help="of the check")
-    parser.add_argument("--steps", type=int, help="of check and pictures (30000), pendulum (20000)")
+    parser.add_argument("what", choices=("check", "peer", "pendulum", "random", "times", "times10", "pictures"))
+    parser.add_argument("--task", default="drawer-close", choices=NAMES, help="of check and peer")
+    parser.add_argument("--steps", type=int, help="of check, peer, pictures (30000), pendulum (20000)")
     parser.add_argument("--episodes", type=int, default=5, help="of each method whose times are taken")
     parser.add_argument("--seed", type=int, default=100)
     given = parser.parse_args(arguments)
@@ -187,9 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def go(what: str, task: str, steps: int, episodes: int, seed: int) -> None:
     """Do one of the words of `--help`."""
-    if what == "check":
+    if what in ("check", "peer"):
         settings = Settings(steps // EVERY, every=EVERY, batch_size=128, temperature=0.05)
-        check(MetaWorld((task,)), settings, seed, "check")
+        if what == "check":
+            check(MetaWorld((task,)), settings, seed, "check")
+        else:
+            peer(MetaWorld((task,)), MetaWorld((task,)), settings, seed)
     elif what == "pendulum":
         settings = Settings(steps // EVERY, every=EVERY, batch_size=256, lr=1e-3, temperature=1.0)
         check(Pendulum(), settings, seed, "pendulum", published=ZOO)

@@ -27,6 +27,7 @@ EXTRAS = {
     "figures": ("pandas", "matplotlib", "seaborn", "jinja2"),
     "commands": ("typer", "rich", "yaml", "filelock"),
     "notebooks": ("jupyterlab", "ipykernel", "ipywidgets", "papermill", "psutil", "nbformat", "nbclient"),
+    "peers": ("torchjd", "stable_baselines3"),
     "ray": ("ray",),
     "rl": ("metaworld", "mujoco", "gymnasium"),
     "molecules": ("torch_geometric", "xxhash", "aiohttp"),  # the others: what it is imported with

@@ -20,7 +20,7 @@ from mtl.methods import method
 from mtl.problems import mt10 as problem
 from mtl.problems.mt10 import NAMES
 from mtl.runs.tuning import combine_stl
-from mtl.training.sac import summary
+from mtl.training.sac import Settings, summary
 
 
 def curve(final: float, best: float, n: int = 6) -> list[dict[str, Any]]:
@@ -235,16 +235,37 @@ def test_a_run_without_its_device_and_a_blind_row_are_refused_at_once(tmp_path: 
         ("check --steps 0", "found 0"),
         ("times --episodes 0", "--episodes: must be at least 1, found 0"),
         ("pendulum", "pendulum needs gymnasium, which is not installed"),
+        ("peer", "peer needs stable_baselines3, which is not installed: pip install '.[peers]'"),
     ],
 )
 def test_a_check_says_what_it_cannot_do(
     given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    for package in ("gymnasium", "stable_baselines3"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(checking, "simulator", lambda: None)
+    monkeypatch.setattr(checking, "MetaWorld", problem.PointMass)
     with pytest.raises(SystemExit):
         checking.main(given.split())
     assert said in capsys.readouterr().err
+
+
+def test_the_peer_is_evaluated_as_we_are_and_told_our_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stable_baselines3")
+    rows: list[Any] = []
+    monkeypatch.setattr(checking, "keep", lambda *given, **more: rows.append((given, more)))
+    tasks, settings = problem.PointMass(("reach",)), Settings(4, every=50, batch_size=16, warmup=25, width=16, lr=0.01)
+    checking.peer(tasks, problem.PointMass(("reach",)), settings, 0)
+    [((_, _, config, metrics, _), more)] = rows
+    assert [line["steps"] for line in more["history"]] == [50, 100, 150, 200] and tasks.passed == 0
+    assert metrics["score"] == pytest.approx(np.mean([line["ever"][0] for line in more["history"]]))
+    assert config["by"].startswith("Stable-Baselines3 2.")
+    env = checking.environment(tasks, 0.1, 0)
+    env.reset()
+    found = [env.step(np.zeros(2, np.float32)) for _ in range(tasks.horizon)]
+    assert [step[3] for step in found] == [False] * 24 + [True] and not any(step[2] for step in found)
+    far = (tasks.state[0, :2] - tasks.state[0, 2:]).norm()
+    assert found[-1][1] == pytest.approx(float(torch.exp(-4 * far)), rel=1e-5), "10 a step at most, x .1"
 
 
 def test_a_check_stands_beside_what_was_published_and_each_task_has_its_success() -> None:
