@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mtl import lacking
 from mtl.errors import RunError
-from mtl.experiments.mt10 import THREE, film, gallery, simulator
+from mtl.experiments.mt10 import THREE, simulator
+from mtl.experiments.mt10_checks import film, gallery
 from mtl.ledger import key, ledger, provenance
 from mtl.problems.mt10 import GOALS, NAMES, MetaWorld, Tasks
 from mtl.report import save_figure

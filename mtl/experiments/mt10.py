@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from mtl.errors import RunError
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import differences, reported, text
+from mtl.experiments.mt10_checks import chance
 from mtl.experiments.study import Study
 from mtl.ledger import Ledger, Row, ledger, plain, provenance
-from mtl.models.rl import Actor
-from mtl.problems.mt10 import KINDS, NAMES, MetaWorld, Tasks
+from mtl.problems.mt10 import KINDS, NAMES, Tasks
 from mtl.report import captioned, results_table, style
 from mtl.report.claims import Finding, blind_check, compare, converged_check, decide
 from mtl.report.stats import mean_ci
@@ -363,96 +363,6 @@ def latest(at: str) -> MT10Study | None:
     least, most = (end(len(one.seeds) for one in found) for end in (min, max))
     n = f"{least} to {most} seeds, as the rows say" if least < most else ""
     return replace(found[0], rows=[row for one in found for row in one.rows], n=n)
-
-
-def costs() -> pd.DataFrame | None:
-    """Where the CPU time goes, LS against FairGrad, as `python -m benchmarks.mt10 times` found it; None without it."""
-    rows = [row for row in ledger("mt10_checks").published() if row["config"]["study"] == "times"]
-    lines = {
-        (name, f"{len(row['config']['tasks'])} tasks, width {row['config']['settings']['width']}"): values
-        for row in rows
-        for name, values in sorted(row["metrics"].items(), reverse=True)  # LS first
-    }
-    if not lines:
-        return None
-    table = pd.DataFrame(lines).T
-    table.index = pd.Index([f"{style.look(name)[0]}, {what}" for name, what in table.index], name="method")
-    said = "Updates of policy and critics in a CPU second, and what share of it each part takes, evaluation left out"
-    facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "one measurement", "config": {}}
-    return captioned(table, said, **facts, command="python -m benchmarks.mt10 times")
-
-
-def chance(tasks: Sequence[str]) -> float | None:
-    """Mean success of random actions over these tasks of Meta-World, from the published row; None without it."""
-    rows = [row for row in ledger("mt10_checks").published() if row["config"]["study"] == "random"]
-    return float(np.mean([rows[-1]["metrics"][f"{task}/score"] for task in tasks])) if rows else None
-
-
-def checks() -> pd.DataFrame | None:
-    """Does the algorithm learn one task alone? Published rows of `python -m benchmarks.mt10`; None without them."""
-    rows = [row for row in ledger("mt10_checks").published() if row["config"]["study"] != "times"]
-    lines = []
-    for row in rows:
-        values = {name.removesuffix("/score"): v for name, v in row["metrics"].items() if name.endswith("/score")}
-        what, history = row["config"]["study"], row.get("history", [])
-        if what == "random":
-            found = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
-        else:
-            part = "return" if what == "pendulum" else "ever"
-            found = ", ".join(f"{line['steps'] / 1000:g}k: {line[part][0]:.4g}" for line in history)
-            beside = row.get("published") or f"mean of the last {LAST} evaluations {row['metrics']['score']:.2f}"
-            found = f"{found}; {beside}"
-        task = row["config"]["tasks"][0] if what == "check" else what
-        lines.append({"what": f"{task}: {row['source']}", "found": found, "seed": row["config"]["seed"]})
-    if not lines:
-        return None
-    said = (
-        "Checks of the algorithm: success of one task alone (or return) after so many steps; success of random actions"
-    )
-    facts = {"rows": rows, "scale": "study", "data": "see each line", "n": "one run each", "config": {}}
-    return captioned(pd.DataFrame(lines), said, **facts, command="python -m benchmarks.mt10 check|pendulum|random")
-
-
-def rates() -> dict[str, str]:
-    """What the published checks know of each task's success: of random actions, and of the longest run alone."""
-    rows = ledger("mt10_checks").published()
-    found = {}
-    for task in NAMES:
-        own = [row for row in rows if f"{task}/score" in row["metrics"]]
-        random = [row["metrics"][f"{task}/score"] for row in own if row["config"]["study"] == "random"]
-        alone = [row for row in own if row["config"]["study"] == "check"]
-        most = max((row["history"][-1]["steps"] for row in alone), default=0)
-        runs = [row["metrics"][f"{task}/score"] for row in alone if row["history"][-1]["steps"] == most]
-        said = [f"random {random[-1]:.2f}"] if random else []
-        said += [f"alone {np.mean(runs):.2f}"] if runs else []
-        found[task] = ", ".join(said)
-    return found
-
-
-def gallery(tasks: MetaWorld) -> Figure:
-    """The tasks at the start of an episode, each with its success."""
-    known = rates()
-    tasks.reset([0] * len(tasks.names))
-    fig, axes = style.subplots(2, 5, height=3.0)
-    for t, ax in enumerate(axes.flat):
-        ax.imshow(tasks.picture(t))
-        ax.set(xticks=[], yticks=[], title=tasks.names[t], xlabel=known[tasks.names[t]])
-    return fig
-
-
-def film(actor: Actor, tasks: MetaWorld, frames: int = 6, goal: int = 0) -> Figure:
-    """An episode of the first task by a policy, at equal distances in time."""
-    seen, ids = tasks.reset([goal] * len(tasks.names)), torch.eye(len(tasks.names))
-    fig, axes = style.subplots(1, frames, height=1.5)
-    at = np.linspace(0, tasks.horizon // 2, frames).astype(int).tolist()
-    with torch.no_grad():
-        for step in range(at[-1] + 1):
-            if step in at:
-                ax = axes[0, at.index(step)]
-                ax.imshow(tasks.picture(0))
-                ax.set(xticks=[], yticks=[], title=f"step {step}")
-            seen, _, _ = tasks.step(torch.tanh(actor(torch.cat([seen, ids], 1))[0]))
-    return fig
 
 
 MT10 = Control(

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import mt10 as checking
 from mtl.errors import RunError
-from mtl.experiments import mt10
+from mtl.experiments import mt10, mt10_checks
 from mtl.experiments.beside import reported
 from mtl.experiments.mt10 import BUDGET, FIRST, MT10, OWN, PLACES, SHIFT, THEN, THREE, MT10Study, combined
 from mtl.ledger import Ledger, Row
@@ -268,20 +268,45 @@ def test_the_peer_is_evaluated_as_we_are_and_told_our_rewards(monkeypatch: pytes
     assert found[-1][1] == pytest.approx(float(torch.exp(-4 * far)), rel=1e-5), "10 a step at most, x .1"
 
 
-def test_a_check_stands_beside_what_was_published_and_each_task_has_its_success() -> None:
-    table = mt10.checks()
-    assert table is not None
-    found = table.set_index("what")["found"]
-    assert "-134.4; RL Baselines3 Zoo" in found["pendulum: Gymnasium's Pendulum-v1"]
-    assert any("mean of the last 5 evaluations 0.74" in said for said in table["found"])
-    assert sum(said.count("0.85; mean of the last 5 evaluations 0.74") for said in table["found"]) == 2, "30k and 60k"
-    known = mt10.rates()
+def lone(by: str, seed: int, values: list[float], task: str = "reach") -> Any:
+    history = [{"steps": 2000 * (i + 1), "ever": [value], "last": [0.0]} for i, value in enumerate(values)]
+    config = {"study": "check" if by == "mtl" else "peer", "tasks": [task], "seed": seed, "settings": len(values)}
+    config |= {} if by == "mtl" else {"by": by}
+    metrics = {"score": float(np.mean(values[-5:])), "best": max(values)}
+    return {"config": config, "history": history, "metrics": metrics, "source": "constructed"}
+
+
+def test_a_check_is_a_line_of_its_own_and_the_longest_of_a_seed_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = "Stable-Baselines3 2.9"
+    runs = [lone("mtl", 100, [0.9] * 6), lone("mtl", 100, [0.5, 0.95, 0.7]), lone("mtl", 101, [0.8, 0.4, 0.3])]
+    runs += [lone(peer, 101, [0.5, 0.4, 0.3]), lone(peer, 100, [0.6, 0.6, 0.75]), lone(peer, 102, [0.1, 0.1, 0.1])]
+    monkeypatch.setattr(mt10_checks, "rows_of", lambda *studies: [r for r in runs if r["config"]["study"] in studies])
+    table = mt10_checks.checks()
+    assert table["thousand steps"].tolist() == [6, 6, 12, 6, 6, 6] and table["seed"].tolist()[:3] == [100, 101, 100]
+    assert table["first at 0.9 (thousand steps)"].tolist() == ["4", "–", "2", "–", "–", "–"]
+    assert [one[1] for one in table.index] == ["mtl"] * 3 + [peer] * 3
+    lines = mt10_checks.curves().axes[0].lines
+    assert sorted(len(np.asarray(line.get_xdata())) for line in lines[:3]) == [3, 3, 6], "two seeds and their mean"
+    # the peers' length is compared, of seeds that both have; 12,000 steps of seed 100 are not
+    assert "reach alone, 6,000 steps, 2 seeds" in mt10_checks.beside()
+    assert "mtl 0.61, Stable-Baselines3 2.9 0.53, difference +0.08 [" in mt10_checks.beside()
+    with pytest.raises(LookupError, match="no row of times is published"):
+        mt10_checks.costs()
+
+
+def test_what_was_published_of_checks_stands_beside_them() -> None:
+    table = mt10_checks.checks()
+    own = table[(table["thousand steps"] == 60) & (table.index.get_level_values("SAC") == "mtl")]
+    assert own["best over time"].tolist() == [0.85, 1.0, 0.85], "the check that was missed stays"
+    assert (
+        "-134.4; RL Baselines3 Zoo" in table.attrs["note"] and "drawer-close 0.20, the others 0" in table.attrs["note"]
+    )
+    known = mt10_checks.rates()
     assert known["push"] == "random 0.00" and known["drawer-close"] == "random 0.20, alone 0.99"
 
 
 def test_shares_of_the_time_add_up_and_a_step_of_fairgrad_costs_more() -> None:
-    table = mt10.costs()
-    assert table is not None
+    table = mt10_checks.costs()
     small, large = "3 tasks, width 256", "10 tasks, width 400"
     names = [f"{name}, {size}" for size in (small, large) for name in ("LS", "FairGrad")]
     assert list(table.index) == names
@@ -293,6 +318,6 @@ def test_shares_of_the_time_add_up_and_a_step_of_fairgrad_costs_more() -> None:
 def test_a_picture_of_each_task_has_its_success(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: Any = problem.PointMass(NAMES)
     monkeypatch.setattr(tasks, "picture", lambda t: np.zeros((4, 4, 3), np.uint8), raising=False)
-    axes = mt10.gallery(tasks).axes
+    axes = mt10_checks.gallery(tasks).axes
     assert [ax.get_title() for ax in axes] == list(NAMES)
-    assert [ax.get_xlabel() for ax in axes] == list(mt10.rates().values())
+    assert [ax.get_xlabel() for ax in axes] == list(mt10_checks.rates().values())
