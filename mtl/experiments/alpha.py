@@ -87,10 +87,6 @@ class AlphaStudy(Study):
     def _as(self, rows: list[Row]) -> "AlphaStudy":
         return type(self)(self.experiment, self.scale, rows, self.data, self.tasks)
 
-    def place(self, name: str) -> str:
-        """Under which name it is shown: a published study stands beside that of the notebook's scale."""
-        return f"{name}_study" if self.scale == "study" else name
-
     def same_average(self) -> Check:
         """The A/A check on the average of every data set."""
         means = {name: differences(table, AVERAGE, "LS A/A", "LS").mean() for name, table in self.test.items()
@@ -174,11 +170,7 @@ class Sweep(AlphaStudy):
         facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
         ends = (fair(0.5), fair(10.0))
         gate = self.gates(("STL", "LS", *ends), ends)
-        return [
-            decide(
-                "fairgrad-emphasis", "parts", parts, gate=gate, declared=5, figure=self.place("alpha_sweep"), **facts
-            )
-        ]
+        return [decide("fairgrad-emphasis", "parts", parts, gate=gate, declared=5, **facts)]
 
 
 class FairLosses(AlphaStudy):
@@ -282,11 +274,7 @@ class FairLosses(AlphaStudy):
         own = [part for (name, _), part in parts.items() if name == MAIN]
         beside = tuple(part for (name, _), part in parts.items() if name != MAIN)
         facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
-        facts |= {
-            "figure": self.place("fair_losses"),
-            "beside": beside,
-            "said": f"count on {MAIN}; further data sets beside it",
-        }
+        facts |= {"beside": beside, "said": f"count on {MAIN}; further data sets beside it"}
         gate = self.gates(("STL", "LS"), (transformed("LS", 1.0),))
         return [decide("fairgrad-fair-losses", "count", own, needed=5, declared=5, gate=gate, **facts)]
 

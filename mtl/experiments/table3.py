@@ -165,7 +165,7 @@ class Table3(Study):
         gate, marks = blind_check(runs, self.blind, PAPER, ["STL", "LS", "EMTL"])
         said = "offline alone" + f"; at or below the input-blind level: {', '.join(marks)}" * bool(marks)
         keys = tuple(row["key"] for row in self.rows)
-        facts: dict[str, Any] = {"scale": self.scale, "figure": "table3", "rows": keys, "said": said}
+        facts: dict[str, Any] = {"scale": self.scale, "rows": keys, "said": said}
         checks = [gate, converged_check(self.moves(), 1.0), self.same("click/auc", EFFECTS["click/auc"])]
         declared = len(SEEDS["study"])
         return [decide("emtl-table3-industrial", "parts", self.parts(), gate=checks, declared=declared, **facts)]

@@ -24,7 +24,8 @@ from mtl.report import plots, save_figure
 from mtl.report.claims import UNTESTED, Finding
 from mtl.report.verdicts import claims
 
-# Studies whose sentences are judged by a check of their own, and the scale of it.
+# Studies whose sentences are judged by a check of their own, and at which scale it is made; it says itself of which
+# rows are.
 CHECKS = {"figure1": "study", "theorem": "quick", "gap": "quick", "fairness": "quick"}
 
 
@@ -106,7 +107,7 @@ def check(name: str, scale: str = "") -> Row:
     study = module.study(scale)
     if name == "figure1":  # its runs are no rows
         module.keep(study)
-    config = {"study": name, "scale": scale, "settings": study.facts["config"]}
+    config = {"study": name, "scale": study.facts["scale"], "settings": study.facts["config"]}
     made = {"findings": [one.plain() for one in study.findings()]}
     row: Any = {"key": key(config, "own check"), "config": config, "fingerprint": "own check", "status": "ok"}
     row |= {"metrics": made, "source": study.facts.get("data", "checks without data"), "embedded_default": False}

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 REPRODUCED, SMALLER, EQUAL = "reproduced", "smaller than claimed", "practically equal"
@@ -50,7 +50,6 @@ class Finding:
     beside: tuple[Part, ...] = ()  # further rivals: a second line, which does not decide
     said: str = ""
     scale: str = ""
-    figure: str = ""
     n: int = 0
     rows: tuple[str, ...] = ()
 
@@ -60,11 +59,11 @@ class Finding:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of `plain`."""
+        """The inverse of `plain`; what a finding no longer has is passed over."""
+        own = {one.name: plain[one.name] for one in fields(cls) if one.name in plain}
         parts = {name: tuple(_part(one) for one in plain[name]) for name in ("parts", "beside")}
-        return cls(
-            **{**plain, **parts, "gate": tuple(Check(**one) for one in plain["gate"]), "rows": (*plain["rows"],)}
-        )
+        own |= {**parts, "gate": tuple(Check(**one) for one in plain["gate"]), "rows": (*plain["rows"],)}
+        return cls(**own)
 
 
 def _part(plain: Mapping[str, Any]) -> Part:

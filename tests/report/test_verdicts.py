@@ -32,6 +32,17 @@ def test_every_claim_has_a_word_of_the_rule_and_a_reason() -> None:
     assert "34 sentences" in verdicts.footing(list(here.values()))
 
 
+def test_a_sentence_is_shown_where_its_rows_are() -> None:
+    """The scale of its figure or table is that of the rows that gave its word."""
+    here = verdicts.recorded()
+    for claim in verdicts.claims():
+        cards = [ROOT / folder / f"{claim['figure']}.json" for folder in ("figures", "paper/generated")]
+        scales = {json.loads(card.read_text(encoding="utf-8"))["scale"] for card in cards if card.exists()}
+        assert scales, f"{claim['id']}: {claim['figure']} is no figure or table"
+        if here[claim["id"]].scale:
+            assert scales == {here[claim["id"]].scale}, claim["id"]
+
+
 def test_readme_and_paper_have_these_words() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     here = verdicts.recorded()
