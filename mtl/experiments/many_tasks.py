@@ -76,7 +76,7 @@ class ManyTasks(Study):
     def figure(self, methods: Sequence[str] = ("LS", "MGDA", "FairGrad (alpha=2)")) -> Figure:
         """Each task's gain over STL as sorted bars: after one epoch, and at the epoch that validation chose."""
         kept = [name for name in methods if name in set(self.frame["label"])]
-        parts = ((f"after {self.steps(0)} steps, validation", self.early), ("chosen epoch, test", self.frame))
+        parts = ((f"validation, {self.steps(0)} steps", self.early), ("test, chosen epoch", self.frame))
         fig, axes = style.subplots(2, len(kept), height=3.4, sharey=True, sharex=True)
         for line, (said, table) in zip(axes, parts, strict=True):
             gains = -changes(table, log_losses(self.tasks))
@@ -85,9 +85,10 @@ class ManyTasks(Study):
                 ax.bar(range(len(own)), own, color=np.where(own > 0, style.BLUE, style.ORANGE), width=1.0)
                 ax.axhline(0, color="0.3", lw=0.6)
                 ax.set_yscale("symlog", linthresh=10)
-                ax.set_title(f"{name}, {said}")
                 ax.annotate(f"{(own < 0).sum()} below STL", (0.03, 0.9), xycoords="axes fraction", fontsize=6.5)
-            line[0].set_ylabel("gain over STL [%]")
+            line[0].set_ylabel(f"gain over STL [%]\n{said}")
+        for name, top, bottom in zip(kept, *axes, strict=True):
+            top.set_title(name), bottom.set_xlabel("tasks, sorted")
         return captioned(
             fig,
             "Gain of each of forty tasks over its own net: relative fall of the log-loss, mean over seeds, sorted in "
@@ -107,7 +108,9 @@ class ManyTasks(Study):
             if label == "LS" or label.endswith(" A/A"):
                 continue
             _, colour, marker = style.look(names[label])
-            own = {"color": "0.4", "ls": "--"} if label.startswith("STL") else {"color": colour}
+            own: dict[str, Any] = {"color": colour}
+            if label.startswith("STL"):
+                own = {"color": "0.4", "ls": "--", "mfc": "0.4" if label == "STL" else "white"}
             lead = curve - curves["LS"]
             axes[0, 0].plot(lead.index, lead, marker=marker, label=label, **own)
         axes[0, 0].axhline(0, color="0.3", lw=0.8)

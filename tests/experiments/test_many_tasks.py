@@ -72,7 +72,8 @@ def test_the_table_and_pictures_show_both_budgets():
         "*"
     ).startswith("1.0")
     bars = made.figure().axes
-    assert len(bars) == 4 and [len(ax.patches) for ax in bars] == [4] * 4 and "79 steps" in bars[0].get_title()
+    assert len(bars) == 4 and [len(ax.patches) for ax in bars] == [4] * 4 and "79 steps" in bars[0].get_ylabel()
+    assert [ax.get_title() for ax in bars] == ["LS", "FairGrad (alpha=2)", "", ""]
     assert [line.get_label() for line in made.budget().axes[0].lines[:-1]] == [n for n in LEVELS if n != "LS"]
     assert "Ahead of LS in mean AUC at the chosen epoch: none." in made.answer()
 
