@@ -58,6 +58,7 @@ BUDGET: dict[str, Any] = {
 }
 RIVALS = ("MGDA", "Nash-MTL", "PCGrad", "CAGrad")  # gradient manipulation methods, as the sentence has it
 OWN, POINTS = "FairGrad (alpha=2)", 0.05
+DASHES = ("-", "--", ":", "-.")
 WORDS = {"score": "success", "last": "at the last step", "best": "best over time"}
 
 
@@ -117,32 +118,37 @@ class MT10Study(Study):
         return captioned(table.rename_axis("method"), said, data="printed tables", n="as printed", rows=())
 
     def figure(self) -> Figure:
-        """Learning curves: success ever per task and over tasks, mean and 95 % interval over seeds."""
-        panels = [*self.tasks, "mean over tasks"]
-        fig, axes = style.subplots(1, len(panels), height=2.1, sharey=True)
+        """Learning curves, a panel per method: tasks, and their mean with its interval over seeds."""
         methods = dict(zip(self.frame["label"], self.frame["method"], strict=True))
-        for label, name in methods.items():
-            runs = [row["history"] for row in self.rows if row.get("label") == label and row["status"] == "ok"]
-            if not runs:
-                continue
-            _, colour, marker = style.look(name)
+        ok = [row for row in self.rows if row["status"] == "ok" and row.get("label") in methods]
+        curves = {label: [row["history"] for row in ok if row["label"] == label] for label in methods}
+        curves = {label: runs for label, runs in curves.items() if runs}
+        columns = min(3, max(len(curves), 1))
+        lines = max(-(-len(curves) // columns), 1)
+        fig, axes = style.subplots(lines, columns, height=0.5 + 1.45 * lines, sharex=True, sharey=True)
+        for ax, (label, runs) in zip(axes.flat, curves.items(), strict=False):
+            _, colour, marker = style.look(methods[label])
             steps = [line["steps"] / 1000 for line in runs[0]]
             values = np.array([[line["ever"] for line in run] for run in runs], float)  # seeds, times, tasks
-            values = np.concatenate([values, values.mean(2, keepdims=True)], 2)
-            for k, ax in enumerate(axes[0]):
-                ax.plot(steps, values[:, :, k].mean(0), color=colour, marker=marker, ms=2.5, label=label)
-                if len(runs) > 2:
-                    ends = [mean_ci(values[:, i, k]) for i in range(len(steps))]
-                    ax.fill_between(
-                        steps, [max(one.low, 0) for one in ends], [min(one.high, 1) for one in ends],
-                        color=colour, alpha=0.12, lw=0,
-                    )  # fmt: skip
-        for ax, title in zip(axes[0], panels, strict=True):
-            ax.set(title=title, ylim=(-0.03, 1.03), xlabel="thousand steps")
-        axes[0, 0].set_ylabel("success")
-        axes[0, -1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-        said = "Success on the fixed goals over training, mean and 95 % interval over seeds (none for two)"
-        return captioned(fig, said)
+            for k, task in enumerate(self.tasks):
+                ax.plot(steps, values[:, :, k].mean(0), color="0.5", lw=0.8, ls=DASHES[k % len(DASHES)], label=task)
+            over = values.mean(2)
+            ax.plot(steps, over.mean(0), color=colour, marker=marker, ms=3, label="mean over tasks")
+            if len(runs) > 2:
+                ends = [mean_ci(over[:, i]) for i in range(len(steps))]
+                low, high = [max(one.low, 0) for one in ends], [min(one.high, 1) for one in ends]
+                ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+            ax.set(title=f"{label}, n = {len(runs)}", ylim=(-0.03, 1.03))
+        for ax in axes[-1]:
+            ax.set_xlabel("thousand steps")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("success")
+        for ax in axes.flat[len(curves) :]:
+            ax.set_visible(False)
+        if curves:
+            fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=6.5)
+        said = "Success on the fixed goals over training: tasks, and their mean with its 95 % interval over seeds"
+        return captioned(fig, f"{said} (none for two)")
 
     def findings(self) -> list[Finding]:
         """What the rows say of FairGrad's abstract, by paper/decision_rule.md: no convergence check, so no verdict."""

@@ -64,7 +64,8 @@ def test_the_mean_of_the_last_five_is_reported_and_the_best_stands_beside_it() -
     assert "luckiest" in table.attrs["note"] and "mean rank" not in table
     assert made.above.loc[OWN, "above"] == "yes" and made.above.loc[OWN, "success"] == "0.37"
     axes = made.figure().axes
-    assert [ax.get_title() for ax in axes] == [*THREE, "mean over tasks"] and len(axes[0].lines) == 3
+    assert [ax.get_title() for ax in axes] == [f"{name}, n = 3" for name in ("STL", "LS", OWN)]
+    assert [line.get_label() for line in axes[0].lines] == [*THREE, "mean over tasks"] and len(axes[0].collections) == 1
     assert "Not tested: that FairGrad leads" in made.answer()
 
 
