@@ -67,3 +67,15 @@ def test_a_word_beside_a_claim_is_that_of_the_file(path: Path) -> None:
     here, text = verdicts.recorded(), path.read_text(encoding="utf-8").replace("\\n", " ")
     for name, said in re.findall(r"`((?:emtl|fairgrad|gap)-[a-z0-9-]+)`: ([a-z ]+(?:\((?:assay|power)\))?)", text):
         assert here[name].word == said, name
+
+
+CELLS = re.compile(r"<td[^>]*>((?:emtl|fairgrad|gap)-[a-z0-9-]+)</td>\s*<td[^>]*>([^<]*)</td>")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_prints_the_words_of_the_file(path: Path) -> None:
+    """Its outputs are committed, and made before the words were recorded they would be of yesterday."""
+    here, cells = verdicts.recorded(), json.loads(path.read_text(encoding="utf-8"))["cells"]
+    shown = ["".join(out.get("data", {}).get("text/html", "")) for cell in cells for out in cell.get("outputs", ())]
+    for name, said in CELLS.findall("\n".join(shown)):
+        assert here[name].word == said, name
