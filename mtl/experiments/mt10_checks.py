@@ -51,8 +51,9 @@ def checks() -> pd.DataFrame:
         f"One task alone: success on 20 goals, mean of the last {LAST} evaluations (one every 2,000 steps), and the "
         "best; a shorter run of a seed is the first part of a longer one"
     )
-    facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "one run a line", "config": {}}
-    return captioned(table, said, **facts, command=f"{COMMAND} check|peer")
+    facts = {"rows": [*rows, *rows_of("random", "pendulum")], "scale": "study", "data": rows[0]["source"]}
+    facts |= {"n": "one run a line", "config": {}}
+    return captioned(table, said, **facts, command=f"{COMMAND} check|peer|random|pendulum")
 
 
 def _seed(row: Row) -> int:
