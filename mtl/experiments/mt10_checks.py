@@ -1,6 +1,7 @@
 """MT10's checks and pictures: does the algorithm learn one task alone, beside another's SAC; where the time goes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,11 @@ def checks() -> pd.DataFrame:
         f"One task alone: success on 20 goals, mean of the last {LAST} evaluations (one every 2,000 steps), and the "
         "best; a shorter run of a seed is the first part of a longer one"
     )
-    facts = {"rows": [*rows, *rows_of("random", "pendulum")], "scale": "study", "data": rows[0]["source"]}
+    facts: dict[str, Any] = {
+        "rows": [*rows, *rows_of("random", "pendulum")],
+        "scale": "study",
+        "data": rows[0]["source"],
+    }
     facts |= {"n": "one run a line", "config": {}}
     return captioned(table, said, **facts, command=f"{COMMAND} check|peer|random|pendulum")
 
