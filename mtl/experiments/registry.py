@@ -14,8 +14,8 @@ from mtl.experiments.qm9_messages import QM9_MESSAGES
 from mtl.experiments.readings import READINGS
 from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
-from mtl.experiments.table1 import CLICK, KUAIRAND, TABLE1
-from mtl.experiments.table1.equal import EQUAL
+from mtl.experiments.table1 import CLICK, TABLE1
+from mtl.experiments.table1.equal import EQUAL, KUAIRAND
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 

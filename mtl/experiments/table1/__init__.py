@@ -1,7 +1,7 @@
 """EMTL's Table 1 ("table1" always means EMTL's): two-task recommendation with MMoE and PLE, every method tuned alike.
 
-Our real data are Census-Income with two and three tasks, and KuaiRand with two (`KUAIRAND`); `CLICK` is AliExpress, or
-generated rows in its shape.
+Our real data are Census-Income with two and three tasks, and KuaiRand with two (`equal`, whose rows decide); `CLICK` is
+AliExpress, or generated rows in its shape.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.base import Entry, Experiment, Trials
+from mtl.experiments.base import Entry, Experiment
 from mtl.experiments.beside import beside_paper
 from mtl.experiments.study import NO_ROWS, Study, judged
 from mtl.experiments.table1 import says
@@ -191,15 +191,4 @@ CLICK = replace(
     problem="aliexpress",
     fallback="aliexpress_like",
     variants={scale: ({},) for scale in BUDGET},
-)
-# the second data set of the sentences, as paper/protocols/table3.md registers it
-KUAIRAND = replace(
-    CLICK,
-    name="table1_kuairand",
-    methods=METHODS,
-    problem="kuairand_click",
-    fallback="digits",
-    models=("mmoe",),
-    seeds={"smoke": (10, 11), "quick": (10, 11, 12), "study": tuple(range(10, 30)), "paper": tuple(range(10, 30))},
-    trials={scale: Trials((100, 101), budget) for scale, budget in BUDGET.items()},
 )

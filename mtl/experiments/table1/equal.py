@@ -1,6 +1,7 @@
 """Table 1 on equal terms: every method at its published setting chooses among the same rates; the rows that decide."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import pandas as pd
@@ -21,7 +22,8 @@ class EqualTerms(Table1):
 
     @property
     def name(self) -> str:
-        return f"Census, {len(self.tasks)} tasks, equal terms"
+        data = "Census" if self.experiment.problem == "census" else "KuaiRand"
+        return f"{data}, {len(self.tasks)} tasks, equal terms"
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -126,3 +128,13 @@ EQUAL = Experiment(
     doubled=("stl", "ls", "emtl", "fairgrad"),
     variants={scale: ({"tasks": 2},) for scale in BUDGET},
 )  # fmt: skip
+# The second data set of the sentences: the same rows, rates and checks, declared with it.
+TWENTY = tuple(range(10, 30))
+KUAIRAND = replace(
+    EQUAL,
+    name="table1_kuairand",
+    problem="kuairand_click",
+    models=("mmoe",),
+    seeds={"smoke": (10,), "quick": (10, 11, 12), "study": TWENTY, "paper": TWENTY},
+    variants={scale: ({},) for scale in BUDGET},
+)
