@@ -16,7 +16,7 @@ from mtl.experiments.mt10 import latest
 from mtl.experiments.study import Study
 from mtl.experiments.table1 import TABLE1
 from mtl.experiments.table1 import findings as table1_findings
-from mtl.experiments.table1.equal import EQUAL
+from mtl.experiments.table1.equal import EQUAL, KUAIRAND
 from mtl.experiments.table2 import GROUP_A, GROUP_B, TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 from mtl.ledger import Row, key, ledger, provenance
@@ -32,7 +32,7 @@ CHECKS = {"figure1": "study", "theorem": "quick", "gap": "quick", "fairness": "q
 def findings() -> list[Finding]:
     """One for each entry of paper/claims.yml, in its order, from the rows that the repository brings along."""
     grid = _committed(HYPERPARAMETERS).published("quick")
-    found = [*table1_findings(_table1()), *TABLE2.published().findings(), *_table2()]
+    found = [*table1_findings(*_table1()), *TABLE2.published().findings(), *_table2()]
     found += [*grid.findings(), *_scaled().findings()]
     for made in (
         lambda: TABLE3.published(at="study", targets="natural"), lambda: MANY_TASKS.published(at="study"),
@@ -62,14 +62,13 @@ def _scaled() -> LossScale:
     return loss_scale.published(replace(_committed(LOSS_SCALE), twins=()), "quick", at="quick")
 
 
-def _table1() -> list[Any]:
-    """The study on equal terms decides from its declared n on; until then the first one, whatever either says."""
-    first = [TABLE1.published(tasks=tasks, at="study") for tasks in (2, 3)]
-    try:
-        equal = EQUAL.published(at="study")
-    except (LookupError, RunError):
-        return first
-    return [equal, first[1]] if equal.seeds == list(EQUAL.seeds["study"]) else first
+def _table1() -> tuple[list[Any], list[Any]]:
+    """The data sets on equal terms that are there at their declared n, and what stands beside them; until Census is,
+    the older study decides, whatever either says."""
+    first, beside = (TABLE1.published(tasks=tasks, at="study") for tasks in (2, 3))
+    if not (census := _declared(lambda: EQUAL.published(at="study"))):
+        return [first], [beside]
+    return [*census, *_declared(lambda: KUAIRAND.published(at="study"))], [beside]
 
 
 def _table2() -> list[Finding]:
@@ -86,11 +85,16 @@ def _table2() -> list[Finding]:
 
 def _whole(made: Callable[[], Study]) -> list[Finding]:
     """What a study says once all of its declared seeds are published; nothing before."""
+    return [finding for study in _declared(made) for finding in study.findings()]
+
+
+def _declared(made: Callable[[], Study]) -> list[Study]:
+    """The study if all of its declared seeds are published, else none."""
     try:
         study = made()
     except (LookupError, RunError):
         return []
-    return study.findings() if study.seeds == list(study.experiment.seeds["study"]) else []
+    return [study] if study.seeds == list(study.experiment.seeds["study"]) else []
 
 
 def _committed(made: Experiment) -> Experiment:

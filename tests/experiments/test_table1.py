@@ -205,15 +205,44 @@ def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
     assert study.doubled == () and study.moves(["score"]) is None
 
 
-def test_the_study_on_equal_terms_decides_only_when_it_is_whole(monkeypatch):
-    first, third = ("two tasks",), ("three tasks",)
+def test_the_studies_on_equal_terms_decide_only_when_they_are_whole(monkeypatch):
+    older = (("two tasks",), ("three tasks",))
+    monkeypatch.setattr(verdicts, "TABLE1", SimpleNamespace(published=lambda tasks, at: older[tasks - 2]))
 
-    monkeypatch.setattr(verdicts, "TABLE1", SimpleNamespace(published=lambda tasks, at: (first, third)[tasks - 2]))
-    for seeds, decides in ((range(10, 20), True), (range(10, 19), False)):
-        study = SimpleNamespace(seeds=list(seeds))
-        own = SimpleNamespace(published=lambda at, study=study: study, seeds={"study": tuple(range(10, 20))})
-        monkeypatch.setattr(verdicts, "EQUAL", own)
-        assert verdicts._table1() == ([study, third] if decides else [first, third])
+    def with_seeds(name, n, declared):
+        experiment = SimpleNamespace(seeds={"study": tuple(range(declared))})
+        study = SimpleNamespace(seeds=list(range(n)), experiment=experiment)
+        monkeypatch.setattr(verdicts, name, SimpleNamespace(published=lambda at: study))
+        return study
+
+    census, second = with_seeds("EQUAL", 10, 10), with_seeds("KUAIRAND", 20, 20)
+    assert verdicts._table1() == ([census, second], [older[1]])
+    with_seeds("KUAIRAND", 19, 20)
+    assert verdicts._table1() == ([census], [older[1]])
+    with_seeds("EQUAL", 9, 10)
+    with_seeds("KUAIRAND", 20, 20)
+    assert verdicts._table1() == ([older[0]], [older[1]]), "the second data set alone decides nothing"
+
+
+def test_data_sets_need_not_have_the_same_tasks_and_networks():
+    """Each has a gate of its own, by its own rows and metrics; what only one of them has is not said of every one."""
+    asked = []
+
+    def gate(metrics, named):
+        asked.append((list(metrics), list(named)))
+        return [Check("converged", True, "")]
+
+    both = GOOD | {name.replace("MMoE", "PLE"): score for name, score in GOOD.items() if name != "stl"}
+    frames = {"one": runs(both).rename(columns={"a/auc": "c/auc"}), "two": runs(GOOD)}
+    best, stl, steady = says.findings(frames, dict.fromkeys(frames, gate))
+    assert [one.word for one in (best, stl, steady)] == ["reproduced"] * 3
+    assert [check.name for check in best.gate] == ["one: converged", "two: converged"]
+    assert (["score"], ["stl", "ls (MMoE)", "emtl (MMoE)"]) in asked
+    assert (["score"], ["stl", "ls (MMoE)", "ls (PLE)", "emtl (MMoE)", "emtl (PLE)"]) in asked
+    assert len({tuple(metrics) for metrics, _ in asked}) == 3, "the mean, and the tasks of each"
+    assert {part.name.partition(":")[0] for part in stl.parts} == {"one, MMoE", "one, PLE", "two, MMoE"}
+    gained = {"one": runs(both | {"mgda (PLE)": 0.72}), "two": runs(GOOD)}
+    assert says.findings(gained, dict.fromkeys(gained, gate))[2].word == "not tested", "PLE is in one of them alone"
 
 
 def test_the_gate_of_table1_comes_first():

@@ -139,15 +139,12 @@ def searched(study: Table1) -> Table1:
 SENTENCES = ("emtl-table1-best", "emtl-table1-stl", "emtl-table1-consistent", "emtl-table3-industrial")
 
 
-def findings(studies: Sequence[Table1]) -> list[Finding]:
-    """The sentences of section 5.2: the first study decides, the others are of the same people."""
-    first = studies[0]
-    frames = [{study.name: study.frame} for study in studies]
-    rows = tuple(row["key"] for row in first.rows)
-    return says.findings(
-        frames[0], {first.name: first.gate}, {k: v for one in frames[1:] for k, v in one.items()},
-        scale=first.scale, rows=rows,
-    )  # fmt: skip
+def findings(studies: Sequence[Table1], appendix: Sequence[Table1] = ()) -> list[Finding]:
+    """The sentences of section 5.2: `studies` decide, one for each data set; `appendix` is of the same people."""
+    frames, beside = ({study.name: study.frame for study in some} for some in (studies, appendix))
+    rows = tuple(row["key"] for study in studies for row in study.rows)
+    gates = {study.name: study.gate for study in studies}
+    return says.findings(frames, gates, beside, scale=studies[0].scale, rows=rows)
 
 
 def verdicts() -> Table:

@@ -106,7 +106,7 @@ def places(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 RIVALS = ("ls", "mgda", "nash", "imtl-g", "uw", "bandit", "bandit (balanced)")  # of EMTL's Table 1, on its backbone
 READINGS = ("emtl", "emtl (raw)", "emtl (frozen norm)", "emtl (product)")  # the first is the literal one
 D = 0.001  # its text: the third decimal is significant; half of its median lead over the best other is .0008
-TWO = "a second data set is needed; AliExpress (NL, ES, FR, US) is not tested: login"
+LOGIN = "AliExpress (NL, ES, FR, US) is not tested: login"
 
 
 def findings(
@@ -115,28 +115,31 @@ def findings(
 ) -> list[Finding]:  # fmt: skip
     """Sentences of section 5.2 by paper/decision_rule.md, on a frame of lines for each data set; `appendix`: task sets
     of the same rows, which decide nothing. `gates`: per data set, from metrics and named lines to its checks."""
-    short = " ".join(filter(None, [TWO * (len(frames) < 2)]))
-    backbones = [b for frame in frames.values() for b in _means(frame)]
-    bases = ["stl", *(f"ls ({b})" for b in backbones)]
+    short = LOGIN if len(frames) > 1 else f"a second data set is needed; {LOGIN}"
     there = {split_line(str(name))[0] for frame in frames.values() for name in frame["line"]}
-    aucs = [name for frame in frames.values() for name in map(str, frame.columns) if name.endswith("/auc")]
 
-    def gate(metrics: Sequence[str], own: str) -> list[Check]:
-        named = [*dict.fromkeys([*bases, *(f"{own} ({b})" for b in backbones)])]
-        return [check for made in gates.values() for check in made(metrics, named)]
+    def gate(own: str, tasks: bool = False) -> list[Check]:
+        """Of each data set, for the mean or, with `tasks`, for each task."""
+        found = []
+        for data, made in gates.items():
+            metrics = [name for name in map(str, frames[data].columns) if name.endswith("/auc")] if tasks else ["score"]
+            named = ["stl", *(f"{label} ({b})" for label in dict.fromkeys(["ls", own]) for b in _means(frames[data]))]
+            checks = made(metrics, [name for name in named if name in set(frames[data]["line"])])
+            found += [replace(one, name=f"{data}: {one.name}") if len(gates) > 1 else one for one in checks]
+        return found
 
     def best(own: str) -> Finding:
-        shared = {"gate": gate(["score"], own), "said": short, "beside": tuple(_leads(appendix, own)), **facts}
+        shared = {"gate": gate(own), "said": short, "beside": tuple(_leads(appendix, own)), **facts}
         return _whole(decide("emtl-table1-best", "best", _leads(frames, own), **shared), len(frames))
 
     def stl(own: str) -> Finding:
         beside = tuple(_over_stl(appendix, own))
-        shared = {"gate": gate([*dict.fromkeys(aucs)], own), "said": short, "beside": beside, **facts}
+        shared = {"gate": gate(own, tasks=True), "said": short, "beside": beside, **facts}
         return _whole(decide("emtl-table1-stl", "best", _over_stl(frames, own), **shared), len(frames))
 
     own, words = _steady(frames)
     above = f"in all four countries above the plain backbone: {', '.join(paper_steady())}"
-    steady = decide("emtl-table1-consistent", "best", own, gate=gate(["score"], "ls"), said=short,
+    steady = decide("emtl-table1-consistent", "best", own, gate=gate("ls"), said=short,
                     beside=(checked("its own Table 1", not paper_steady(), above),), **facts)  # fmt: skip
     steady = replace(steady, would=words, word=words if steady.word == steady.would else steady.word)
     return [*(by_reading([(r, make(r)) for r in READINGS if r in there]) for make in (best, stl)), steady]
@@ -191,6 +194,6 @@ def _steady(frames: Mapping[str, pd.DataFrame]) -> tuple[list[Part], str]:
         parts.append(part)
         by_line.setdefault((b, r), []).append(part.word)
     words = list(by_line.values())
-    if any(all(word == CONTRADICTED for word in own) for own in words):
-        return parts, CONTRADICTED if len(frames) > 1 else UNTESTED
+    if gained := [own for own in words if all(word == CONTRADICTED for word in own)]:
+        return parts, CONTRADICTED if any(len(own) > 1 for own in gained) else UNTESTED
     return parts, REPRODUCED if all(REPRODUCED in own for own in words) else POWER
