@@ -50,8 +50,8 @@ PARTS: dict[str, tuple[Command, ...]] = {
             "seeds", 75, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
         ),
         Command(
-            "step", 90, STEP + " --workloads W1,W2,W3,W3b,W4,W5 --seconds 6 --vjp --out {out}",
-            "benchmarks.step --quick --methods ls,fairgrad --workloads W4 --seconds .1 --out {out}",
+            "step", 90, STEP + " --workloads W1,W2,W3,W3b,W4,W5 --seconds 6 --vjp --captured --out {out}",
+            "benchmarks.step --quick --methods ls,fairgrad --workloads W4 --seconds .1 --captured --out {out}",
         ),
         Command("tests", 75, "pytest -q -n 12 {tests}"),
     ),

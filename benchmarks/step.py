@@ -4,10 +4,15 @@ A step is forward and backward up to `.grad`, without the optimiser. All rows of
 order each round; given are medians of the rounds' ratios to the same round's floors: (a) one backward of the summed
 losses, (b) T backwards, one per task, that drop their gradients. CPU: process time on one thread. CUDA: wall time
 between two events, and peak memory above what model and data take. FAMO's second forward pass is part of its step.
+
+`--captured`: rows of a candidate that is no part of `mtl`, since no card has run it yet: the host launches a step's
+kernels once, as CUDA graphs, and replays them (see `captured`).
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 from torch.profiler import profile, supported_activities
 
 from benchmarks.workloads import WORKLOADS
 from mtl.experiments.cost import ALL, SOME
-from mtl.experiments.timer import PLAIN, Step, Workload, floors, one_thread, ours, peak, turns
+from mtl.experiments.timer import FLOOR, PLAIN, Step, Workload, floors, one_thread, ours, peak, turns
 from mtl.files import atomic, root
 from mtl.ledger import provenance
-from mtl.methods import METHODS
+from mtl.methods import METHODS, method
 
 PEERS = {"mgda": "MGDA", "cagrad": "CAGrad", "fairgrad": "FairGrad", "nash": "NashMTL", "imtl-g": "IMTLG"}
 PEERS |= {"pcgrad": "PCGrad", "upgrad": "UPGrad", "aligned": "AlignedMTL", "dualproj": "DualProj"}
@@ -57,29 +63,99 @@ def torchjd(work: Workload, name: str, device: str) -> Step:
     return step
 
 
-def rows(work: Workload, methods: list[str], vjp: bool, peers: bool, device: str, console: Console) -> dict[str, Step]:
+def replayed(work: Workload, launch: Step) -> Step:
+    """`launch` as a CUDA graph: the same kernels on the same memory without the host; on the CPU as it is."""
+    if not work.inputs[0].is_cuda:
+        return launch
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # what libraries set up at their first calls cannot be captured
+            launch()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return graph.replay
+
+
+def captured(work: Workload, name: str) -> Step:
+    """Forward, T backwards and K in one graph, the weighted sums in another; between them the method on the host.
+
+    For a method on K; every loss must reach the same parameters each time. Inputs stay where they are, nothing is
+    checked, and T gradients take their memory all along.
+    """
+    made, n = method(name, n_tasks=len(work.criteria)), len(work.criteria)
+    shared, like = work.shared, work.shared[0]
+    sizes = [p.numel() for p in shared]
+    block, update = like.new_zeros(n, sum(sizes)), like.new_zeros(sum(sizes))
+    seen, weights = like.new_zeros(n + 1, n), like.new_zeros(2, n)
+    own = [[torch.zeros_like(p) for p in head] for head in work.heads]
+
+    def parts(row: Tensor) -> list[Tensor]:
+        return [x.as_strided(p.shape, p.stride()) for x, p in zip(row.split(sizes), shared, strict=True)]
+
+    into = [[*parts(row), *mine] for row, mine in zip(block, own, strict=True)]
+
+    def before() -> None:
+        losses = work.losses()[0]
+        for t, loss in enumerate(losses):
+            of = [*shared, *work.heads[t]]
+            grads = torch.autograd.grad(loss, of, retain_graph=t < n - 1, allow_unused=True)
+            pairs = [(to, g) for to, g in zip(into[t], grads, strict=True) if g is not None]
+            torch._foreach_copy_([to for to, _ in pairs], [g for _, g in pairs])
+        seen.copy_(torch.cat([torch.stack(losses).detach()[None], block @ block.T]))
+
+    def after() -> None:
+        torch.mv(block.T, weights[0], out=update)
+        for t, grads in enumerate(own):
+            torch._foreach_mul_(grads, weights[1, t])
+
+    first, second = replayed(work, before), replayed(work, after)
+    found = [*zip(shared, parts(update), strict=True)]
+    found += [pair for head, mine in zip(work.heads, own, strict=True) for pair in zip(head, mine, strict=True)]
+
+    def step() -> None:
+        first()
+        host = seen.cpu()
+        w = made.weights(host[0], host[1:])
+        weights.copy_(torch.stack([w, made.head_weights(host[0], w)]))
+        second()
+        for p, g in found:
+            p.grad = g
+
+    return step
+
+
+def rows(
+    work: Workload, methods: list[str], vjp: bool, peers: bool, graphs: bool, device: str, console: Console
+) -> dict[str, Step]:
     """All steps that take turns; one that cannot run is left out and said."""
+    makers: dict[str, Callable[[], Step]] = {}
     found = floors(work)
+    if graphs:
+        makers[f"{FLOOR}, captured"] = partial(replayed, work, found[FLOOR])
     for name in methods:
-        found[f"mtl {name}"] = ours(work, name)
+        makers[f"mtl {name}"] = partial(ours, work, name)
         if vjp and METHODS[name].needs in ("gram", "gradients"):
-            found[f"mtl {name}, loop"] = ours(work, name, vjp="loop")
-            found[f"mtl {name}, batched"] = ours(work, name, vjp="batched")
+            for way in ("loop", "batched"):
+                makers[f"mtl {name}, {way}"] = partial(ours, work, name, vjp=way)
+        if graphs and METHODS[name].needs == "gram":
+            makers[f"mtl {name}, captured"] = partial(captured, work, name)
         if peers and name in PEERS:
-            try:
-                found[f"torchjd {name}"] = torchjd(work, name, device)
-            except (ImportError, AttributeError, TypeError, ValueError) as error:
-                reason = " ".join(str(error).split())[:80]
-                console.print(f"{work.name}: torchjd {name} left out: {type(error).__name__}: {reason}")
-    for name, step in list(found.items()):
+            makers[f"torchjd {name}"] = partial(torchjd, work, name, device)
+    for name, make in makers.items():
         try:
+            step = make()
             step()
-            work.clear()
-        except Exception as error:  # a peer may fail in any way; ours may not
-            if not name.startswith("torchjd"):
+        except Exception as error:  # a peer or a candidate may fail in any way; ours may not
+            if name.startswith("mtl") and not name.endswith("captured"):
                 raise
-            console.print(f"{work.name}: {name} left out: {type(error).__name__}: {str(error).splitlines()[0]}")
-            del found[name]
+            reason = " ".join(str(error).split())[:80]
+            console.print(f"{work.name}: {name} left out: {type(error).__name__}: {reason}")
+        else:
+            found[name] = step
+        work.clear()
     return found
 
 
@@ -139,6 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="per workload")
     parser.add_argument("--quick", action="store_true", help="less than a minute, without peers")
     parser.add_argument("--vjp", action="store_true", help="loop and batched VJP side by side")
+    parser.add_argument("--captured", action="store_true", help="a step's kernels as CUDA graphs side by side")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, help="a file; default: benchmarks/results/step_DEVICE.json")
     options = parser.parse_args(arguments)
@@ -153,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in names:
             work = WORKLOADS[name](options.device)
             sizes[name] = describe(work)
-            steps = rows(work, methods, options.vjp, peers, options.device, console)
+            steps = rows(work, methods, options.vjp, peers, options.captured, options.device, console)
             for_s, least = (min(options.seconds, 3.0), 3) if options.quick else (options.seconds, 5)
             results += measure(work, steps, for_s, least, options.device)
             progress.advance(task)

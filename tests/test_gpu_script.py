@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu
+from benchmarks.step import captured
+from benchmarks.workloads import w3
+from mtl.experiments.timer import net, ours
 from mtl.files import root
 
 
@@ -25,11 +29,35 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert {name: one["rc"] for name, one in results.items()} == dict.fromkeys(
         ("doctor", "seeds", "step", "notebook", "table2"), 0
     )
-    assert {row["row"] for row in results["step"]["measured"]["rows"]} >= {"mtl ls", "mtl fairgrad", "T backwards"}
+    assert {row["row"] for row in results["step"]["measured"]["rows"]} >= {
+        "mtl ls", "mtl fairgrad", "T backwards", "mtl fairgrad, captured", "T backwards, captured"
+    }  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert rows and all(one["row"]["status"] == "ok" for one in rows)
     # what may come back of a lent machine: at most 8 files, none below a folder
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "results.json", "log.txt", "notebook.ipynb"}
+
+
+CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("name", ["fairgrad", "emtl", "nash"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CARD)])
+def test_a_captured_step_gives_the_gradients_of_ours(name: str, device: str) -> None:
+    """On channels-last convolutions and on a net of eight tasks, at each replay anew."""
+    for work in (w3(device, images=1, width=4), net(8, width=16, rows=8, device=device)):
+        step, same = captured(work, name), ours(work, name)
+        for _ in range(2):
+            same()
+            wanted = [None if p.grad is None else p.grad.clone() for p in work.model.parameters()]
+            work.clear()
+            step()
+            for p, grad in zip(work.model.parameters(), wanted, strict=True):
+                assert p.grad is not None and grad is not None and p.grad.stride() == grad.stride()
+                torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)
+                with torch.no_grad():
+                    p -= 0.01 * grad
+            work.clear()
 
 
 def test_carried_packages_stay_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
