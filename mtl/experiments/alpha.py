@@ -18,6 +18,7 @@ from mtl.methods import METHODS
 from mtl.report import captioned, frame, style
 from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide
 from mtl.report.stats import mean_ci
+from mtl.runs.tuning import NoRowsError
 from mtl.training.fit import Budget
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -330,10 +331,10 @@ def study(family: Mapping[str, Experiment], scale: str, **how: Any) -> AlphaStud
 
 
 def published(family: Mapping[str, Experiment]) -> AlphaStudy:
-    """The published rows of all data sets. LookupError where one has none; those of fewer seeds than declared are."""
+    """The published rows of all data sets. NoRowsError where one has none; those of fewer seeds than declared are."""
     made = [one.published(at="study", **v) for one in family.values() for v in one.chosen("study")]
     if short := [one.experiment.name for one in made if len(one.seeds) < len(SEEDS["study"])]:
-        raise LookupError(f"data/ledger: {short[0]} has not all declared seeds")
+        raise NoRowsError(f"data/ledger: {short[0]} has not all declared seeds")
     first, *others = made
     doubled = tuple([row for one in made for row in one.doubled[i]] for i in (0, 1)) if first.doubled else ()
     return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made), doubled=doubled))

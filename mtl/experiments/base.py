@@ -14,7 +14,7 @@ from mtl.ledger import Row, key, ledger, provenance
 from mtl.problems import problem
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
-from mtl.runs.tuning import Tuning, choose, combine_stl, published, tried, tune
+from mtl.runs.tuning import NoRowsError, Tuning, choose, combine_stl, published, tried, tune
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
@@ -194,7 +194,7 @@ class Experiment:
         self, scale: str = "study", methods: Sequence[str] | None = None, at: str = "", **options: Any
     ) -> Study:
         """The rows that the repository brings along, without the data: each method at the point that the published
-        trials give by validation; seeds that lack a run are left out. LookupError where no seed is whole."""
+        trials give by validation; seeds that lack a run are left out. NoRowsError where no seed is whole."""
         (variant,) = self.chosen(scale, **options)
         find = {
             "name": self.book or self.name,
@@ -210,7 +210,7 @@ class Experiment:
             points = tried(grids, names)
             rows = published(entries=points, budget=trials.budget, models=[model], **find)
             if not (rows := [row for row in rows if row["config"]["seed"] in trials.seeds]):
-                raise LookupError(where.format("rows"))
+                raise NoRowsError(where.format("rows"))
             return choose(points, combine_stl(rows), len(trials.seeds))
 
         tuning = self._by_model(scale, methods, variant, trials, run)
@@ -228,7 +228,7 @@ class Experiment:
         runs += len(tasks) if "stl" in {name for _, name, _ in entries} else 0
         whole = [seed for seed in self.seeds[scale] if sum(row["config"]["seed"] == seed for row in rows) == runs]
         if not whole:
-            raise LookupError(where.format("seed") + f" has all {runs} runs")
+            raise NoRowsError(where.format("seed") + f" has all {runs} runs")
         rows = combine_stl(row for row in rows if row["config"]["seed"] in whole)
         study = self.shows(self, scale, rows, self.source.format(rows[0]["source"]), tasks, options, tuning, at)
         return replace(study, doubled=self._doubled(scale, tuning, variant, find))

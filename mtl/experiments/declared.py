@@ -1,9 +1,9 @@
 """What a notebook shows first: the published rows of a declared study, or the command that makes them."""
 
-from mtl.errors import RunError
 from mtl.experiments.base import Experiment
 from mtl.experiments.study import Options, Study
 from mtl.ledger import ledger
+from mtl.runs.tuning import NO_STUDY
 
 
 def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
@@ -16,7 +16,7 @@ def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
         for options in one.chosen("study"):
             try:
                 study = one.published("study", at=at, **options)
-            except (LookupError, RunError):  # no seed is whole, or its trials are not
+            except NO_STUDY:
                 lacking[f"mtl run {one.name} --scale study"] = None
             else:
                 found.append(study)

@@ -129,7 +129,7 @@ class ManyTasks(Study):
         matched = compare("LS ahead of STL matched, mean AUC", (wide["LS"] - wide["STL matched"]).dropna(), D)
         whole = compare("LS ahead of STL, mean AUC", (wide["LS"] - wide["STL"]).dropna(), D)
         moves = {name: self.moved("score", name, "LS") for name in CHECKED if name != "LS"} if self.doubled else None
-        checks = [gate, converged_check(moves, D), self.same("score", D)]
+        checks = [gate, converged_check(moves, D), self.same(["score"], D)]
         facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
         facts |= {"said": "; ".join(marks)}
         return [decide("fairgrad-sharing", "best", [matched], beside=(whole,), gate=checks, declared=5, **facts)]

@@ -29,7 +29,7 @@ from mtl.report import captioned, results_table, style
 from mtl.report.claims import Finding, blind_check, compare, converged_check, decide
 from mtl.report.stats import mean_ci
 from mtl.runs.cells import STL_MODEL, Cell, Point, alone, locked, one_thread
-from mtl.runs.tuning import Tuning, combine_stl
+from mtl.runs.tuning import NoRowsError, Tuning, combine_stl
 from mtl.training.sac import LAST, Settings, summary, train
 
 # The value of 10 a step for ever, x .1 / (1 - .99) = 100, and a fifth for entropy and overestimation: a loss of the
@@ -164,7 +164,7 @@ class MT10Study(Study):
         level = chance(self.tasks)
         known = None if level is None else {"score": level}
         gate, _ = blind_check(runs, known, {"score": True}, ["STL", "LS", OWN])
-        checks = (gate, converged_check(None, POINTS), self.same("score", POINTS))
+        checks = (gate, converged_check(None, POINTS), self.same(["score"], POINTS))
         how: dict[str, Any] = {"missing": [name for name in RIVALS if name not in there], "declared": 3, "gate": checks}
         rows = tuple(key for row in self.rows for key in row.get("keys", [row["key"]]))
         said = "three of ten tasks, 3 % of the steps"
@@ -362,7 +362,7 @@ def latest(at: str) -> MT10Study | None:
     for label, *_ in (*FIRST, *THEN):
         try:
             found.append(cast(MT10Study, MT10.published("study", [label], at=at)))
-        except LookupError:
+        except NoRowsError:
             continue
     if not found:
         return None

@@ -13,6 +13,7 @@ from mtl.models.rl import Actor
 from mtl.problems.mt10 import NAMES, MetaWorld
 from mtl.report import captioned, style
 from mtl.report.stats import difference_ci
+from mtl.runs.tuning import NoRowsError
 from mtl.training.sac import LAST
 
 GOAL = 0.9  # of a task's goals, that a task alone is asked to reach at one evaluation
@@ -25,9 +26,9 @@ def rows_of(*studies: str) -> list[Row]:
 
 
 def needed(*studies: str) -> list[Row]:
-    """The same; LookupError without any."""
+    """The same; NoRowsError without any."""
     if not (rows := rows_of(*studies)):
-        raise LookupError(f"mt10_checks: no row of {' or '.join(studies)} is published ({COMMAND})")
+        raise NoRowsError(f"mt10_checks: no row of {' or '.join(studies)} is published ({COMMAND})")
     return rows
 
 

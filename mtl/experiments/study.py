@@ -89,10 +89,15 @@ class Study:
         table = lines(frame([*base, *blind]))
         return table[table["label"] == BLIND].mean(numeric_only=True)
 
-    def same(self, metric: str, d: float) -> Check:
-        """The A/A check: rows labelled "X A/A" against X, paired over seeds."""
+    def same(self, metrics: Iterable[str], d: float, units: Mapping[str, float] | None = None) -> Check:
+        """The A/A check: rows labelled "X A/A" against X on each metric (in `units` of it), paired over seeds."""
         labels = [name for name in dict.fromkeys(self.frame[self.by]) if str(name).endswith(" A/A")]
-        pairs = {name: differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by) for name in labels}
+        pairs = {}
+        for metric in metrics:
+            for name in labels:
+                gap = differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by).dropna()
+                if len(gap):  # a net of one task has no other metric
+                    pairs[f"{name} {metric}"] = gap / (units or {}).get(metric, 1.0)
         return same_check(pairs, d)
 
     def moved(self, metric: str, label: str, base: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, cast
 
-from mtl.errors import DataError, RunError
+from mtl.errors import DataError
 from mtl.experiments import alpha, loss_scale
 from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
@@ -23,6 +23,7 @@ from mtl.ledger import Row, key, ledger, provenance
 from mtl.report import plots, save_figure
 from mtl.report.claims import UNTESTED, Finding
 from mtl.report.verdicts import claims
+from mtl.runs.tuning import NO_STUDY
 
 # Studies whose sentences are judged by a check of their own, and at which scale it is made; it says itself of which
 # rows are.
@@ -55,7 +56,7 @@ def _scaled() -> LossScale:
     """The study of five factors and seeds from its declared n on; until then the rows of two seeds."""
     try:
         study = loss_scale.published()
-    except (LookupError, RunError):
+    except NO_STUDY:
         study = None
     if study is not None and study.seeds == list(LOSS_SCALE.seeds["study"]):
         return study
@@ -76,7 +77,7 @@ def _table2() -> list[Finding]:
     for labels in (None, GROUP_B, GROUP_A):
         try:
             study = UNET.published(methods=labels, at="study")
-        except (LookupError, RunError):  # no rows, or trials that are not all there yet
+        except NO_STUDY:
             continue
         if study.seeds == list(UNET.seeds["study"]):
             return study.findings()
@@ -92,7 +93,7 @@ def _declared(made: Callable[[], Study]) -> list[Study]:
     """The study if all of its declared seeds are published, else none."""
     try:
         study = made()
-    except (LookupError, RunError):
+    except NO_STUDY:
         return []
     return [study] if study.seeds == list(study.experiment.seeds["study"]) else []
 

@@ -137,7 +137,7 @@ def decide(
     if kind == "equal":
         parts = [replace(part, word=_equality(part)) for part in parts]
     would = _word(kind, parts, needed)
-    n = max(part.n for part in parts)
+    n = min((part.n for part in parts if part.n), default=0)  # a check of its own has none
     said = [facts.pop("said", "")]
     word = would
     if lacking := list(missing):
@@ -146,10 +146,15 @@ def decide(
     if n < declared:
         word = UNTESTED
         said.append(f"{n} of {declared}, no verdict")
-    if any(not check.passed and (check.decides or check.passed is False) for check in gate):
+    if not passed(gate):
         word = ASSAY
     text = "; ".join(filter(None, said))
     return Finding(claim, word, would, tuple(parts), tuple(gate), said=text, n=n, **facts)
+
+
+def passed(gate: Iterable[Check]) -> bool:
+    """Whether a table may decide: what has not been run has not been passed, but for A/A rows."""
+    return not any(not check.passed and (check.decides or check.passed is False) for check in gate)
 
 
 def _equality(part: Part) -> str:
@@ -187,8 +192,14 @@ def by_reading(found: Sequence[tuple[str, Finding]]) -> Finding:
     said = f"{first.said}; {said}" if first.said else said
     beside = tuple(replace(p, name=f"{name}: {p.name}") for name, one in [*words.items()][1:] for p in one.parts)
     agreed = {field: {getattr(one, field) for one in words.values()} for field in ("would", "word")}
-    would, word = (found.pop() if len(found) == 1 else READING for found in agreed.values())
-    return replace(first, would=would, word=word, beside=(*first.beside, *beside), said=said)
+    would, word = (next(iter(found)) if len(found) == 1 else READING for found in agreed.values())
+    missed = [replace(c, name=f"{name}: {c.name}") for name, one in [*words.items()][1:] for c in one.gate
+              if not c.passed and c not in first.gate]  # fmt: skip
+    if would != READING and ASSAY in agreed["word"]:  # they agree, as far as their gates let them
+        word = ASSAY
+    return replace(
+        first, would=would, word=word, gate=(*first.gate, *missed), beside=(*first.beside, *beside), said=said
+    )
 
 
 def blind_check(
@@ -231,7 +242,7 @@ def converged_check(moves: Mapping[str, float] | None, d: float) -> Check:
     """Gate (b): with doubled epochs every paired difference to LS moves by less than d; None where that was not run."""
     if not moves:
         return Check("converged", None, "epochs were not doubled")
-    most = max(moves, key=lambda name: abs(moves[name]))
+    most = max(moves, key=lambda name: math.inf if math.isnan(moves[name]) else abs(moves[name]))
     return Check("converged", abs(moves[most]) < d, f"largest move {moves[most]:+.3g} ({most}), d = {d:.3g}")
 
 

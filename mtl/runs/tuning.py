@@ -17,6 +17,13 @@ from mtl.training.fit import Budget
 MOST_TASKS = 64
 
 
+class NoRowsError(LookupError):
+    """Rows that a study needs are not published; says which."""
+
+
+NO_STUDY = (NoRowsError, RunError)  # no rows, no seed that is whole, or trials that are not all there yet
+
+
 def combine_stl(rows: Iterable[Row]) -> list[Row]:
     """Replace the T single-task runs of each seed by one row: each task's metrics from its own run.
 
@@ -171,7 +178,7 @@ def published(
     """
     sought: dict[str, list[tuple[int, str, Sequence[str]]]] = {}  # lines that differ in their net alone share a key
     for place, (label, method, point) in enumerate(entries):
-        for task in range(MOST_TASKS) if method == "stl" else [None]:
+        for task in _tasks(point) if method == "stl" else [None]:
             own, hyper = split(point if task is None else alone(point, task), budget)
             nets = [point["model"]] if "model" in point else models
             name_of = key({"method": method, "hyper": hyper, "budget": own.settings()}, "")
@@ -191,6 +198,11 @@ def published(
                 label += " A/A"
             found.append((config["seed"], (place, label), config["model"], row | {"label": label}))
     return [row for *_, row in sorted(found, key=lambda one: one[:3])]
+
+
+def _tasks(point: Point) -> range:
+    """The tasks that STL may have: those of a list where each has a value of its own, else any."""
+    return range(min([MOST_TASKS, *(len(value) for value in point.values() if isinstance(value, list))]))
 
 
 def _other(config: Mapping[str, Any], wanted: str) -> bool:

@@ -24,6 +24,7 @@ from mtl.methods import method
 from mtl.problems import problem
 from mtl.report.claims import Check
 from mtl.report.stats import paired_permutation
+from mtl.runs import tuning
 from mtl.training.fit import Budget
 
 ISSUE = (
@@ -174,11 +175,11 @@ def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
     assert {row["config"]["seed"] for row in once} == {100, 101} and len(once) == len(twice) == 6
     assert {row["config"]["budget"]["epochs"] for row in twice} == {2}
     moves = study.moves(["score"])
-    assert set(moves) == {"stl score", "emtl (mlp) score"}
+    assert set(moves) == {"stl - ls (mlp), score", "emtl (mlp) - ls (mlp), score"}
     score = {(row["label"], row["config"]["budget"]["epochs"], row["config"]["seed"]): row["metrics"]["score"]
              for row in (*once, *twice)}  # fmt: skip
     lead = {e: np.mean([score["emtl", e, s] - score["ls", e, s] for s in (100, 101)]) for e in (1, 2)}
-    assert moves["emtl (mlp) score"] == pytest.approx(lead[2] - lead[1])
+    assert moves["emtl (mlp) - ls (mlp), score"] == pytest.approx(lead[2] - lead[1])
     gate = {check.name: check for check in study.gate(["score"], ["stl", "ls (mlp)", "emtl (mlp)"])}
     assert gate["converged"].passed is (max(map(abs, moves.values())) < says.D) and gate["A/A rows"].passed is not None
 
@@ -245,6 +246,69 @@ def test_data_sets_need_not_have_the_same_tasks_and_networks():
     assert says.findings(gained, dict.fromkeys(gained, gate))[2].word == "not tested", "PLE is in one of them alone"
 
 
+def test_single_task_nets_are_held_against_equal_weights_of_every_network():
+    """Of two moves the second once took the place of the first, which was the larger one."""
+    scores = {"stl": 0.70, "ls (MMoE)": 0.70, "ls (PLE)": 0.70, "emtl (PLE)": 0.70}
+    moved = scores | {"stl": 0.702, "ls (PLE)": 0.7015}
+    nets = {"MMoE": "mmoe", "PLE": "ple", "": "single-task"}
+    made = [{"label": label, "config": {"model": nets[net]}} for label, net in map(tables.split_line, scores)]
+    study = table1.Table1(TABLE1, "study", [], "", ("a",), doubled=(made, made))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table1.Table1, "moved", lambda self, m, one, base: moved[one] - moved[base])
+        found = study.moves(["score"])
+    assert found == pytest.approx({
+        "stl - ls (MMoE), score": 0.002, "stl - ls (PLE), score": 0.0005, "emtl (PLE) - ls (PLE), score": -0.0015
+    })  # fmt: skip
+
+
+def test_the_noise_floor_is_asked_for_each_metric():
+    frame = runs(GOOD | {"ls (MMoE) A/A": 0.71})
+    frame["b/auc"] = frame["score"] + 0.004 * (frame["line"] == "ls (MMoE) A/A")
+    study = table1.Table1(TABLE1, "study", [], "", ("a", "b"))
+    study.__dict__["frame"] = frame
+    assert study.same(["a/auc"], says.D).passed and study.same(["b/auc", "a/auc"], says.D).passed is False
+    units = {"a/auc": 0.001, "b/auc": 0.01}
+    assert study.same(units, 1.0, units).passed, "in units of each metric's own d"
+
+
+def test_a_data_set_that_misses_its_gate_drops_out_and_is_named():
+    """The others decide; where none passes all of it is shown, and nothing decided."""
+    fails = lambda metrics, named: [Check("converged", False, "moves")]  # noqa: E731
+    frames = {"one": runs(GOOD), "two": runs(GOOD | {"mgda (MMoE)": 0.75})}
+    best, _, steady = says.findings(frames, {"one": PASSED, "two": fails})
+    assert best.word == "not tested" and "a second data set is needed" in best.said, "it would be, on one"
+    assert "left out, two: converged: moves" in best.said and {part.name for part in best.parts} == {
+        "one, MMoE: ls", "one, MMoE: mgda"
+    }  # fmt: skip
+    assert steady.word == "reproduced", "what one data set decides stays decided"
+    both = says.findings(frames, {"one": PASSED, "two": PASSED})[0]
+    assert both.word == "contradicted" and "n = 6 (one), 6 (two)" in both.said
+    neither = says.findings(frames, {"one": fails, "two": fails})[0]
+    assert (neither.word, neither.would) == ("inconclusive (assay)", "contradicted") and len(neither.gate) == 2
+
+
+def test_a_rival_without_a_result_is_waited_for():
+    frame = runs(GOOD)
+    frame.loc[(frame["line"] == "mgda (MMoE)") & (frame["seed"] == 3), "score"] = math.nan
+    best = says.findings({"a": frame, "b": runs(GOOD)}, {"a": PASSED, "b": PASSED})[0]
+    assert best.word == "not tested" and "waits for mgda (MMoE) (a)" in best.said and best.n == 5
+    frame.loc[frame["line"] == "mgda (MMoE)", "score"] = math.nan
+    best, _, steady = says.findings({"a": frame, "b": runs(GOOD)}, {"a": PASSED, "b": PASSED})
+    assert best.word == steady.word == "not tested" and len(best.parts) == 3
+
+
+def test_single_task_nets_with_rates_of_their_own_are_found_again(tmp_path, monkeypatch):
+    """Their list of rates is as long as there are tasks, which ended the search with an error that was caught."""
+    monkeypatch.setenv("MTL_ROOT", str(tmp_path))
+    (tmp_path / "data/ledger").mkdir(parents=True)
+    for task, rate in enumerate((0.016, 0.008)):
+        row = line("stl", "single-task", 0, {"task": task, "lr": rate}, 0.8, 0.8, f"{'ab'[task]}/score")
+        publish(tmp_path / "data/ledger/table1.jsonl", row)
+    point = {"lr": [0.016, 0.008]}
+    found = tuning.published("table1", "study", [("stl", "stl", point)], tables.BUDGET["study"], ["mmoe"], tasks=2)
+    assert [row["config"]["hyper"]["task"] for row in found] == [0, 1]
+
+
 def test_the_gate_of_table1_comes_first():
     lacking = lambda metrics, named: [Check("converged", None, "epochs were not doubled")]  # noqa: E731
     assert set(words(GOOD, GOOD, gate=lacking)) == {"inconclusive (assay)"}
@@ -259,6 +323,7 @@ def test_the_p_of_a_place_belongs_to_the_best_other_line_of_the_same_backbone():
         own = wide[f"emtl ({backbone})"]
         assert found.loc[backbone, "p"] == paired_permutation(own, wide[rival]).p
         assert found.loc[backbone, "EMTL - best other"] == pytest.approx((own - wide[rival]).mean())
+    assert says.places({"data": runs(GOOD, seeds=20)})["p"].item() < 1e-3, "more seeds than all flips are drawn for"
     assert found["best"].tolist() == ["emtl", "uw"] and found["EMTL's place"].tolist() == [1, 2]
     everywhere = wide.drop(columns=["stl", "emtl (PLE)"]).mean().idxmax()
     assert found.loc["PLE", "p"] != paired_permutation(wide["emtl (PLE)"], wide[everywhere]).p
@@ -356,6 +421,12 @@ def test_the_sentence_on_loss_scales_names_its_rivals_and_has_a_word_by_reading(
     assert {part.name for part in found.beside} == {"ls", "nash"}, "nash decides nothing"
     assert loss_scale.robust(fallen(emtl=9, **RIVALS)).word == "contradicted"
     assert loss_scale.robust(fallen(emtl=5, **RIVALS)).word == "practically equal"
+    lost = fallen(emtl=0, **RIVALS)
+    lost.loc[(lost["label"] == "uw") & (lost["factor"] == 100.0), "score"] = math.nan
+    assert loss_scale.robust(lost).word == "not tested" and "waits for uw" in loss_scale.robust(lost).said
+    lost = fallen(emtl=0, **RIVALS)
+    lost.loc[(lost["label"] == "uw") & (lost["seed"] == 10), "score"] = math.nan
+    assert "4 of 5, no verdict" in loss_scale.robust(lost, declared=5).said
     one = fallen(emtl=0, **(RIVALS | {"bandit (balanced)": 0.1}))
     assert loss_scale.robust(one).word == "practically equal", "best by d is excluded"
     both = pd.concat([rows, fallen(**{"emtl (raw)": 9})])
@@ -364,6 +435,16 @@ def test_the_sentence_on_loss_scales_names_its_rivals_and_has_a_word_by_reading(
     plain.__dict__["frame"] = both
     (by,) = plain.findings()
     assert by.would == "depends on the reading" and "raw: contradicted" in by.said
+
+
+def test_a_collapsed_rival_does_not_void_the_table_of_loss_scales_and_equal_weights_would() -> None:
+    plain = loss_scale.LossScale(loss_scale.LOSS_SCALE, "quick", [], "", ("income",))
+    for low, passed in (("bandit", True), ("ls", False), ("emtl", False)):
+        frame = fallen(emtl=0, ls=5, **RIVALS)
+        frame.loc[frame["label"] == low, "score"] = 0.5
+        plain.__dict__["frame"] = frame
+        check = plain.gate("emtl")[0]
+        assert check.passed is passed and low in check.said
 
 
 def test_the_loss_scale_study_is_the_declared_one() -> None:

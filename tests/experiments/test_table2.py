@@ -14,7 +14,6 @@ from mtl.experiments.table2 import TABLE2, UNET, figures, results
 from mtl.ledger import Ledger, find_row, publish
 from mtl.methods import method
 from mtl.problems import problem
-from mtl.report.claims import same_check
 from mtl.runs.cells import grid, refit
 from mtl.runs.engines import run_grid
 from mtl.runs.tuning import choose, published, tried
@@ -78,8 +77,7 @@ def found(blind: float | None = None, **factors: Any) -> dict[str, Any]:
     """The findings on constructed rows, all rivals like STL but for those given; `blind`: its factor to STL."""
     level = None if blind is None else dict(zip(METRICS, 50 * GOOD**blind, strict=True))
     some = rows(**dict.fromkeys((*SETTINGS, "MoCo"), 1.0) | factors)
-    same = lambda metric, d: same_check({}, d)  # noqa: E731
-    return {one.claim: one for one in results.findings(some, results.lines(some), level, same)}
+    return {one.claim: one for one in results.findings(some, results.lines(some), level)}
 
 
 FAIR = {"FairGrad (alpha=2)": 1.0, "Fair LS (alpha=0.5)": 1.0}
@@ -106,10 +104,17 @@ def test_the_gate_comes_first() -> None:
     assert "LS" in worse["above the input-blind predictor"].said
     assert "MGDA (3 of 3 runs collapsed)" in worse["above the input-blind predictor"].said
     table = results.lines(rows(LS=np.where(np.array(results.TASKS) == "depth", 0.9, 1.0)))
-    checks = results.gate(
-        table, results.leads(table), [results.DELTA], [], None, 1.0, same_check({}, 1.0), {"EMTL": 0.2}
-    )
+    checks = results.gate(table, results.leads(table), [results.DELTA], [], None, 1.0, {"EMTL": 0.2})
     assert [check.passed for check in checks] == [None, True, True, None], "LS ahead in depth, converged"
+
+
+def test_the_noise_floor_is_asked_in_the_units_of_a_lead() -> None:
+    """A twin that is a hundredth of STL off in depth: a ninth of a point of delta-m, a per cent of that metric."""
+    far = np.where(np.array(results.TASKS) == "depth", 0.99, 1.0)
+    table = results.lines(rows(LS=1.0, **{"LS A/A": far}))
+    for metric, passed in ((results.DELTA, True), ("depth/abs", False), ("normals/mean", True)):
+        checks = results.gate(table, results.leads(table), [metric], [], None, 0.5)
+        assert {check.name: check.passed for check in checks}["A/A rows"] is passed, metric
 
 
 def test_other_sentences_go_both_ways() -> None:
@@ -129,7 +134,7 @@ def test_other_sentences_go_both_ways() -> None:
 
 def test_rivals_that_lack_rows_are_waited_for() -> None:
     some = rows(LS=1.0, MGDA=1.0, EMTL=GOOD**2, **FAIR)
-    one = results.findings(some, results.lines(some), None, lambda metric, d: same_check({}, d))[0]
+    one = results.findings(some, results.lines(some), None)[0]
     assert "waits for SI, RLW" in one.said
 
 
@@ -174,9 +179,8 @@ def test_doubled_epochs_move_a_lead_in_its_own_units() -> None:
     assert moved["EMTL depth/abs"] == pytest.approx(10, abs=0.05) and moved["STL delta-m"] == pytest.approx(0)
     assert results.moves([], [results.DELTA]) is None
     some = rows(**dict.fromkeys((*SETTINGS, "MoCo"), 1.0), EMTL=GOOD, **FAIR)
-    same = lambda metric, d: same_check({}, d)  # noqa: E731
     for tables, passed in (([once, once], True), ([once, twice], False)):
-        gate = results.findings(some, results.lines(some), None, same, tables)[0].gate
+        gate = results.findings(some, results.lines(some), None, tables)[0].gate
         assert {check.name: check.passed for check in gate}["converged"] is passed
 
 

@@ -96,6 +96,15 @@ def test_the_gate_asks_how_far_doubled_epochs_move_a_difference_to_ls():
     assert set(TABLE3.doubled) <= set(LABELS) and TABLE3.trials["study"].seeds == (100, 101, 102)
 
 
+def test_the_noise_floor_is_asked_for_each_metric_in_units_of_its_d():
+    good = study({})
+    for metric, gap, passed in (("click/auc", 0.0005, True), ("watch/mse", 60.0, True), ("watch/mse", -90.0, False)):
+        again = [row | {"label": "LS A/A", "key": f"again {row['key']}", "metrics": row["metrics"] | {
+            metric: row["metrics"][metric] + gap}} for row in good.rows if row["label"] == "LS"]  # fmt: skip
+        (found,) = replace(good, rows=[*good.rows, *again]).findings()
+        assert {check.name: check.passed for check in found.gate}["A/A rows"] is passed, (metric, gap)
+
+
 def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
     root = tmp_path / "project"
     root.mkdir()

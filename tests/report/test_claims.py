@@ -62,6 +62,32 @@ def test_a_prefix_of_the_seeds_and_lacking_rivals_get_no_verdict() -> None:
     assert decide("a", "best", [part], gate=PASSED, missing=["CAGrad"]).said == "waits for CAGrad"
 
 
+def test_n_is_the_smallest_of_the_parts_and_checks_of_its_own_have_none() -> None:
+    parts = [compare("a", seeds(2.0, 0.2), d=1.0), compare("b", seeds(2.0, 0.2, n=7), d=1.0)]
+    one = decide("a", "best", parts, gate=PASSED, declared=10)
+    assert (one.word, one.n) == ("not tested", 7) and "7 of 10, no verdict" in one.said
+    assert decide("a", "parts", [rule.checked("own", True, ""), parts[0]], gate=PASSED).n == 10
+
+
+def test_a_move_that_is_no_number_is_not_passed() -> None:
+    for moves in ({"a": 1e-4, "b": float("nan")}, {"b": float("nan"), "a": 1e-4}):
+        assert rule.converged_check(moves, 0.1).passed is False
+
+
+def test_readings_that_differ_in_their_gates_alone_are_assay_with_the_check_that_failed() -> None:
+    part = compare("LS", seeds(2.0, 0.2), d=1.0)
+    failed = rule.Check("above the input-blind predictor", False, "EMTL (raw)")
+    made = [
+        ("EMTL", decide("a", "best", [part], gate=PASSED)),
+        ("EMTL (raw)", decide("a", "best", [part], gate=[failed])),
+    ]
+    one = rule.by_reading(made)
+    assert (one.word, one.would) == ("inconclusive (assay)", "reproduced")
+    assert [check.name for check in one.gate if not check.passed] == ["raw: above the input-blind predictor"]
+    worse = decide("a", "best", [compare("LS", seeds(-2.0, 0.2), d=1.0)], gate=PASSED)
+    assert rule.by_reading([made[0], ("EMTL (raw)", worse)]).word == "depends on the reading"
+
+
 def test_two_seeds_have_no_interval() -> None:
     part = compare("LS", [2.0, 2.1], d=1.0)
     assert part.low is None and part.word == "inconclusive (power)" and part.said.endswith("+2, +2.1")

@@ -111,7 +111,7 @@ class Table2(Study):
 
     def findings(self) -> list[Finding]:
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
-        return results.findings(self.rows, self.frame, self.blind, self.same, self.lengths, scale=self.scale)
+        return results.findings(self.rows, self.frame, self.blind, self.lengths, scale=self.scale)
 
     @property
     def lengths(self) -> list[pd.DataFrame]:

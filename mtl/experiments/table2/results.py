@@ -14,7 +14,18 @@ from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS
 from mtl.report import captioned, frame, results_table
-from mtl.report.claims import Check, Finding, Part, blind_check, by_reading, checked, compare, converged_check, decide
+from mtl.report.claims import (
+    Check,
+    Finding,
+    Part,
+    blind_check,
+    by_reading,
+    checked,
+    compare,
+    converged_check,
+    decide,
+    same_check,
+)
 from mtl.report.stats import mean_rank
 from mtl.theory.fairness import hindered
 
@@ -136,7 +147,7 @@ def printed_leads(own: str, rivals: Sequence[str], source: str = "emtl_table2") 
 
 def gate(
     table: pd.DataFrame, lead: Lead, metrics: Sequence[str], named: Sequence[str],
-    blind: Mapping[str, float] | None, d: float, same: Check, moves: Mapping[str, float] | None = None,
+    blind: Mapping[str, float] | None, d: float, moves: Mapping[str, float] | None = None,
 ) -> list[Check]:  # fmt: skip
     """Input-blind level, convergence, control, A/A rows; delta-m is in points, the other metrics as they are."""
     level = None
@@ -155,7 +166,9 @@ def gate(
     angle = compare("angle", lead("STL", "LS")["normals/mean"], POINT)
     holds = any(part.low is not None and part.low > 0 for part in (depth, angle))
     said = f"LS ahead of STL in depth by {depth.value:+.1f} %, behind in mean angle by {angle.value:+.1f} %"
-    return [check, converged_check(moves, d), Check("control", holds, said), same]
+    twins = [label for label in dict.fromkeys(table["label"]) if label.endswith(" A/A")]
+    apart = {f"{name} {m}": lead(name, name.removesuffix(" A/A"))[m] for name in twins for m in metrics}
+    return [check, converged_check(moves, d), Check("control", holds, said), same_check(apart, d)]
 
 
 def _conjunction(
@@ -177,7 +190,7 @@ READINGS = ("EMTL", "EMTL (raw)", "EMTL (frozen norm)")
 
 
 def findings(
-    rows: Sequence[Row], table: pd.DataFrame, blind: Mapping[str, float] | None, same: Callable[[str, float], Check],
+    rows: Sequence[Row], table: pd.DataFrame, blind: Mapping[str, float] | None,
     doubled: Sequence[pd.DataFrame] = (), **facts: Any,
 ) -> list[Finding]:  # fmt: skip
     """Sentences of EMTL's section 5.3 and FairGrad's on this benchmark, by paper/decision_rule.md; EMTL's by reading.
@@ -186,9 +199,7 @@ def findings(
     """
 
     def shared(metrics: Sequence[str], named: Sequence[str], d: float) -> dict[str, Any]:
-        checks = gate(
-            table, lead, metrics, ["STL", "LS", *named], blind, d, same(metrics[-1], d), moves(doubled, metrics)
-        )
+        checks = gate(table, lead, metrics, ["STL", "LS", *named], blind, d, moves(doubled, metrics))
         return {"gate": checks, "rows": tuple(row["key"] for row in rows), **facts}
 
     there, lead = list(dict.fromkeys(table["label"])), leads(table)
