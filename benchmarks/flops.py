@@ -55,7 +55,9 @@ def table(rate: float) -> str:
         one, many = step_flops(model, width, depth, pixels)
         run = [x * images * epochs for x in (one, many)]
         rows = made.entries(scale)
-        runs = (len(rows) + 2 * sum(name == "stl" for _, name, _ in rows)) * len(made.seeds[scale])
+        twins = made.twins if isinstance(made.twins, tuple) else made.twins[scale]
+        each = [3 if name == "stl" else 1 + (label in twins) for label, name, _ in rows]
+        runs = sum(each) * len(made.seeds[scale])
         hours = run[1] / (rate * 1e12) / 3600
         name = f"{model}, width {width}, {pixels[0]} x {pixels[1]}, {epochs} epochs"
         lines.append([scale, name, *(f"{x / 1e9:.1f}" for x in (one, many)), *(f"{x / 1e15:.2f}" for x in run),

@@ -12,6 +12,7 @@ import pytest
 
 from mtl.cli.plan import plan
 from mtl.experiments.registry import EXPERIMENTS
+from mtl.methods import METHODS
 from mtl.report.verdicts import claims
 from tests.nbval_copies import MARK, copies
 
@@ -19,6 +20,24 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MOST_CELLS, MOST_LINES, LONGEST = 15, 40, 100
 SOURCES = [*(ROOT / "mtl" / "experiments").rglob("*.py"), *NOTEBOOKS]
+
+
+NUMBER = r"(?<![\w.^])(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?(?!\w)"
+
+
+def unshown(answer: str, cells: list[dict[str, Any]]) -> list[str]:
+    """Numbers of the answer that none of the outputs rounds to: text, tables, captions of pictures."""
+    shown = []
+    for out in (out for cell in cells for out in cell.get("outputs", [])):
+        shown += [json.dumps(out.get("text", "")), json.dumps(out.get("metadata", {}), ensure_ascii=False)]
+        shown += [re.sub(r"<[^>]+>", " ", "".join(v)) for k, v in out.get("data", {}).items() if k.startswith("text/")]
+    there = [abs(float(x)) for x in re.findall(r"(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?", " ".join(shown))]
+
+    def is_shown(number: str) -> bool:
+        unit = 0.0 if "e" in number else 10.0 ** -len(number.partition(".")[2])
+        return any(abs(x - float(number)) <= 0.5 * unit + 1e-9 * x for x in there)
+
+    return [x for x in re.findall(NUMBER, re.sub(r"`[^`]*`|\$[^$]*\$", "", answer)) if not is_shown(x)]
 
 
 def problems(notebook: dict[str, Any]) -> list[str]:
@@ -52,6 +71,8 @@ def problems(notebook: dict[str, Any]) -> list[str]:
         shown = json.dumps([out.get("data", {}).get("text/html", "") for out in cell.get("outputs", [])])
         if "**" in shown:
             found.append(f"cell {number} shows ** in a table")
+    if answer and (lost := unshown(answer[0], cells)):
+        found.append(f"the answer has numbers that no output shows: {', '.join(lost)}")
     if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
         found.append("the kernel must be python3")
     for number, cell in enumerate(cells, start=1):
@@ -96,6 +117,13 @@ def test_no_picture_of_the_data_sets_own_images_is_committed() -> None:
     shown = [cell for cell in cells if "panel" in "".join(cell["source"])]
     kinds = [set(out.get("data", {})) for cell in shown if cell["cell_type"] == "code" for out in cell["outputs"]]
     assert len(shown) == 2 and not any("image/png" in kind for kind in kinds)
+
+
+def test_every_method_has_a_line_in_the_gallery() -> None:
+    cells = json.loads((ROOT / "notebooks" / "10_methods.ipynb").read_text(encoding="utf-8"))["cells"]
+    told = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    labels = {made.label for made in METHODS.values()} - {"Fair loss"}
+    assert [label for label in sorted(labels) if f"**{label}**" not in told] == []
 
 
 def test_the_pairs_that_the_answer_counts_are_those_of_the_figure() -> None:
@@ -153,6 +181,24 @@ def test_the_rules_can_fail() -> None:
         },
         "parameters must hold scale = \"quick\", found 'smoke'": {
             "cells": [good[0], cell("code", 'scale = "smoke"', "parameters")]
+        },
+        "the answer has numbers that no output shows: 7.5": {
+            "cells": [
+                cell("markdown", "# Which?\n\n**7.5 of 12, up to 1e-3, not .04 ($x^2$, `n3`).**"),
+                good[1],
+                cell("code", "1")
+                | ran
+                | {
+                    "outputs": [
+                        html("<b>11.96</b> 7.56"),
+                        {
+                            "output_type": "stream",
+                            "text": ["12, 0.001"],
+                            "metadata": {"image/png": {"alt": "a caption of twenty letters, .0402"}},
+                        },
+                    ]
+                },
+            ]
         },
         "the answer stands below the title, one bold sentence": {
             "cells": [cell("markdown", "# Which one?\n\nIt depends."), good[1]]
