@@ -124,7 +124,7 @@ def run(
     events: Counter[str] = Counter()
     with one_sentence():
         options = arguments.pairs(parameter or ())
-        how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": arguments.names(methods) or None}
+        how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": None}
         how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
         how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
@@ -147,6 +147,10 @@ def run(
             for variant in made.chosen(scale, **options):
                 typer.echo(f"{made.blind(scale, **variant)['key']}: {made.problem} without inputs", err=True)
             return
+
+        if methods:
+            labels = [label for label, _, _ in EXPERIMENTS[experiment].entries(scale)]
+            how["methods"] = arguments.names(methods, labels) or None
 
         def progress(event: Any) -> None:
             events[event["event"]] += 1

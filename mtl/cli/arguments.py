@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -47,12 +47,18 @@ def pairs(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def names(text: str) -> list[str]:
+def names(text: str, known: Collection[str] = ()) -> list[str]:
+    """Names with commas between them; where one is `known` to have commas itself, the longest that is known.
+
+    >>> names("00, 01,"), names("LS,LS, losses 1,MGDA", ["LS", "LS, losses 1", "MGDA"])
+    (['00', '01'], ['LS', 'LS, losses 1', 'MGDA'])
     """
-    >>> names("00, 01,")
-    ['00', '01']
-    """
-    return [name.strip() for name in text.split(",") if name.strip()]
+    parts, found = [name.strip() for name in text.split(",") if name.strip()], []
+    while parts:
+        longest = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in known), 1)
+        found.append(", ".join(parts[:longest]))
+        del parts[:longest]
+    return found
 
 
 def seeds(text: str) -> tuple[int, ...] | None:

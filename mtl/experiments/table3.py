@@ -43,7 +43,7 @@ ROWS: dict[str, tuple[str, tuple[Point, ...]]] = {  # label: method, two points
     "MGDA": ("mgda", DECAY),
     "Nash-MTL": ("nash", DECAY),
     "FairGrad": ("fairgrad", ALPHAS),
-    "FairGrad, weighted heads": ("fairgrad", tuple({**own, "heads": "weighted"} for own in ALPHAS)),
+    "FairGrad (weighted heads)": ("fairgrad", tuple({**own, "heads": "weighted"} for own in ALPHAS)),
     **{label: ("emtl", tuple({**point, **own} for point in EMTL)) for label, own in READINGS.items()},
 }
 FIXED = {  # two fixed weights: near the inverse variances, and with the watch time lower still

@@ -199,6 +199,9 @@ class Fake:
         self.rows, self.events = rows, {"left": left, "failed": failed}
         self.asked: dict[str, Any] | None = None
 
+    def entries(self, scale: str) -> list[tuple[str, str, Any]]:
+        return [(label, "ls", {}) for label in ("LS", "LS, losses 1", "FairGrad (alpha=2)")]
+
     def run(self, scale: str, seeds: Any = None, methods: Any = None, *, progress: Any, **how: Any) -> list[Any]:
         self.asked = {"scale": scale, "seeds": seeds, "methods": methods, **how}
         for event, count in self.events.items():
@@ -220,12 +223,14 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
 def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path) -> None:
     words = "run census --scale study --seeds 0-2,5 --jobs 2 --device cuda:1 --deadline 60 --together --keep-stale"
     words += " --engine ray --address host:6379"
-    result = call(*words.split(), "--methods", "LS, FairGrad (alpha=2)", "-p", "tasks=3", "--ledger", str(tmp_path))
+    result = call(
+        *words.split(), "--methods", "LS, FairGrad (alpha=2),LS, losses 1", "-p", "tasks=3", "--ledger", str(tmp_path)
+    )
     assert result.exit_code == 0, result.output
     assert experiments["census"].asked == {
         "scale": "study",
         "seeds": (0, 1, 2, 5),
-        "methods": ["LS", "FairGrad (alpha=2)"],
+        "methods": ["LS", "FairGrad (alpha=2)", "LS, losses 1"],
         "jobs": 2,
         "device": "cuda:1",
         "deadline": 60.0,
