@@ -77,7 +77,7 @@ class LossScale(Study):
         fall = wide.loc[1.0] - wide.drop(1.0)
         kept = [name for name in table["label"].unique() if name == "emtl" or not name.startswith("emtl")]
         ours = ["emtl", *(name for name in table["label"].unique() if name.startswith("emtl ("))]
-        shades = dict(zip(ours, (style.RED, style.ORANGE, style.SKY, style.GREEN), strict=False))
+        shades = dict(zip(ours, (style.RED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
         panels = {"EMTL and other methods": kept} | (
             {"EMTL by reading, and its base": [*ours, "mgda"]} if ours[1:] else {}
         )

@@ -126,8 +126,9 @@ def equivalence(ax: Axes, names: Sequence[str], pairs: Sequence[Sequence[Part | 
     ax.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), title=title, aspect="equal")
     ax.grid(visible=False)
     ax.tick_params(length=0)
-    handles = [Rectangle((0, 0), 1, 1, fc=colour, ec="0.6", lw=0.3) for colour in colours.values()]
-    ax.legend(handles, PAIRS, loc="upper center", bbox_to_anchor=(0.4, -0.5), ncols=2, fontsize=6, frameon=False)
+    if (fig := ax.figure.figure) is not None and not fig.legends:  # one for all of them
+        handles = [Rectangle((0, 0), 1, 1, fc=colour, ec="0.6", lw=0.3) for colour in colours.values()]
+        fig.legend(handles, PAIRS, loc="outside lower center", ncols=4, fontsize=6, frameon=False)
 
 
 def weights_over_time(
