@@ -164,10 +164,10 @@ class Table3(Study):
         if self.synthetic:
             return []
         runs = {
-            str(line): {metric: own[metric].dropna().to_numpy(float) for metric in PAPER}
+            str(line): {m: own[m].dropna().to_numpy(float) for m in PAPER if own[m].notna().any()}  # DCN: clicks alone
             for line, own in self.frame.groupby(self.by)
         }
-        gate, marks = blind_check(runs, self.blind, PAPER, ["STL", "LS", "EMTL"])
+        gate, marks = blind_check(runs, self.blind, PAPER, ["DCN", "STL", "LS", "EMTL"])
         said = "offline alone" + f"; at or below the input-blind level: {', '.join(marks)}" * bool(marks)
         keys = tuple(row["key"] for row in self.rows)
         facts: dict[str, Any] = {"scale": self.scale, "rows": keys, "said": said}

@@ -96,6 +96,18 @@ def test_the_gate_asks_how_far_doubled_epochs_move_a_difference_to_ls():
     assert set(TABLE3.doubled) <= set(LABELS) and TABLE3.trials["study"].seeds == (100, 101, 102)
 
 
+def test_the_click_model_is_asked_for_clicks_alone():
+    """It has no other metric, which once ended the whole of `mtl claims`."""
+    good = study({"click/auc": 0.002})
+    dcn = [row | {"label": "DCN", "key": f"dcn{i}", "metrics": {"click/auc": 0.7 - 0.3 * (i == 0), "score": None}}
+           for i, row in enumerate(good.rows) if row["label"] == "LS"]  # fmt: skip
+    made = replace(good, rows=[*good.rows, *dcn])
+    made.__dict__["blind"] = {"click/auc": 0.5, "completion/mse": 0.2, "watch/mse": 1900.0}
+    (found,) = made.findings()
+    gate = {check.name: check for check in found.gate}["above the input-blind predictor"]
+    assert gate.passed and "DCN (1 of 20 runs collapsed)" in found.said
+
+
 def test_the_noise_floor_is_asked_for_each_metric_in_units_of_its_d():
     good = study({})
     for metric, gap, passed in (("click/auc", 0.0005, True), ("watch/mse", 60.0, True), ("watch/mse", -90.0, False)):
