@@ -50,6 +50,7 @@ FIXED = {  # two fixed weights: near the inverse variances, and with the watch t
     "natural": ({"c": [1.0, 7.0, 6e-4]}, {"c": [1.0, 1.0, 1e-3]}),
     "standardised": ({"c": [1.0, 0.5, 0.5]}, {"c": [1.0, 1.0, 0.3]}),
 }
+SHAPES = {"EMTL (raw)": "v", "EMTL (frozen norm)": "P", "EMTL (product)": "X", "FairGrad (weighted heads)": "P"}
 SCALARISATION = "Scalarisation (tuned)"
 LABELS = (*ROWS, SCALARISATION)
 RIVALS = ("LS", "LS, std", "SI", "STL")  # the sentence's own first; the others decide what is EMTL's merit
@@ -181,9 +182,10 @@ class Table3(Study):
         fig, axes = style.subplots(1, 2, height=3.0)
         for line, values in self.raw.iterrows():
             label = str(line).removesuffix(STD)
-            if label == "DCN":
+            if label == "DCN" or label.endswith(" A/A"):
                 continue
             _, colour, marker = style.look(methods[label])
+            marker = SHAPES.get(label, marker)
             look: dict[str, Any] = {"color": colour, "mfc": "none" if label != line else colour, "ms": 4, "lw": 0.6}
             for ax, metric in zip(axes[0], ("completion/mse", "watch/mse"), strict=True):
                 (x, half), (y, high) = [(values[name, "mean"], values[name, "ci"]) for name in ("click/auc", metric)]
