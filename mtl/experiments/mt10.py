@@ -139,8 +139,9 @@ class MT10Study(Study):
                 low, high = [max(one.low, 0) for one in ends], [min(one.high, 1) for one in ends]
                 ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
             ax.set(title=f"{label}, n = {len(runs)}", ylim=(-0.03, 1.03))
-        for ax in axes[-1]:
+        for ax in axes.flat[max(len(curves) - columns, 0) : len(curves)]:  # the lowest of each column
             ax.set_xlabel("thousand steps")
+            ax.tick_params(labelbottom=True)
         for ax in axes[:, 0]:
             ax.set_ylabel("success")
         for ax in axes.flat[len(curves) :]:
