@@ -227,7 +227,7 @@ class Experiment:
         tasks = tuple(name.removesuffix("/score") for name in (rows[0]["metrics"] if rows else ()) if "/score" in name)
         runs += len(tasks) if "stl" in {name for _, name, _ in entries} else 0
         whole = [seed for seed in self.seeds[scale] if sum(row["config"]["seed"] == seed for row in rows) == runs]
-        if not whole:
+        if not rows or not whole:  # single-task nets alone have as many runs as tasks, which rows tell
             raise NoRowsError(where.format("seed") + f" has all {runs} runs")
         rows = combine_stl(row for row in rows if row["config"]["seed"] in whole)
         study = self.shows(self, scale, rows, self.source.format(rows[0]["source"]), tasks, options, tuning, at)

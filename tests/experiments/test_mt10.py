@@ -19,7 +19,7 @@ from mtl.ledger import Ledger, Row
 from mtl.methods import method
 from mtl.problems import mt10 as problem
 from mtl.problems.mt10 import NAMES
-from mtl.runs.tuning import combine_stl
+from mtl.runs.tuning import NoRowsError, combine_stl
 from mtl.training.sac import Settings, summary
 
 
@@ -175,7 +175,7 @@ def test_methods_of_the_study_are_shown_with_the_seeds_that_are_there(monkeypatc
     def published(self: Any, scale: str, methods: Any, at: str) -> MT10Study:
         rows = [row for row in whole.rows if row["label"] == methods[0]]
         if not rows:
-            raise LookupError
+            raise NoRowsError
         return replace(whole, rows=rows[:1] if methods[0] == OWN else rows)
 
     monkeypatch.setattr(type(MT10), "published", published)
