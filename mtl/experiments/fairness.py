@@ -228,7 +228,7 @@ class FairStudy:
     def answer(self) -> str:
         small = self.table[self.table.scale <= 1e-3]
         return (
-            f"One solution unless Pareto stationary; ours is exact to {self.table.ours.max():.0e} everywhere.\n"
+            f"One solution unless Pareto stationary; ours is exact to {self.table.ours.max():.0e} on these problems.\n"
             f"The published solver misses by more than 1e-3 in {100 * (small.published > 1e-3).mean():.0f} % of "
             "problems with gradient norms up to 1e-3, and says nothing."
         )

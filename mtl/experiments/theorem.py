@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 
 from mtl.experiments.study import judged
-from mtl.experiments.theory_claims import GRID, theorem_claims
+from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Finding
 from mtl.theory import bounds, steps
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
-from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup, player_regret
+from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup
 
 TITLES = {
     "thm1": "Thm 1 (task variance)",
@@ -156,21 +156,15 @@ def bound_curves(table: pd.DataFrame, ns: Sequence[int]) -> Figure:
     return captioned(fig, said, data=EXACT, n=f"{len(table)} exact checks")
 
 
-def regret(rounds: Sequence[int], games: int = 40) -> Figure:
+def regret(rounds: Sequence[int]) -> Figure:
     """Proposition 7: worst regret over its bound, random, two-valued and adversarial payoffs; Eq. 10 beside it."""
     fig, axes = style.subplots(1, 2, height=2.3)
     left, right = axes[0]
-    for rho, colour in ((0.1, style.BLUE), (0.5, style.RED), (5.0, style.BLACK)):
+    for rho, colour in zip(RADII, (style.BLUE, style.RED, style.BLACK), strict=True):
         for adversarial, dash in ((False, "-"), (True, "--")):
-            worst = []
-            for k in rounds:
-                payoffs = torch.rand(games, k, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-                payoffs[: games // 2] = (payoffs[: games // 2] > 0.5).double()
-                payoffs[0] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-                game = player_regret(payoffs, rho, adversarial=adversarial)
-                worst.append(float(game.regret.max()) / game.bound)
+            worst = [worst_regret(rho, k, adversarial) for k in rounds]
             name = rf"$\rho$={rho:g}{', adversarial' if adversarial else ''}"
-            left.plot(rounds, worst, dash, marker="o", color=colour, label=name)
+            left.plot(rounds, worst, dash, marker="o", mfc="white" if adversarial else colour, color=colour, label=name)
     left.axhline(1, color="0.5", lw=0.8)
     left.set(xscale="log", ylim=(0, 1.08), xlabel="rounds K", ylabel="worst regret / bound")
     left.set_title("The player keeps its bound")
@@ -181,7 +175,7 @@ def regret(rounds: Sequence[int], games: int = 40) -> Figure:
     right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")
     said = (
         "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. Right: Eq. 10 as "
-        "printed says that a larger supremum means a smaller variance; it means a larger one"
+        "printed says that a larger supremum means a smaller variance; at equal mean it means a larger one"
     )
     return captioned(fig, said, data="random and adversarial payoffs", n="40 games per point")
 
@@ -240,7 +234,7 @@ SIZES = {"smoke": 6, "quick": 9, "paper": 11}  # examples per task up to 2^5, 2^
 @dataclass
 class TheoremStudy:
     """`checks`: exact probabilities of failure; `table`: the worst of each bound; `cases`: random rates and radii;
-    `audit`: the steps of the printed proof, each on its own."""
+    `audit`: the steps of the proof as we reconstruct it, each on its own."""
 
     facts: dict[str, Any]
     checks: pd.DataFrame
@@ -269,7 +263,7 @@ class TheoremStudy:
             return bound_curves(self.checks, self.facts["config"]["sizes"])
         if part == "ball":
             return ball(self.cases)
-        return regret([5, 20, 80] if self.facts["scale"] == "smoke" else [5, 20, 80, 320])
+        return regret(ROUNDS[:3] if self.facts["scale"] == "smoke" else ROUNDS)
 
     def floors(self) -> str:
         """What a width that looks at the variance alone must be at least (Proposition 3), and Proposition 4."""
@@ -298,14 +292,14 @@ class TheoremStudy:
 
     @property
     def proof(self) -> pd.DataFrame:
-        """The steps of the printed proof, and of its repair."""
+        """The steps of the proof as we reconstruct it, and of its repair."""
         shown = self.audit.reset_index(drop=True)
         shown = shown.assign(holds=np.where(shown["left / right"] <= 1, "yes", "**no**")).drop(columns="must hold")
         shown["left / right"] = shown["left / right"].map("{:.2f}".format)
         said = (
-            "Every step of the proof on its own: the largest left over right side (of a probability: over delta) on "
-            "finite classes with two-point examples; above 1 the step is false. R: Rademacher average, Rep: largest "
-            "deviation over the class; in Theorem 1 V = 0 with rates above 0 makes the last one infinite"
+            "The proof as we reconstruct it: the largest left over right side of each step (of a probability: over "
+            "delta) on finite classes with two-point examples; above 1 the step is false. R: Rademacher average, "
+            "Rep: largest deviation over the class; V = 0 with rates above 0 makes the last one infinite"
         )
         return captioned(shown, said, data=EXACT, n=f"{len(steps.CELLS)} classes", wide=True)
 

@@ -13,6 +13,7 @@ from mtl.theory import bounds, fairness
 from mtl.theory.rates import kl_ball_sandwich, mirror_ascent_step, mirror_kkt_residual, player_regret
 
 GRID = (0.1, 0.3, 0.5, 0.8, 1.0, 1.2)
+RADII, ROUNDS = (0.1, 0.5, 5.0), (5, 20, 80, 320)  # of the player's games
 
 
 def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame, delta: float = 0.05) -> list[Finding]:
@@ -22,7 +23,7 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame
                 f"left over right at most {line['left / right']:.2f} in {line['classes']} classes")
         for line in audit.to_dict("records")
     )  # fmt: skip
-    printed, failing = int((~audit["must hold"]).sum()), int((audit.loc[~audit["must hold"], "left / right"] > 1).sum())
+    failing = audit.loc[audit["left / right"] > 1, "step"].unique()
     worst = table.groupby("bound").violation.max()
     holds = table[table.must_hold]
     first = table[table.bound == "thm1"]
@@ -32,21 +33,23 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame
     g = torch.Generator().manual_seed(0)
     r = torch.rand(2000, 5, generator=g, dtype=torch.float64)
     p = torch.softmax(torch.randn(2000, 5, generator=g, dtype=torch.float64), -1)
-    static = bounds.eq10_static(r, 0.1)
+    static, plain = bounds.eq10_static(r, 0.1)
     rate, formula = bounds.eq10_dynamic(r, p)
     error = float((rate - formula).abs().max())
     inside = cases.low.min() >= -0.5 - 1e-6 and cases.high.max() <= 1 / 3 + 1e-6
     slope = _remainder_slope()
     loose = int((cases.low < -1 / 3 - 1e-6).sum())
-    residual, ratio = _player_checks()
+    residual = _player_residual()
+    ratio = max(worst_regret(rho, k, hostile) for rho in RADII for k in ROUNDS for hostile in (False, True))
     return [
         decide("emtl-thm1", "reading", [
             checked("(A) gradient of the sample", None, "a uniform law; not checked here by enumeration"),
             checked("(B) gradient of the population", max(counter, worst["population-ratio"]) <= delta,
                     f"fails with probability {counter:.2f} on Prop. 4's example and up to "
                     f"{worst['population-ratio']:.2f} on finite classes, delta = {delta:g}"),
-            checked("(C) mean over samples", worst["thm1"] <= delta, f"Theorems 1 and 2: at most {worst['thm1']:.1e}"),
-        ], beside=proof, said=f"the proof's steps, as printed: {failing} of {printed} fail, so do not carry it"),
+            checked("(C) mean over samples", max(worst["thm1"], worst["thm2"]) <= delta,
+                    f"Theorems 1 and 2: at most {worst['thm1']:.1e} and {worst['thm2']:.1e}"),
+        ], beside=proof, said=f"of the proof as we reconstruct it fail: {', '.join(failing) or 'no step'}"),
         decide("emtl-thm1-repaired", "parts", [
             checked("holds", holds.violation.max() <= delta, f"largest violation {worst['thm1']:.1e} in {len(holds)} "
                     f"exact checks of 5 theorems (worst of all {holds.violation.max():.1e})"),
@@ -58,7 +61,8 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame
                     f"{floors[0]:.2f} B for 2 tasks, {floors[1]:.2f} B for 3"),
         ]),
         decide("emtl-eq10", "reading", [
-            checked("static", static < 0, f"rank correlation of the supremum with the variance {static:+.3f}"),
+            checked("static", static < 0, f"rank correlation with the variance: supremum less mean {static:+.3f}, "
+                    f"supremum {plain:+.3f}"),
             checked("dynamic", error < 1e-7, f"dV/dt = -(2/T)(p.r - mean) along r' = -p to {error:.0e}"),
         ]),
         decide("emtl-surrogate", "parts", [
@@ -69,8 +73,8 @@ def theorem_claims(table: pd.DataFrame, cases: pd.DataFrame, audit: pd.DataFrame
         ]),
         decide("emtl-player", "parts", [
             checked("optimality and regret", residual < 1e-8 and ratio <= 1, f"KKT residual at most {residual:.0e}; "
-                    f"regret at most {ratio:.2f} of its bound, adversarial payoffs included; all payoffs are seen, so "
-                    "no bandit"),
+                    f"regret at most {ratio:.2f} of its bound in games of {ROUNDS[0]} to {ROUNDS[-1]} rounds; all "
+                    "payoffs are seen, so no bandit"),
         ]),
     ]  # fmt: skip
 
@@ -82,34 +86,39 @@ def _remainder_slope() -> float:
     return float((rest[0] - rest[1]) / (rho[0] / rho[1]).log())
 
 
-def _player_checks() -> tuple[float, float]:
+def _player_residual() -> float:
     g = torch.Generator().manual_seed(0)
-    residual, ratio = 0.0, 0.0
+    residual = 0.0
     for n_tasks in (2, 3, 8):
         p = torch.softmax(0.3 * torch.randn(300, n_tasks, generator=g, dtype=torch.float64), -1)
         r = 3 * torch.randn(300, n_tasks, generator=g, dtype=torch.float64)
         for rho in (0.05, 0.3, 0.6):
             q, multiplier = mirror_ascent_step(p, r, 0.5, rho)
             residual = max(residual, float(mirror_kkt_residual(q, p, r, 0.5, rho, multiplier).max()))
-    for adversarial in (False, True):
-        payoffs = torch.rand(30, 100, 3, generator=g, dtype=torch.float64)
-        payoffs[:15] = (payoffs[:15] > 0.5).double()
-        game = player_regret(payoffs, 0.5, adversarial=adversarial)
-        ratio = max(ratio, float(game.regret.max()) / game.bound)
-    return residual, ratio
+    return residual
+
+
+def worst_regret(rho: float, rounds: int, adversarial: bool, games: int = 40) -> float:
+    """Largest regret over the bound of Proposition 7 in games of 3 tasks: random, two-valued and constant payoffs."""
+    payoffs = torch.rand(games, rounds, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    payoffs[: games // 2] = (payoffs[: games // 2] > 0.5).double()
+    payoffs[0] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    game = player_regret(payoffs, rho, adversarial=adversarial)
+    return float(game.regret.max()) / game.bound
 
 
 def gap_claims(
-    table: pd.DataFrame, changes: Mapping[str, Array], arms: pd.DataFrame, exploratory: str = ""
+    table: pd.DataFrame, changes: Mapping[str, Array], pairs: Check, arms: pd.DataFrame, exploratory: str = ""
 ) -> list[Finding]:
     """Claims on variance and gap from `hypotheses.primary`, `figures.own_base` and `figures.doses` of `gap`.
 
-    The registered hypotheses with their own smallest effects; the larger dose, and what `hypotheses.averaged` says, are
-    said beside them and decide nothing.
+    `pairs`: of how many runs `changes` are. The registered hypotheses with their own smallest effects; the larger
+    dose, and what `hypotheses.averaged` says, are said beside them and decide nothing.
     """
     works = [name for name in table.index if name.startswith("control") and table.loc[name, "verdict"] == "works"]
     control = Check("control", bool(works), f"L2 lowers the gap ({len(works)} of 2 doses)")
-    matched = Check("matched training loss", True, f"{100 * table['lost'].max():.0f} % of runs did not cross the level")
+    lost = float(table["lost"].max())
+    matched = Check("matched training loss", lost <= 0.1, f"{100 * lost:.0f} % of runs did not cross the level")
     seen: Any = table.loc["H1 observational, RRV"]
     penalty: Any = table.loc["H2 causal, RRV"]
     halved = Check("manipulation", bool(penalty.manipulation <= 0.5),
@@ -117,9 +126,10 @@ def gap_claims(
     strong: Any = arms.loc["rrv 1"]
     dose = f"descriptive, ten times the dose: variance {strong['RRV ratio']:.2f} of the base's, gap "
     dose += f"{strong['gap change']:+.3f} [{strong.low:+.3f}, {strong.high:+.3f}]"
-    n = int(seen.strata)
-    rank = bounded("rank correlation", float(seen.estimate), float(seen.low), float(seen.high), 0.2, n)
-    less = bounded("gap, less", -float(penalty.estimate), -float(penalty.high), -float(penalty.low), 0.05, n // 2)
+    rank = bounded("rank correlation", float(seen.estimate), float(seen.low), float(seen.high), 0.2, int(seen.strata))
+    less = bounded(
+        "gap, less", -float(penalty.estimate), -float(penalty.high), -float(penalty.low), 0.05, int(penalty.strata)
+    )
     parts = [compare(name, x, 0.05) for name, x in changes.items() if "rho .3," in name]
     beside = tuple(compare(name, x, 0.05) for name, x in changes.items() if "rho .3," not in name)
     return [
@@ -127,7 +137,7 @@ def gap_claims(
                said="; ".join(filter(None, [f"registered: {seen.verdict}", exploratory]))),
         decide("gap-causal", "best", [less], gate=[matched, control, halved],
                said=f"registered: {penalty.verdict}; {dose}"),
-        decide("emtl-lowers-variance", "parts", parts, gate=[matched, control], beside=beside,
+        decide("emtl-lowers-variance", "parts", parts, gate=[pairs, control], beside=beside,
                said="log ratio of the variance of its base (MGDA) to EMTL's, clusters (condition, seed); normalised"),
     ]  # fmt: skip
 
@@ -185,7 +195,7 @@ def fair_claims(
     df = pd.DataFrame(rows)
     bands = {"norms of .1 to 10": df[df.scale >= 0.05], "norms of .01": df[(df.scale < 0.05) & (df.scale > 5e-3)]}
     bands["norms of 1e-3 and below"] = df[df.scale <= 5e-3]
-    wrong = {band: float((own.published > 1e-3).mean()) for band, own in bands.items() if len(own)}
+    misses = {band: (own.published > 1e-3).groupby(own.alpha).mean() for band, own in bands.items() if len(own)}
     return [
         decide("fairgrad-unique", "parts", [
             checked("one positive solution", worst < 1e-8 and refused, "exactly one iff not Pareto stationary "
@@ -205,7 +215,9 @@ def fair_claims(
                     "batch, own step; the argument holds for MGDA and Nash-MTL alike"),
         ]),
         decide("fairgrad-solver", "parts", [
-            checked(band, share == 0, f"backward error above 1e-3 in {100 * share:.0f} % of problems, no warning")
-            for band, share in wrong.items()
+            checked(band, share.max() == 0, f"backward error above 1e-3 in {100 * share.mean():.0f} % of problems"
+                    + f" (alpha {', '.join(f'{a:g}: {100 * s:.0f} %' for a, s in share.items())})" * any(share)
+                    + ", no warning")
+            for band, share in misses.items()
         ], said=f"training met norms of .008 to 4.4 (NYUv2, Census); error of our solver at most {df.ours.max():.0e}"),
     ]  # fmt: skip

@@ -135,13 +135,15 @@ def mixture_risk_bound(losses: Tensor, M: float, n: int, rho: float, delta: floa
     return mean + spread + (losses.amax(-1) - mean) * rho / 3 + epsilon
 
 
-def eq10_static(r: Tensor, rho: float) -> float:
-    """Spearman correlation of sup_P p.r - mean r with V over the rows of r (N, T): Eq. 10 as printed needs it negative.
+def eq10_static(r: Tensor, rho: float) -> tuple[float, float]:
+    """Spearman correlations with V over the rows of r (N, T) of sup_P p.r - mean r, and of sup_P p.r itself.
 
-    It is positive: the supremum grows with the variance (Prop. 6, static part).
+    Eq. 10 as printed needs them negative. They are positive: at equal mean the supremum grows with the variance (Prop.
+    6, static part); the second mixes that with how V goes with the mean.
     """
-    gain = kl_ball_sup(r, rho).value - r.mean(-1)
-    return float(spearmanr(gain.numpy(), relative_rate_variance(r).numpy()).statistic)
+    sup, variance = kl_ball_sup(r, rho).value, relative_rate_variance(r).numpy()
+    less, plain = (float(spearmanr(x.numpy(), variance).statistic) for x in (sup - r.mean(-1), sup))
+    return less, plain
 
 
 def eq10_dynamic(r: Tensor, p: Tensor, h: float = 1e-6) -> tuple[Tensor, Tensor]:

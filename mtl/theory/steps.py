@@ -1,8 +1,9 @@
-"""Which step of the printed proof fails: Lemma 1, Lemma 2 and the last step, each on its own, by enumeration.
+"""Which step of the proof fails, as we reconstruct it: Lemma 1, Lemma 2, the last step, each alone, by enumeration.
 
-The proof as we read it: (1) bounded differences of r_t make Rep(S) = sup_h mean_t (target - r_t) concentrate, (2) signs
-bound E Rep(S) by twice a Rademacher average, (3) convexity (Massart's argument) turns that into a term in the empirical
-rates. Every number below is an exact finite sum over the classes of `mtl.theory.finite`.
+Its formulas were not at hand. The proof as we read it: (1) bounded differences of r_t make Rep(S) = sup_h mean_t
+(target - r_t) concentrate, (2) signs bound E Rep(S) by twice a Rademacher average, (3) convexity (Massart's argument)
+turns that into a term in the empirical rates. Every number below is an exact finite sum over the classes of
+`mtl.theory.finite`.
 """
 
 import itertools
@@ -36,6 +37,16 @@ def largest_move(problem: FiniteClass) -> float:
     0.666...
     """
     return max(float(problem.statistics(theta)[1].diff().abs().max()) for theta in problem.thetas)
+
+
+def largest_range(problem: FiniteClass) -> float:
+    """How far another sample of one task may move its r_t: all of its n examples at once.
+
+    >>> round(largest_range(FiniteClass(2, 8, thetas=(0.0,), c=0.3)), 3)
+    1.333
+    """
+    every = [problem.statistics(theta)[1] for theta in problem.thetas]
+    return max(float(r.max() - r.min()) for r in every)
 
 
 def example_signs(problem: FiniteClass) -> float:
@@ -81,7 +92,7 @@ def check(problem: FiniteClass, delta: float = 0.05) -> dict[str, float]:
         "1 printed, probability": late(population_ratio_width(B, n, T, delta)),
         "1 floor": move / floored,
         "1 floor, probability": late(floor_mcdiarmid_width(problem.M, problem.G, problem.c, n, T, delta)),
-        "1 block": move / B,
+        "1 block": largest_range(problem) / B,
         "2 example": _over(mean, 2 * example_signs(problem)),
         "2 block": _over(mean, 2 * signed),
         "2 block, (B)": _over(mean_b, 2 * signed),
@@ -107,8 +118,8 @@ STEPS = {
     "2 example": ("Lemma 2", "E Rep ≤ 2 E R, a sign per example, target (C)", False),
     "2 block": ("Lemma 2, repaired", "E Rep ≤ 2 E R, a sign per task's sample, target (C)", True),
     "2 block, (B)": ("Lemma 2", "the same for the population's ratio, target (B)", False),
-    "3 squares": ("Theorem 1", "R ≤ √(2 ln|H| / T) · max √(mean² + V), Massart", True),
-    "3 variance": ("Theorem 1", "the same with √V alone", False),
+    "3 squares": ("Massart's step", "R ≤ √(2 ln|H| / T) · max √(mean² + V)", True),
+    "3 variance": ("Massart's step with √V alone", "the same without the mean", False),
 }  # key: step, statement, must it hold
 
 

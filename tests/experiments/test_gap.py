@@ -210,7 +210,7 @@ def test_draws_keep_test_rows_out_and_flip_as_registered() -> None:
 
 
 def test_ranks_averaged_over_seeds_lose_their_noise_and_stand_apart() -> None:
-    """Exploratory: on the published rows +.13, of which QM9 +.55; the registered statistic stays what it is."""
+    """Exploratory: on the published rows +.08, of which QM9 +.66; the registered statistic stays what it is."""
     noisy = planted("observational", 0.6, 0)
     assert gap_tests.averaged(noisy, permutations=50).value > gap_tests.observational(noisy, "rrv", draws=2).value > 0
     none = planted("observational", 0.0, 0)
@@ -219,7 +219,7 @@ def test_ranks_averaged_over_seeds_lose_their_noise_and_stand_apart() -> None:
     assert np.isfinite(gap_tests.averaged(none, permutations=50).value)
     rows = gap.recorded("paper", Ledger(root() / "data" / "ledger" / "gap.jsonl"))
     found = gap_tests.averaged(rows)
-    assert found.value == pytest.approx(0.129, abs=5e-3) and found.p < 0.05
-    assert found.by_condition["qm9"] == pytest.approx(0.55, abs=5e-3)
-    assert all(abs(value) < 0.1 for name, value in found.by_condition.items() if name != "qm9")
-    assert str(found).startswith("exploratory, ranks averaged over seeds first: +0.13")
+    assert found.value == pytest.approx(0.079, abs=5e-3) and found.p > 0.1
+    assert found.by_condition["qm9"] == pytest.approx(0.66, abs=5e-3)
+    assert all(abs(value) < 0.2 for name, value in found.by_condition.items() if name != "qm9")
+    assert str(found).startswith("exploratory, ranks averaged over seeds first: +0.08")

@@ -87,7 +87,7 @@ def test_rows_are_kept_and_the_declared_design_is_shown_once_whole(
     monkeypatch.setattr(rates, "run", lambda cell: pytest.fail("ran again"))
     assert [row["key"] for row in rates.study("smoke").rows] == [row["key"] for row in first.rows]
     assert rates.study("quick").scale == "paper"
-    assert first.table.shape == (5, 7) and first.figure().axes
+    assert first.table.shape == (5, 8) and first.figure().axes
     monkeypatch.setattr(rates, "design", lambda scale, conditions=(): [SHORT, replace(SHORT, n=50)])
     assert rates.published(Ledger(tmp_path / "gap.jsonl")) == []
 

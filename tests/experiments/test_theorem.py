@@ -62,7 +62,11 @@ def test_theorem_claims_follow_from_the_checks(table: pd.DataFrame, cases: pd.Da
     assert by_name(verdicts.theorem_claims(broken, cases, audit))["emtl-thm1-repaired"] == "contradicted"
     printed = [part.word for part in found[0].beside if "repaired" not in part.name]
     assert printed.count("contradicted") == 5 and len(found[0].beside) == len(audit) == 10
-    assert "5 of 5 fail" in found[0].said
+    assert found[0].said.endswith("fail: Lemma 1, Lemma 2, Massart's step with √V alone")
+    broken = table.assign(violation=np.where(table.bound == "thm2", 0.2, table.violation))
+    assert "(C)" not in [
+        w.name for w in verdicts.theorem_claims(broken, cases, audit)[0].parts if w.word == "reproduced"
+    ]
     outside = cases.assign(low=cases.low - 0.1)
     assert by_name(verdicts.theorem_claims(table, outside, audit))["emtl-surrogate"] == "contradicted"
 
@@ -86,11 +90,11 @@ def test_fair_claims_follow_from_the_checks() -> None:
 def test_gap_claims_use_the_words_of_the_claims_table(rows: list[dict[str, Any]]) -> None:
     table = gap_tests.primary(gap_tests.registered(rows, draws=100))
     changes = gap_figures.own_base(planted("observational", 0.3, 0))
-    found = verdicts.gap_claims(table, changes, gap_figures.doses(rows, draws=20))
+    found = verdicts.gap_claims(table, *changes, gap_figures.doses(rows, draws=20))
     assert set(by_name(found)) == {"gap-observational", "gap-causal", "emtl-lowers-variance"}
     assert all(known(word) for word in by_name(found).values())
     halved = table.assign(manipulation=0.4)
-    assert by_name(verdicts.gap_claims(halved, changes, gap_figures.doses(rows, draws=20)))["gap-causal"] != (
+    assert by_name(verdicts.gap_claims(halved, *changes, gap_figures.doses(rows, draws=20)))["gap-causal"] != (
         "inconclusive (assay)"
     )
 
@@ -108,9 +112,29 @@ def test_whether_emtl_lowers_the_variance_of_its_base_follows_from_the_rows(
             for line in block:
                 line[units.index("emtl .3")] = ratio * line[units.index("mgda")] * np.exp(0.01 * noise.normal())
     table = gap_tests.primary(gap_tests.registered(rows, draws=20))
-    found = verdicts.gap_claims(table, gap_figures.own_base(observed), gap_figures.doses(rows, draws=20))[-1]
+    found = verdicts.gap_claims(table, *gap_figures.own_base(observed), gap_figures.doses(rows, draws=20))[-1]
     assert [part.name for part in found.parts] == ["rho .3, q = 0.5", "rho .3, q = 0.3"] and len(found.beside) == 6
     assert found.would.startswith(said)
+
+
+def test_runs_that_do_not_reach_a_level_are_counted_and_can_fail_the_gate() -> None:
+    """A stratum that a tenth of the runs do not bring to the level drops out; pairs lost in the others are counted."""
+    rows = planted("observational", 0.3, 0)
+    emtl = rows[0]["config"]["units"].index("emtl .3")
+
+    def lose(kept: list[dict[str, Any]], units: slice) -> None:
+        for row in kept:
+            for metric in row["metrics"].values():
+                for line in metric.get("0.3", []) if isinstance(metric, dict) else []:
+                    line[units] = [None] * len(line[units])
+
+    lose(rows[:1], slice(None))
+    changes, check = gap_figures.own_base(rows)
+    assert check.passed and f"{len(rows) - 1} of {len(rows)} strata at q = 0.3 (0 % of pairs lost)" in check.said
+    assert np.isfinite(changes["rho .3, q = 0.3"]).all()
+    lose(rows[1:], slice(emtl, emtl + 1))
+    _, check = gap_figures.own_base(rows)
+    assert not check.passed and "(100 % of pairs lost)" in check.said
 
 
 def test_every_claim_on_theory_has_a_test_a_verdict_and_a_figure() -> None:
@@ -137,7 +161,7 @@ def test_pictures_can_be_drawn(table: pd.DataFrame, cases: pd.DataFrame, rows: l
     drawn = [
         figures.ball(cases),
         figures.bound_curves(table, [2, 4]),
-        figures.regret([3, 6], games=4),
+        figures.regret([3, 6]),
         figures.ball_pictures(),
         fair_figures.fair_path((0.5, 2.0)),
         gap_figures.intervention(rows, gap_figures.doses(rows, draws=20)),

@@ -1,4 +1,4 @@
-"""mtl.theory.steps: every step of the printed proof fails somewhere, every repaired one holds, and sums are exact."""
+"""mtl.theory.steps: steps of the proof as reconstructed fail, the repaired ones hold, sums are exact."""
 
 import itertools
 

@@ -63,7 +63,7 @@ class GapStudy:
     def findings(self) -> list[Finding]:
         """The registered tests, EMTL against its own base by reading, and equal rates, by paper/decision_rule.md."""
         explored = str(hypotheses.averaged(self.rows))
-        *found, lowers = gap_claims(self.primary, figures.own_base(self.rows), self.arms, explored)
+        *found, lowers = gap_claims(self.primary, *figures.own_base(self.rows), self.arms, explored)
         more = rates.published(ledger("gap"))
         return [*found, rates.lowered(more, lowers), *rates.equitable(more)]
 

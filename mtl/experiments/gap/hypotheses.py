@@ -139,10 +139,12 @@ def averaged(rows: Iterable[Row], quantity: str = "rrv", *, permutations: int = 
     """As `observational`, but noise of single seeds is averaged away before a correlation is taken. Not registered.
 
     The registered statistic correlates within a seed, which such noise pulls towards 0. p permutes the methods' labels
-    jointly over all strata.
+    jointly over all strata. "static k" are weights drawn anew for each seed, no methods that could be averaged over
+    seeds: they are left out.
     """
     _, used = _evaluable(rows, "observational", None)
-    means = [[_mean_ranks(t.values(name)) for name in (quantity, "gap")] for t in used]
+    fixed = [i for i, unit in enumerate(used[0].units) if not unit.startswith("static")]
+    means = [[_mean_ranks(t.values(name)[:, fixed]) for name in (quantity, "gap")] for t in used]
     scores = [[_scores(m, np.isfinite(m)) for m in pair] for pair in means]
     C = np.mean([np.outer(a, b) for a, b in scores], axis=0)
     units, rng, value = np.arange(len(C)), np.random.default_rng(seed), float(np.trace(C))
