@@ -1,6 +1,7 @@
 """What alpha does: FairGrad from equal weights to the worst task, and alpha-fair losses before other methods."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from typing import Any, ClassVar, cast
@@ -16,7 +17,7 @@ from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.methods import METHODS
 from mtl.report import captioned, frame, style
-from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide
+from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide, passed, same_check
 from mtl.report.stats import mean_ci
 from mtl.runs.tuning import NoRowsError
 from mtl.training.fit import Budget
@@ -53,47 +54,43 @@ class AlphaStudy(Study):
     def test(self) -> dict[str, pd.DataFrame]:
         return self.parts()
 
-    def gates(self, labels: Sequence[str], doubled: Sequence[str]) -> list[Check]:
-        """`labels` above the input-blind level and `doubled` converged, on every data set."""
-        found = []
-        for name, rows in self.groups.items():
-            one = Study(self.experiment, self.scale, rows, self.data, ())
-            runs = {
-                str(label): {"score": own["score"].dropna().to_numpy(float)}
-                for label, own in one.frame.groupby("label")
-                if label in labels
-            }
-            check, _ = blind_check(runs, one.blind, {"score": True}, labels)
-            found.append(Check(f"{check.name}, {name}", check.passed, check.said))
-        return [*found, converged_check(self.moves(doubled) or None, D), self.same_average()]
+    def deciding(self, name: str, on: str = "test") -> pd.DataFrame:
+        """The runs of a data set that decide: those of fresh seeds where more than the pilot's were declared."""
+        table = (self.test if on == "test" else self.parts(on))[name]
+        fresh = table[table["seed"].isin(FRESH)]
+        return fresh if len(fresh) else table
+
+    def gate(self, name: str, metrics: Sequence[str], labels: Sequence[str], doubled: Sequence[str]) -> list[Check]:
+        """Rule 1 on the sentence's metrics of a data set: `labels` above the blind level, `doubled` converged, A/A."""
+        table, level = self.deciding(name), self.blind_level(name)
+        runs = {str(label): {m: own[m].dropna().to_numpy(float) for m in metrics}
+                for label, own in table.groupby("label") if label in labels}  # fmt: skip
+        blind = None if level is None else {m: float(level[m]) for m in metrics}
+        check, _ = blind_check(runs, blind, dict.fromkeys(metrics, False), labels)
+        there = [m for m in metrics if "LS A/A" in set(table["label"])]
+        same = same_check({f"LS A/A {m}": differences(table, m, "LS A/A", "LS") for m in there}, D)
+        found = [check, converged_check(self.moves(name, metrics, doubled), D), same]
+        return [replace(one, name=f"{one.name}, {name}") for one in found]
 
     def blind_level(self, name: str) -> "pd.Series[float] | None":
         """The changes of the input-blind predictor on a data set; None without its row."""
         own = self.groups[name]
         return Study(self.experiment, self.scale, own, "", ()).blind_means(lambda table: lines(table, errors(own)))
 
-    def moves(self, labels: Sequence[str]) -> dict[str, float]:
-        """How far doubled epochs move each average's difference to LS; nothing where one data set lacks its rows."""
-        if not self.doubled:
-            return {}
-        once, twice = (self._as(rows).parts() for rows in self.doubled)
-        if set(once) != set(self.test) or set(twice) != set(self.test):
-            return {}
+    @cached_property
+    def lengths(self) -> tuple[dict[str, pd.DataFrame], ...]:
+        """The runs of the convergence check at the epochs of the study, and at twice as many."""
+        return tuple(replace(self, rows=rows, doubled=()).parts() for rows in self.doubled)
+
+    def moves(self, name: str, metrics: Sequence[str], labels: Sequence[str]) -> dict[str, float] | None:
+        """How far doubled epochs move each difference to LS on a data set; None without these rows."""
+        if not self.lengths or any(name not in parts for parts in self.lengths):
+            return None
         found = {}
-        for name, label in product(once, labels):  # STL's average is 0 in every run
-            pairs = [differences(table[name], AVERAGE, label, "LS").mean() for table in (once, twice)]
-            found[f"{name}, {label}"] = float(pairs[1] - pairs[0])
+        for label, metric in product(labels, metrics):
+            pairs = [differences(parts[name], metric, label, "LS").mean() for parts in self.lengths]
+            found[f"{label}, {metric}"] = float(pairs[1] - pairs[0])
         return found
-
-    def _as(self, rows: list[Row]) -> "AlphaStudy":
-        return type(self)(self.experiment, self.scale, rows, self.data, self.tasks)
-
-    def same_average(self) -> Check:
-        """The A/A check on the average of every data set."""
-        means = {name: differences(table, AVERAGE, "LS A/A", "LS").mean() for name, table in self.test.items()
-                 if "LS A/A" in set(table["label"])}  # fmt: skip
-        said = ", ".join(f"{name} {mean:+.2g}" for name, mean in means.items()) or "none in this table"
-        return Check("A/A rows", all(abs(m) <= D for m in means.values()) if means else None, said, decides=False)
 
 
 class Sweep(AlphaStudy):
@@ -164,14 +161,17 @@ class Sweep(AlphaStudy):
 
     def findings(self) -> list[Finding]:
         """Does a larger alpha lift the hardest task? One part per data set, alpha .5 against 10."""
-        parts = [
-            compare(f"{name}, {self.hard[name]}", differences(table, self.hard[name], fair(0.5), fair(10.0)), D)
-            for name, table in self.test.items()
-        ]
-        facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
         ends = (fair(0.5), fair(10.0))
-        gate = self.gates(("STL", "LS", *ends), ends)
-        return [decide("fairgrad-emphasis", "parts", parts, gate=gate, declared=5, **facts)]
+        gates = {name: self.gate(name, [self.hard[name]], ("STL", "LS", *ends), ("STL", *ends)) for name in self.test}
+        kept = [name for name in gates if passed(gates[name])] or list(gates)
+        parts = {name: compare(f"{name}, {task}", differences(self.deciding(name), task, *ends), D)
+                 for name, task in self.hard.items()}  # fmt: skip
+        said = [f"left out, {check.name}: {check.said}" for name in gates if name not in kept
+                for check in gates[name] if not check.passed]  # fmt: skip
+        facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
+        facts |= {"said": "; ".join(said), "beside": tuple(parts[name] for name in parts if name not in kept)}
+        facts |= {"gate": [check for name in kept for check in gates[name]], "declared": declared(self, kept)}
+        return [decide("fairgrad-emphasis", "parts", [parts[name] for name in kept], **facts)]
 
 
 class FairLosses(AlphaStudy):
@@ -179,10 +179,11 @@ class FairLosses(AlphaStudy):
 
     sentences: ClassVar[tuple[str, ...]] = ("fairgrad-fair-losses",)
 
-    def gains(self, on: str = "metrics") -> dict[tuple[str, str, float], "pd.Series[float]"]:
-        """Per (data set, base, alpha) the gain over alpha = 0 in points of the average, one number a seed."""
+    def gains(self, on: str = "test") -> dict[tuple[str, str, float], "pd.Series[float]"]:
+        """Per (data set, base, alpha) the gain over alpha = 0 in points of the average, per seed that decides."""
         found = {}
-        for name, table in (self.test if on == "metrics" else self.parts(on)).items():
+        for name in self.test:
+            table = self.deciding(name, on)
             for (base, _), alpha in product(BASES, LOSS_ALPHAS):
                 if alpha and {base, transformed(base, alpha)} <= set(table["label"]):
                     pairs = differences(table, AVERAGE, base, transformed(base, alpha))
@@ -276,8 +277,14 @@ class FairLosses(AlphaStudy):
         beside = tuple(part for (name, _), part in parts.items() if name != MAIN)
         facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
         facts |= {"beside": beside, "said": f"count on {MAIN}; further data sets beside it"}
-        gate = self.gates(("STL", "LS"), (transformed("LS", 1.0),))
-        return [decide("fairgrad-fair-losses", "count", own, needed=5, declared=5, gate=gate, **facts)]
+        facts["gate"] = self.gate(MAIN, [AVERAGE], ("STL", "LS"), [one for one in DOUBLED if one != "LS"])
+        return [decide("fairgrad-fair-losses", "count", own, needed=5, declared=declared(self, [MAIN]), **facts)]
+
+
+def declared(study: AlphaStudy, names: Iterable[str]) -> int:
+    """The number of seeds that was declared for the data sets that decide."""
+    more = any((study.experiment.book, name) in MORE for name in names)
+    return len(FRESH) if more else len(SEEDS["study"])
 
 
 def fair(alpha: float) -> str:
@@ -333,10 +340,12 @@ def study(family: Mapping[str, Experiment], scale: str, **how: Any) -> AlphaStud
 def published(family: Mapping[str, Experiment]) -> AlphaStudy:
     """The published rows of all data sets. NoRowsError where one has none; those of fewer seeds than declared are."""
     made = [one.published(at="study", **v) for one in family.values() for v in one.chosen("study")]
-    if short := [one.experiment.name for one in made if len(one.seeds) < len(SEEDS["study"])]:
+    if short := [one.experiment.name for one in made if not set(SEEDS["study"]) <= set(one.seeds)]:
         raise NoRowsError(f"data/ledger: {short[0]} has not all declared seeds")
     first, *others = made
-    doubled = tuple([row for one in made for row in one.doubled[i]] for i in (0, 1)) if first.doubled else ()
+    doubled = (
+        tuple([row for one in made if one.doubled for row in one.doubled[i]] for i in (0, 1)) if first.doubled else ()
+    )
     return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made), doubled=doubled))
 
 
@@ -351,6 +360,9 @@ BASES = (
     ("CAGrad", "cagrad"), ("IMTL-G", "imtl-g"), ("Nash-MTL", "nash"),
 )  # fmt: skip
 LOSS_ALPHAS, MAIN = (0.0, 0.5, 1.0, 2.0), "kuairand natural"
+DOUBLED = ("STL", "LS", transformed("LS", 1.0), "MGDA", "Nash-MTL")  # of the convergence check on MAIN
+FRESH = tuple(range(15, 35))  # seeds that alone decide where five, then the pilot, could not
+MORE = {("alpha", "census"), ("fair_losses", MAIN)}  # there
 SEEDS = {"smoke": (10,), "quick": (10, 11), **dict.fromkeys(("study", "paper"), tuple(range(10, 15)))}
 WHERE = {
     "smoke": ("kuairand",), "quick": ("qm9", "kuairand", "multimnist"),
@@ -390,9 +402,13 @@ def _made(book: str, name: str, shows: type[Study], every: tuple[Entry, ...], fe
     variants = targets.get(name, ({},))
     if book == "fair_losses" and name == "kuairand":
         variants = ({"targets": "natural"}, {"targets": "standardised"})
-    doubled = ("STL", "LS", *([fair(0.5), fair(10.0)] if book == "alpha" else [transformed("LS", 1.0)]))
+    doubled: tuple[str, ...] = DOUBLED if name == "kuairand" else DOUBLED[:3]
+    if book == "alpha":
+        doubled = ("STL", "LS", fair(0.5), fair(10.0))
+    fresh = (book, f"{name} natural" if name == "kuairand" else name) in MORE
+    seeds = SEEDS | dict.fromkeys(("study", "paper"), (*SEEDS["study"], *FRESH)) if fresh else SEEDS
     return Experiment(
-        name=f"{book}_{name}", book=book, notebook="17_alpha", shows=shows, seeds=SEEDS, twins=("LS",),
+        name=f"{book}_{name}", book=book, notebook="17_alpha", shows=shows, seeds=seeds, twins=("LS",),
         methods={scale: (*alone, *(every if scale in ("study", "paper") else few)) for scale in SEEDS},
         budget=short | dict.fromkeys(("study", "paper"), BUDGETS[name]), doubled=doubled,
         variants=dict.fromkeys(SEEDS, variants),

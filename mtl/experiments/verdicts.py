@@ -95,7 +95,7 @@ def _declared(made: Callable[[], Study]) -> list[Study]:
         study = made()
     except NO_STUDY:
         return []
-    return [study] if study.seeds == list(study.experiment.seeds["study"]) else []
+    return [study] if set(study.experiment.seeds["study"]) <= set(study.seeds) else []
 
 
 def _committed(made: Experiment) -> Experiment:
