@@ -167,8 +167,8 @@ def text(price: float, link: float) -> str:
 - No line, for want of a workload that is near: {", ".join(lacking())}.
 - Not in it: evaluation, reading data, the choice of points, doubled epochs; no run stops early.
 
-Runs are independent: G GPUs take G at once, and more than one each where a net leaves a card idle (5.3 times the runs
-with eight processes, `benchmarks/results/seeds_cuda.json`), which would divide hours and money alike.
+Runs are independent: G GPUs take G at once, and more than one each where a net leaves a card idle (4.4 to 5.3 times
+the runs with eight processes, `benchmarks/results/seeds_cuda.json`), which would divide hours and money alike.
 
 {markdown(table(price, measured))}
 

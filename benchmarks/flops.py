@@ -72,7 +72,10 @@ def main() -> None:
     if not rate > 0:
         parser.error(f"--rate: must be > 0, found {rate}")
     said = "An estimate: operations counted by torch's FlopCounterMode for convolutions and products of the networks "
-    said += f"alone; the hours assume a card that sustains {rate:g} TFLOP/s, which nobody has measured here."
+    said += (
+        f"alone; the hours assume a card that sustains {rate:g} TFLOP/s. Nets as small as those of scale `gpu` do not "
+    )
+    said += "come near it: one H200 had 2.1 (docs/costs.md), and a run took 58 to 168 s."
     with atomic(OUT) as part:
         part.write_text(f"{said} `python -m benchmarks.flops --rate {rate:g}`.\n\n{table(rate)}\n", encoding="utf-8")
     print(table(rate))

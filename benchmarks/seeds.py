@@ -24,6 +24,8 @@ from mtl.problems import problem
 from mtl.training.fit import Budget, fit
 from mtl.training.together import fit_seeds, fresh
 
+WAIT_S = 30.0  # of a process for the others; one that is gone must not take all the time there is
+
 
 def seconds(call: Callable[[], Any], device: str, rounds: int) -> float:
     """The least wall time of `rounds` calls, after one that warms up; of that one if there are none."""
@@ -61,17 +63,22 @@ def _worker(place: int, device: str, workload: str, for_s: float, counts: list[i
     step = ours(work, "fairgrad")
     for n in counts:
         step()
-        ready.wait()
-        if place >= n:
-            continue
-        count, end = 0, time.perf_counter() + for_s
-        while time.perf_counter() < end:
-            step()
-            work.clear()
-            count += 1
-        if device != "cpu":
-            torch.cuda.synchronize()
-        steps.put(count / for_s)
+        ready.wait(WAIT_S)
+        if place < n:
+            steps.put(_rate(step, work, for_s, device))
+        ready.wait(WAIT_S)  # who has no part in this round would disturb it with the first step of the next
+
+
+def _rate(step: Callable[[], None], work: Any, for_s: float, device: str) -> float:
+    """Steps per second."""
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() < start + for_s:
+        step()
+        work.clear()
+        count += 1
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - start)
 
 
 def side_by_side(device: str, quick: bool) -> list[dict[str, Any]]:
@@ -80,11 +87,11 @@ def side_by_side(device: str, quick: bool) -> list[dict[str, Any]]:
     workload, for_s, counts = ("W4", 0.5, [1]) if quick else ("W5", 3.0, [1, 2, 4, 8, 12, 16])
     ready, steps = spawn.Barrier(max(counts)), spawn.Queue()
     work = (device, workload, for_s, counts, ready, steps)
-    every = [spawn.Process(target=_worker, args=(place, *work)) for place in range(max(counts))]
+    every = [spawn.Process(target=_worker, args=(place, *work), daemon=True) for place in range(max(counts))]
     for one in every:
         one.start()
     for n in counts:
-        total = sum(steps.get(timeout=120) for _ in range(n))
+        total = sum(steps.get(timeout=WAIT_S) for _ in range(n))
         found.append({"processes": n, "workload": workload, "steps_per_s": total})
     for one in every:
         one.join()
@@ -97,14 +104,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    report = {
-        "stacked": stacked(options.device, options.quick),
-        "processes": side_by_side(options.device, options.quick),
-    }
-    best = max(report["processes"], key=lambda row: row["steps_per_s"])
     path = options.out or root() / "benchmarks" / "results" / f"seeds_{options.device.split(':')[0]}.json"
-    with atomic(path) as part:
-        part.write_text(json.dumps(report | {"provenance": provenance(options.device)}, indent=1) + "\n")
+    report: dict[str, Any] = {"provenance": provenance(options.device)}
+    for name, measure in (("stacked", stacked), ("processes", side_by_side)):
+        report[name] = measure(options.device, options.quick)
+        with atomic(path) as part:  # the second may fail
+            part.write_text(json.dumps(report, indent=1) + "\n")
+    best = max(report["processes"], key=lambda row: row["steps_per_s"])
     print(json.dumps(report, indent=1))
     print(f"most steps per second with {best['processes']} processes: {best['steps_per_s']:.0f}")
 

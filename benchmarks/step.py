@@ -6,7 +6,8 @@ losses, (b) T backwards, one per task, that drop their gradients. CPU: process t
 between two events, and peak memory above what model and data take. FAMO's second forward pass is part of its step.
 
 `--captured`: rows of a candidate that is no part of `mtl`, since no card has run it yet: the host launches a step's
-kernels once, as CUDA graphs, and replays them (see `captured`).
+kernels once, as CUDA graphs, and replays them (see `captured`); also as ratios to T backwards captured alike.
+`--kernels`: how long a GPU is at work in some of the steps, asked of the profiler after all times are taken.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
-from torch.profiler import profile, supported_activities
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.workloads import WORKLOADS
 from mtl.experiments.cost import ALL, SOME
@@ -31,6 +33,7 @@ from mtl.files import atomic, root
 from mtl.ledger import provenance
 from mtl.methods import METHODS, method
 
+CAPTURED = ", captured"  # the end of such a row's name
 PEERS = {"mgda": "MGDA", "cagrad": "CAGrad", "fairgrad": "FairGrad", "nash": "NashMTL", "imtl-g": "IMTLG"}
 PEERS |= {"pcgrad": "PCGrad", "upgrad": "UPGrad", "aligned": "AlignedMTL", "dualproj": "DualProj"}
 
@@ -132,27 +135,29 @@ def rows(
 ) -> dict[str, Step]:
     """All steps that take turns; one that cannot run is left out and said."""
     makers: dict[str, Callable[[], Step]] = {}
+    last: dict[str, Callable[[], Step]] = {}  # what may leave CUDA in another state
     found = floors(work)
     if graphs:
-        makers[f"{FLOOR}, captured"] = partial(replayed, work, found[FLOOR])
+        last[FLOOR + CAPTURED] = partial(replayed, work, found[FLOOR])
     for name in methods:
         makers[f"mtl {name}"] = partial(ours, work, name)
         if vjp and METHODS[name].needs in ("gram", "gradients"):
             for way in ("loop", "batched"):
                 makers[f"mtl {name}, {way}"] = partial(ours, work, name, vjp=way)
         if graphs and METHODS[name].needs == "gram":
-            makers[f"mtl {name}, captured"] = partial(captured, work, name)
+            last[f"mtl {name}{CAPTURED}"] = partial(captured, work, name)
         if peers and name in PEERS:
             makers[f"torchjd {name}"] = partial(torchjd, work, name, device)
-    for name, make in makers.items():
+    for name, make in (makers | last).items():
         try:
             step = make()
             step()
         except Exception as error:  # a peer or a candidate may fail in any way; ours may not
-            if name.startswith("mtl") and not name.endswith("captured"):
+            if name.startswith("mtl") and not name.endswith(CAPTURED):
                 raise
-            reason = " ".join(str(error).split())[:80]
-            console.print(f"{work.name}: {name} left out: {type(error).__name__}: {reason}")
+            if device != "cpu":  # a capture that fails leaves its own stream behind
+                torch.cuda.set_stream(torch.cuda.default_stream())
+            console.print(f"{work.name}: {name} left out: {type(error).__name__}: {' '.join(str(error).split())}")
         else:
             found[name] = step
         work.clear()
@@ -160,31 +165,38 @@ def rows(
 
 
 def measure(work: Workload, steps: dict[str, Step], seconds: float, least: int, device: str) -> list[dict[str, Any]]:
-    """`turns` of all rows, with the workload and, on CUDA, a step's peak of memory and how long its kernels run."""
+    """`turns` of all rows, with the workload and, on CUDA, a step's peak of memory; a graph's is taken beforehand."""
+    to = {"x_plain": PLAIN, "x_floor": FLOOR}
+    if FLOOR + CAPTURED in steps:
+        to["x_captured"] = FLOOR + CAPTURED
     with one_thread():
-        lines = turns(work, steps, least=least, for_s=seconds, device=device)
+        lines = turns(work, steps, least=least, for_s=seconds, device=device, to=to)
     for line in lines:
-        line |= {"workload": work.name, "peak_mib": None, "kernels_ms": None}
-        if device != "cpu":
+        line |= {"workload": work.name, "peak_mib": None}
+        if device != "cpu" and not line["row"].endswith(CAPTURED):
             line["peak_mib"] = peak(steps[line["row"]], device) / 2**20
-            work.clear()
-            line["kernels_ms"] = kernels(steps[line["row"]])
             work.clear()
     return lines
 
 
-def kernels(step: Step) -> float:
-    """Milliseconds that a GPU is at work in one step; the rest of it the GPU waits for the host to launch more."""
-    with profile(activities=list(supported_activities())) as seen:
+def kernels(step: Step) -> dict[str, float]:
+    """Milliseconds that a GPU is at work in one step, and with how many kernels and copies; else it waits for the host.
+
+    Device events alone: the profiler gives a kernel's time to the operator that launched it once more.
+    """
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e3
+        torch.cuda.synchronize()
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+    return {"kernels_ms": sum(e.duration_ns() for e in events) / 1e6, "kernels": len(events)}
 
 
 def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], device: str) -> Table:
     """Rows by columns of workloads: ratio to one backward (ratio to T backwards)."""
-    shown = Table(title=f"one step on {device}: x one backward (x T backwards)" + (", MiB" if device != "cpu" else ""))
+    shown = Table(
+        title=f"one step on {device}: x one backward (x T backwards, captured)" + (", MiB" if device != "cpu" else "")
+    )
     shown.add_column("row")
     for name, size in sizes.items():
         shown.add_column(f"{name}, T = {size['tasks']}", justify="right")
@@ -193,7 +205,8 @@ def table(results: list[dict[str, Any]], sizes: dict[str, dict[str, int]], devic
         line = [row]
         for name in sizes:
             cell = cells.get((row, name))
-            text = f"{cell['x_plain']:.2f} ({cell['x_floor']:.2f})" if cell else "-"
+            ratios = [f"{cell[name]:.2f}" for name in ("x_floor", "x_captured") if name in cell] if cell else []
+            text = f"{cell['x_plain']:.2f} ({', '.join(ratios)})" if cell else "-"
             if cell and row == PLAIN:
                 text = f"{cell['ms']:.1f} ms"
             line.append(text + (f", {cell['peak_mib']:.0f}" if cell and cell["peak_mib"] else ""))
@@ -216,6 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="less than a minute, without peers")
     parser.add_argument("--vjp", action="store_true", help="loop and batched VJP side by side")
     parser.add_argument("--captured", action="store_true", help="a step's kernels as CUDA graphs side by side")
+    parser.add_argument(
+        "--kernels", default="", help="with --device cuda: a method of which the profiler is asked at the end"
+    )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, help="a file; default: benchmarks/results/step_DEVICE.json")
     options = parser.parse_args(arguments)
@@ -225,24 +241,34 @@ def main(arguments: list[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     sizes: dict[str, dict[str, int]] = {}
     names = options.workloads.split(",")
+    path = root() / "benchmarks" / "results" / f"step_{options.device.split(':')[0]}.json"
+    if options.quick:
+        path = path.with_stem(path.stem + "_quick")
+    path = options.out or path
+    made: dict[str, dict[str, Step]] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("workloads", total=len(names))
         for name in names:
             work = WORKLOADS[name](options.device)
             sizes[name] = describe(work)
-            steps = rows(work, methods, options.vjp, peers, options.captured, options.device, console)
+            made[name] = rows(work, methods, options.vjp, peers, options.captured, options.device, console)
             for_s, least = (min(options.seconds, 3.0), 3) if options.quick else (options.seconds, 5)
-            results += measure(work, steps, for_s, least, options.device)
+            results += measure(work, made[name], for_s, least, options.device)
+            write(path, sizes, results, options.device)  # what comes later may fail or run out of time
             progress.advance(task)
     console.print(table(results, sizes, options.device))
-    path = root() / "benchmarks" / "results" / f"step_{options.device.split(':')[0]}.json"
-    if options.quick:
-        path = path.with_stem(path.stem + "_quick")
-    path = options.out or path
-    report = {"workloads": sizes, "rows": results, "provenance": provenance(options.device)}
+    asked = [f"{name}{end}" for name in (FLOOR, f"mtl {options.kernels}") for end in ("", CAPTURED)]
+    for line in results if options.kernels and options.device != "cpu" else ():
+        if line["row"] in asked:
+            line |= kernels(made[line["workload"]][line["row"]])
+            write(path, sizes, results, options.device)
+    console.print(f"written to {path}")
+
+
+def write(path: Path, sizes: dict[str, dict[str, int]], results: list[dict[str, Any]], device: str) -> None:
+    report = {"workloads": sizes, "rows": results, "provenance": provenance(device)}
     with atomic(path) as part:
         part.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {path}")
 
 
 if __name__ == "__main__":

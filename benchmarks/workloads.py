@@ -1,4 +1,4 @@
-"""What the benchmarks run: four models of the papers' kind on random data of the papers' shapes.
+"""What the benchmarks run: five models of the papers' kind on random data of the papers' shapes.
 
 | | model | tasks | batch |
 |---|---|---|---|
@@ -8,6 +8,7 @@
 | W4 | shared perceptron, 512 inputs, one linear head per task | 40 | 256 rows |
 | W3b | W3 in bfloat16 autocast | 3 | 8 images |
 | W5 | Table 2's net at scale `gpu`: U-Net of width 64 in bfloat16 autocast | 3 | 8 images |
+| W5c | W5 in channels-last layout, as `mtl` trains it on a GPU | 3 | 8 images |
 | W1f, W2f | W1 and W2 as `mtl.models` has them: first layer folded | 2 | 2048 rows |
 
 In W1 and W2 every field is looked up, as peers do it.
@@ -80,6 +81,16 @@ def w5(device: str = "cpu") -> Workload:
     return replace(w3(device, 8, "unet", 64, depth=3), name="W5", amp=True)
 
 
+def w5c(device: str = "cpu") -> Workload:
+    return replace(channels_last(w5(device)), name="W5c")
+
+
+def channels_last(work: Workload) -> Workload:
+    """The same in the layout of convolutions on a GPU."""
+    work.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(work, inputs=tuple(x.contiguous(memory_format=torch.channels_last) for x in work.inputs))
+
+
 def w4(device: str = "cpu") -> Workload:
     return net(40, device=device, name="W4")
 
@@ -93,5 +104,5 @@ def w2(device: str = "cpu") -> Workload:
 
 
 WORKLOADS: dict[str, Callable[[str], Workload]] = {
-    "W1": w1, "W2": w2, "W3": w3, "W3b": w3b, "W4": w4, "W5": w5, "W1f": w1f, "W2f": w2f,
+    "W1": w1, "W2": w2, "W3": w3, "W3b": w3b, "W4": w4, "W5": w5, "W5c": w5c, "W1f": w1f, "W2f": w2f,
 }  # fmt: skip

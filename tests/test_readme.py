@@ -57,5 +57,7 @@ def test_what_a_gpu_gives_is_what_was_measured() -> None:
     gpu = " ".join(README.partition("## On a GPU")[2].partition("## Map")[0].split())
     assert {one["provenance"]["hardware"]["gpu"] for one in (step, seeds)} == {"NVIDIA H200"} and "On an H200" in gpu
     assert f"takes {min(gram):.2f} to {max(gram):.2f} times its T backwards" in gpu
-    assert f"eight processes on the card are {speed[8] / speed[1]:.1f} times as fast as one" in gpu
+    (alone,) = [row["ms"] for row in step["rows"] if (row["workload"], row["row"]) == ("W5", "mtl fairgrad")]
+    least, most = speed[8] * alone / 1e3, speed[8] / speed[1]  # the one of `seeds` was disturbed by those that waited
+    assert f"eight processes on the card are {least:.1f} to {most:.1f} times as fast as one" in gpu
     assert f"takes {min(wall):.0f} to {max(wall):.0f} s a run" in gpu

@@ -168,9 +168,10 @@ def one_thread() -> Iterator[None]:
 
 
 def turns(
-    work: Workload, steps: Mapping[str, Step], *, least: int, for_s: float = 0.0, device: str = "cpu"
-) -> list[dict[str, Any]]:
-    """A line per step: median ms, and medians of the ratios to both floors, which must be among `steps`.
+    work: Workload, steps: Mapping[str, Step], *, least: int, for_s: float = 0.0, device: str = "cpu",
+    to: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A line per step: median ms, and medians of the ratios to both floors (or `to`: name: row) among `steps`.
 
     All take turns for `for_s` seconds, at least `least` rounds, in an order drawn anew each round: a step that follows
     a large one finds the caches cold, which costs a small one a fifth of its time. Ratios are those within a round.
@@ -182,16 +183,12 @@ def turns(
             times[name].append(seconds(step, device))
             work.clear()
 
-    def ratio(name: str, to: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+    def ratio(name: str, base: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
 
     return [
-        {
-            "row": name,
-            "ms": 1e3 * statistics.median(taken),
-            "x_plain": ratio(name, PLAIN),
-            "x_floor": ratio(name, FLOOR),
-        }
+        {"row": name, "ms": 1e3 * statistics.median(taken)}
+        | {as_: ratio(name, base) for as_, base in (to or {"x_plain": PLAIN, "x_floor": FLOOR}).items()}
         | {"rounds": len(taken)}
         for name, taken in times.items()
     ]
