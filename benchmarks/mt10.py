@@ -197,7 +197,8 @@ def pictures(seed: int, steps: int) -> None:
     command = f"python -m benchmarks.mt10 pictures --seed {seed} --steps {steps}"
     facts: dict[str, Any] = {"command": command, "notebook": "19_mt10", "scale": "study", "seeds": [seed]}
     every = MetaWorld()
-    said = "The ten tasks of MT10 at the start of an episode; success of random actions, and of a run on one task alone"
+    said = "The ten tasks of MT10 at the start of an episode; success of random actions, and alone, mean of the "
+    said += "longest runs of the checks"
     save_figure(gallery(every), "mt10_tasks", **facts, data=every.source, n="one start of each task", caption=said)
     one = MetaWorld(THREE[:1])
     settings = Settings(steps // EVERY, every=EVERY, batch_size=128, temperature=0.05)

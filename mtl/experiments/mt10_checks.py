@@ -152,10 +152,10 @@ def costs() -> pd.DataFrame:
     return captioned(table, said, **facts, command=f"{COMMAND} times")
 
 
-def chance(tasks: Sequence[str]) -> float | None:
-    """Mean success of random actions over these tasks of Meta-World, from the published row; None without it."""
+def chance(tasks: Sequence[str]) -> dict[str, float] | None:
+    """Success of random actions at each of these tasks of Meta-World, from the published row; None without it."""
     rows = rows_of("random")
-    return float(np.mean([rows[-1]["metrics"][f"{task}/score"] for task in tasks])) if rows else None
+    return {task: float(rows[-1]["metrics"][f"{task}/score"]) for task in tasks} if rows else None
 
 
 def rates() -> dict[str, str]:
@@ -169,7 +169,7 @@ def rates() -> dict[str, str]:
         most = max((row["history"][-1]["steps"] for row in alone), default=0)
         runs = [row["metrics"][f"{task}/score"] for row in alone if row["history"][-1]["steps"] == most]
         said = [f"random {random[-1]:.2f}"] if random else []
-        said += [f"alone {np.mean(runs):.2f}"] if runs else []
+        said += [f"alone {np.mean(runs):.2f}\n({len(runs)} x {most // 1000} thousand steps)"] if runs else []
         found[task] = ", ".join(said)
     return found
 

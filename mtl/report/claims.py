@@ -216,13 +216,13 @@ def blind_check(
     """
     if blind is None:
         return Check("above the input-blind predictor", None, "no input-blind row"), []
-    fallen, marks = [], []
+    fallen, marks = [f"{name} (no rows)" for name in named if name not in runs], []
     for label, own in runs.items():
         every = {m: (1.0 if higher[m] else -1.0) * (np.asarray(own[m], float) - blind[m]) for m in own}
         gains = {m: every[m] for m in metrics or every}
         under = [m for m, x in gains.items() if not _lower(x) > 0]
         collapsed = int((np.stack(list(every.values())) <= 0).all(0).sum())
-        if collapsed or any(x.mean() <= 0 for x in gains.values()):
+        if collapsed or any(x.size and x.mean() <= 0 for x in gains.values()):
             marks.append(label + f" ({collapsed} of {len(every[next(iter(every))])} runs collapsed)" * bool(collapsed))
         if under and label in named:
             fallen.append(f"{label} ({', '.join(under)})")

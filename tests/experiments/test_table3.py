@@ -101,11 +101,15 @@ def test_the_click_model_is_asked_for_clicks_alone():
     good = study({"click/auc": 0.002})
     dcn = [row | {"label": "DCN", "key": f"dcn{i}", "metrics": {"click/auc": 0.7 - 0.3 * (i == 0), "score": None}}
            for i, row in enumerate(good.rows) if row["label"] == "LS"]  # fmt: skip
-    made = replace(good, rows=[*good.rows, *dcn])
+    stl = [row | {"label": "STL", "key": f"stl {row['key']}"} for row in good.rows if row["label"] == "LS"]
+    made = replace(good, rows=[*good.rows, *dcn, *stl])
     made.__dict__["blind"] = {"click/auc": 0.5, "completion/mse": 0.2, "watch/mse": 1900.0}
     (found,) = made.findings()
     gate = {check.name: check for check in found.gate}["above the input-blind predictor"]
     assert gate.passed and "DCN (1 of 20 runs collapsed)" in found.said
+    less = replace(made, rows=[row for row in made.rows if row["label"] != "STL"])
+    less.__dict__["blind"] = made.blind
+    assert "STL (no rows)" in less.findings()[0].gate[0].said, "a row that the gate asks for has to be there"
 
 
 def test_the_noise_floor_is_asked_for_each_metric_in_units_of_its_d():
