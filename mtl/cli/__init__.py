@@ -111,7 +111,9 @@ def run(
     engine: Annotated[str, typer.Option(help="here, processes, ray or ranks; default: as jobs say")] = "auto",
     address: Annotated[str | None, typer.Option(help="host:port of a Ray cluster; default: this machine")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    deadline: Annotated[float | None, typer.Option(help="seconds after which no run is started")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="seconds after which no run is started (data are prepared first)")
+    ] = None,
     ledger: Annotated[Path | None, typer.Option(help="a folder for the rows; default: data/ledger/local")] = None,
     together: Annotated[bool, typer.Option("--together", help="train a method's seeds side by side, on a GPU")] = False,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="keep rows that older sources made")] = False,

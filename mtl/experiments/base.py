@@ -103,9 +103,10 @@ class Experiment:
         """Each method's point by validation, for each model; nothing where there is nothing to choose."""
         trials = self._trials(scale, self.seeds[scale] if seeds is None else tuple(seeds))
         where: dict[str, Any] = {"scale": scale, "seeds": trials.seeds, "budget": trials.budget, "fallback": fallback}
+        left = _left(how)
 
         def run(grids: Mapping[str, Sequence[Point]], names: Mapping[str, str], model: str) -> Tuning:
-            return tune(self.problem, grids, methods=names, model=model, options=self._data(options), **where, **how)
+            return tune(self.problem, grids, methods=names, model=model, options=self._data(options), **where, **left())
 
         return self._by_model(scale, methods, options, trials, run)
 
@@ -163,14 +164,14 @@ class Experiment:
         options, how = self._split(how)
         seeds = None if seeds is None else tuple(seeds)
         self.entries(scale, methods)
-        cells: list[Cell] = []
+        cells, left = list[Cell](), _left(how)
         for variant in self.chosen(scale, **options):
-            tuning = self.tuned(scale, seeds, methods, fallback, options=variant, **how)
+            tuning = self.tuned(scale, seeds, methods, fallback, options=variant, **left())
             if double := [name for name in self.doubled if name in (methods or self.doubled) and scale in self.trials]:
                 for own in (replace(self, twins=()), self.longer(scale)):
-                    run_grid(own.cells(scale, self.trials[scale].seeds, double, fallback, tuning, **variant), **how)
+                    run_grid(own.cells(scale, self.trials[scale].seeds, double, fallback, tuning, **variant), **left())
             cells += self.cells(scale, seeds, methods, fallback, tuning, **variant)
-        return run_grid(cells, **how)
+        return run_grid(cells, **left())
 
     def longer(self, scale: str) -> "Experiment":
         """The same with twice the epochs at a scale, without A/A rows."""
@@ -280,6 +281,14 @@ class Experiment:
 
     def _data(self, options: Options) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in self.switches}
+
+
+def _left(how: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+    """`how` with what is left of its deadline whenever it is asked: one deadline for all that a command runs."""
+    given, start = how.get("deadline"), time.monotonic()
+    if given is None or not given > 0:  # nothing to count down; `run_grid` refuses what is below 0
+        return lambda: {**how}
+    return lambda: {**how, "deadline": max(0.0, given - (time.monotonic() - start))}
 
 
 def _at(value: Any, scale: str) -> Any:

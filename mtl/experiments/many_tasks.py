@@ -64,8 +64,9 @@ class ManyTasks(Study):
             "STL of the same seed in per cent (below 0 is better), its mean and median over tasks, its worst task; how "
             f"many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most "
             f"{self.steps(-1)} steps, the epoch chosen on validation; last column: validation rows after the first "
-            "epoch. STL: forty nets of the shared net's size; STL matched: forty that are together as large as it. "
-            "Near-deterministic tasks, whose log-loss is all but 0, pull the mean. Input-blind: base rates alone"
+            "epoch. STL: forty nets of the shared net's size, one rate and epoch for all; STL matched: forty that are "
+            "together as large as it. Near-deterministic tasks, whose log-loss is all but 0, pull the mean. "
+            "Input-blind: base rates alone"
         )
         return captioned(shown, said)
 
