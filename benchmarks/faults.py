@@ -250,7 +250,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 @dataclass
 class Target:
-    """Files that may be damaged, how they are read, and what must then be equal; `told`: what else a reader sees."""
+    """Files that may be damaged, how they are read, and what must then be equal."""
 
     files: list[Path]
     read: Callable[[], Any]
@@ -444,8 +444,8 @@ def _work(rng: random.Random, book: Ledger, tell: Callable[[str], Any]) -> None:
             tell("figure")
 
 
-def _forked(rng: random.Random, book: Ledger, limit: int | None, kill: float | None) -> tuple[list[str], int]:
-    """Names of what a child did under a limit of file size, or until it was killed; its exit code."""
+def _forked(rng: random.Random, book: Ledger, limit: int | None, kill: float | None) -> list[str]:
+    """Names of what a child did under a limit of file size, or until it was killed."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         os.close(read)
@@ -461,7 +461,7 @@ def _forked(rng: random.Random, book: Ledger, limit: int | None, kill: float | N
     with os.fdopen(read) as lines:
         told = lines.read().splitlines()
     os.waitpid(child, 0)
-    return told, child
+    return told
 
 
 def _verified(part: Part, number: int, told: list[str], book: Ledger) -> None:
@@ -492,7 +492,7 @@ def disk(n: int, first: int = 0) -> Part:
     for number in range(first, first + n):
         rng = seeded("disk", number)
         book = Ledger(SCRATCH / f"disk{number}", also=[SCRATCH / f"disk{number}.jsonl"])
-        told, _ = _forked(rng, book, rng.choice([0, 100, 2_000, 4_000, 9_000, 30_000, 90_000]), None)
+        told = _forked(rng, book, rng.choice([0, 100, 2_000, 4_000, 9_000, 30_000, 90_000]), None)
         _verified(part, number, told, book)
     return part
 
@@ -503,7 +503,7 @@ def kills(n: int, first: int = 0) -> Part:
     for number in range(first, first + n):
         rng = seeded("kills", number)
         book = Ledger(SCRATCH / f"kill{number}", also=[SCRATCH / f"kill{number}.jsonl"])
-        told, _ = _forked(rng, book, None, rng.uniform(0.0, 0.6))
+        told = _forked(rng, book, None, rng.uniform(0.0, 0.6))
         _verified(part, number, [line for line in told if line.isalnum()], book)
     return part
 

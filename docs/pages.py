@@ -12,6 +12,7 @@ from typing import Any
 
 from mtl import solvers
 from mtl.methods import METHODS
+from mtl.report.html import cells
 from mtl.report.verdicts import claims, recorded, summary, why
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,7 @@ COPIED = {
     "data.md": "data/README.md",
     "changelog.md": "CHANGELOG.md",
     "decision_rule.md": "paper/decision_rule.md",
+    "attack.md": "paper/attack.md",
 }
 TABLES = {  # what a table is, in words, where its rows are shown away from it
     "table2_study": "NYUv2, three tasks",
@@ -56,8 +58,8 @@ def table(name: str) -> tuple[list[str], list[list[str]]]:
     """Head and body of a generated Markdown table; nothing where it is not there."""
     path = ROOT / "paper" / "generated" / f"{name}.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return (lines[0], lines[2:]) if lines else ([], [])
+    head, *body = cells(text) or [[]]
+    return head, body
 
 
 def grid(top: list[str], rows: list[list[str]]) -> list[str]:

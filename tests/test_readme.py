@@ -24,10 +24,6 @@ def test_what_it_names_exists():
     assert not missing
 
 
-def test_no_placeholder_is_left():
-    assert not re.findall(r"@[A-Z_]+@", README)
-
-
 def test_it_is_read_in_five_minutes() -> None:
     assert len(README.split()) <= 900
 

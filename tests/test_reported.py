@@ -69,14 +69,6 @@ def test_cityscapes_ls_is_not_the_copy_of_si():
     assert not rows.loc["LS", "miou":"rel"].equals(rows.loc["SI", "miou":"rel"])
 
 
-def test_famos_qm9_rank_column_is_zero_based():
-    rows = table("qm9")
-    ranks = rows.mr[rows.source.str.startswith("FAMO") & rows.mr.notna()] if "mr" in rows else pd.Series(dtype=float)
-    if ranks.empty:
-        pytest.skip("no rank column")
-    assert ranks.mean() == pytest.approx((len(ranks) - 1) / 2, abs=0.05)
-
-
 def test_mean_ranks_are_recomputed_from_cells_and_so_are_their_errors():
     """Ties take the smaller rank. NTKMTL's follow, FAMO's begin at 0; on Cityscapes three are others."""
     again, first, streets = table("qm9_ntkmtl_rerun"), table("qm9"), table("cityscapes")

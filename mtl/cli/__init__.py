@@ -1,4 +1,4 @@
-"""The command line: `mtl reproduce | run | data | claims | row | ledger | doctor`."""
+"""The command line: `mtl reproduce | run | data | claims | row | report | ledger | doctor`."""
 
 import os
 import signal

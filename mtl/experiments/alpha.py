@@ -217,7 +217,8 @@ class FairLosses(AlphaStudy):
         said = (
             "Gain of alpha-fair losses over the base itself (alpha = 0): points of the mean change of the test errors "
             "against STL, above 0 the transform helps; mean and an interval that holds for all cells of a data set "
-            "together (Bonferroni t, 95 %). Last line: bases that gain, and p of the sign test over them. "
+            "together (Bonferroni t, 95 %). Last line: bases that gain, and p of the sign test over them, as "
+            "if they were independent (they share seeds and data). "
             "L^(1 - alpha) / (1 - alpha) is negative for alpha > 1 and log L may be for 1: no cell where a base needs "
             "positive losses. Nothing is tuned"
         )
@@ -245,6 +246,8 @@ class FairLosses(AlphaStudy):
             if max(abs(cast(float, part.value)) for (found, *_), part in self.compared.items() if found == name) > 10:
                 ax.set_xscale("symlog", linthresh=1)
                 ax.autoscale(axis="x")
+                ax.set_xticks([-10, 0, 10], ["-10", "0", "10"])
+                ax.set_xticks([], minor=True)
             else:
                 ax.locator_params(axis="x", nbins=4)
             ax.set(title=name, xlabel="gain [points]", yticks=range(len(bases)), ylim=(len(bases) - 0.5, -0.5))

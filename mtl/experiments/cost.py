@@ -146,9 +146,9 @@ class CostStudy:
         cells = self.past.assign(text=text).pivot(index="row", columns="workload", values="text")
         return captioned(
             cells.loc[self.past["row"].unique()].rename_axis(""),
-            "Time of a step on four architectures (f: first layer folded) as a multiple of one backward (of T "
-            "backwards), from benchmarks/results. Measured: another run gives other times",
-            data="W1-W4, noise in their shapes",
+            "Time of a step on each workload (f: first layer folded) as a multiple of one backward "
+            "(of T backwards), from benchmarks/results. Measured: another run gives other times",
+            data="noise in the workloads' shapes",
             n=f"{self.past['rounds'].min()} or more rounds",
             wide=True,
             config={"command": "python -m benchmarks.step"},

@@ -1,4 +1,4 @@
-"""FairGrad's system (notebook 09): the checks at a scale, and their figures, each a closed Figure."""
+"""FairGrad's system (notebook 09): the checks at a scale, and their figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

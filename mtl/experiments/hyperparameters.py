@@ -77,8 +77,8 @@ class Hyperparameters(Study):
                 curve(middle, part, "rho", colour, "")
         for ax in (left, middle):
             ax.axvline(math.log(tasks), color="0.4", ls="--", lw=0.8)
-        left.annotate(rf"$\ln {tasks}$", (math.log(tasks), 1), xycoords=("data", "axes fraction"), xytext=(2, -8),
-                      textcoords="offset points")  # fmt: skip
+        at = {"xycoords": ("data", "axes fraction"), "xytext": (-2, 4), "textcoords": "offset points", "ha": "right"}
+        left.annotate(rf"$\ln {tasks}$", (math.log(tasks), 0), **at)
         left.set(xlabel=r"$\rho$ ($\eta$ = 0.5)", ylabel="mean of tasks, test AUC")
         middle.set(xlabel=r"$\rho$ ($\eta$ = 0.5), $\alpha$ > 0 alone")
         left.legend()

@@ -1,4 +1,4 @@
-"""EMTL's theorem and the KL ball (notebook 07): the checks at a scale, and their figures, each a closed Figure."""
+"""EMTL's theorem and the KL ball (notebook 07): the checks at a scale, and their figures."""
 
 import math
 from collections.abc import Callable, Sequence

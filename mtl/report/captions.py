@@ -1,4 +1,4 @@
-"""Captions, verdicts, cells as text, and LaTeX's view of all of it."""
+"""Captions, cells as text, and LaTeX's view of all of it."""
 
 import json
 import os

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,14 @@ def _table(cells: list[list[str]]) -> Any:
     return Markup("<table>" + "".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>")
 
 
-def _cells(text: str) -> list[list[str]]:
-    """The cells of a table in Markdown, without the line of dashes.
+def cells(text: str) -> list[list[str]]:
+    """The cells of a table in Markdown, without the line of dashes; a pipe within one is escaped.
 
-    >>> _cells("| a | b |\\n| :--- | ---: |\\n| 1 | **2** |\\n\\nCaption.")
-    [['a', 'b'], ['1', '**2**']]
+    >>> cells("| a | b |\\n| :--- | ---: |\\n| p \\\\| q | **2** |\\n\\nCaption.")
+    [['a', 'b'], ['p | q', '**2**']]
     """
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    rows = [[cell.strip().replace(r"\\|", "|") for cell in line.strip("|\\n").split(" | ")] for line in lines]
+    rows = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])] for line in lines]
     return rows[:1] + rows[2:]
 
 
@@ -75,7 +76,7 @@ def parts(scale: str = "") -> list[dict[str, Any]]:
             if made.get("kind") == "figure" and picture.is_file():
                 made["image"] = base64.b64encode(picture.read_bytes()).decode()
             elif made.get("kind") == "table" and text.is_file():
-                made["cells"] = _cells(text.read_text(encoding="utf-8"))
+                made["cells"] = cells(text.read_text(encoding="utf-8"))
             else:
                 continue
             found.append({"notebook": None, "command": "", "rows": [], **made})

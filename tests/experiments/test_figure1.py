@@ -211,7 +211,6 @@ def test_runs_end_where_they_were_measured_to_end(table, method, scale, front, s
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_ends_that_rounding_decides_are_counted() -> None:
     """PCGrad is twice UPGrad for two tasks; their paths part where the landscape amplifies the last digit."""
     configs = toy.grid(["pcgrad", "upgrad", "mgda"], [10.0])

@@ -1,4 +1,4 @@
-"""Figure 1 and its appendix: paths on the landscape, and the weights that lead there; each a closed Figure."""
+"""Figure 1 and its appendix: paths on the landscape, and the weights that lead there."""
 
 from collections.abc import Sequence
 
