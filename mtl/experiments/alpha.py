@@ -168,8 +168,11 @@ class Sweep(AlphaStudy):
                  for name, task in self.hard.items()}  # fmt: skip
         said = [f"left out, {check.name}: {check.said}" for name in gates if name not in kept
                 for check in gates[name] if not check.passed]  # fmt: skip
-        facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
-        facts |= {"said": "; ".join(said), "beside": tuple(parts[name] for name in parts if name not in kept)}
+        facts: dict[str, Any] = {
+            **self.behind,
+            "said": "; ".join(said),
+            "beside": tuple(parts[name] for name in parts if name not in kept),
+        }
         facts |= {"gate": [check for name in kept for check in gates[name]], "declared": declared(self, kept)}
         return [decide("fairgrad-emphasis", "parts", [parts[name] for name in kept], **facts)]
 
@@ -278,8 +281,11 @@ class FairLosses(AlphaStudy):
         }
         own = [part for (name, _), part in parts.items() if name == MAIN]
         beside = tuple(part for (name, _), part in parts.items() if name != MAIN)
-        facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
-        facts |= {"beside": beside, "said": f"count on {MAIN}; further data sets beside it"}
+        facts: dict[str, Any] = {
+            **self.behind,
+            "beside": beside,
+            "said": f"count on {MAIN}; further data sets beside it",
+        }
         facts["gate"] = self.gate(MAIN, [AVERAGE], ("STL", "LS"), [one for one in DOUBLED if one != "LS"])
         return [decide("fairgrad-fair-losses", "count", own, needed=5, declared=declared(self, [MAIN]), **facts)]
 

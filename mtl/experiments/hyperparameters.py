@@ -98,13 +98,8 @@ class Hyperparameters(Study):
         line = self.frame[(self.frame["alpha"] == 0.5) & (self.frame["rho"] == 0.3)]
         ends = [eta for eta in (line["eta"].min(), line["eta"].max()) if eta != 0.5]
         pairs = [compare(f"eta = {eta:g} minus .5", differences(line, "score", eta, 0.5, "eta"), D) for eta in ends]
-        how: dict[str, Any] = {
-            "gate": [converged_check(None, D)],
-            "declared": 5,
-            "beside": (grid,),
-            "scale": self.scale,
-        }
-        return [decide("emtl-rho-grid", "equal", pairs, **how, rows=tuple(row["key"] for row in self.rows))]
+        how: dict[str, Any] = {"gate": [converged_check(None, D)], "declared": 5, "beside": (grid,), **self.behind}
+        return [decide("emtl-rho-grid", "equal", pairs, **how)]
 
 
 def inactive(table: pd.DataFrame, tasks: int) -> tuple[bool, str]:

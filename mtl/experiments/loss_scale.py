@@ -102,8 +102,7 @@ class LossScale(Study):
         return captioned(fig, said)
 
     def findings(self) -> list[Finding]:
-        rows = tuple(row["key"] for row in self.rows)
-        facts: dict[str, Any] = {"declared": 5, "scale": self.scale, "rows": rows}
+        facts: dict[str, Any] = {"declared": 5, **self.behind}
         there = [name for name in READINGS if name in set(self.frame["label"])]
         found = [(name, robust(self.frame, name, gate=self.gate(name), **facts)) for name in there]
         return [by_reading(found)]

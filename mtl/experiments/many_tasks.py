@@ -131,9 +131,8 @@ class ManyTasks(Study):
         whole = compare("LS ahead of STL, mean AUC", (wide["LS"] - wide["STL"]).dropna(), D)
         moves = {name: self.moved("score", name, "LS") for name in CHECKED if name != "LS"} if self.doubled else None
         checks = [gate, converged_check(moves, D), self.same(["score"], D)]
-        facts: dict[str, Any] = {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
-        facts |= {"said": "; ".join(marks)}
-        return [decide("fairgrad-sharing", "best", [matched], beside=(whole,), gate=checks, declared=5, **facts)]
+        facts: dict[str, Any] = {"said": "; ".join(marks), "gate": checks, "declared": 5, **self.behind}
+        return [decide("fairgrad-sharing", "best", [matched], beside=(whole,), **facts)]
 
     def answer(self) -> str:
         """Who leads LS after one epoch and at the end, by the whole interval where there are three seeds."""

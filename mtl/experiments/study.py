@@ -70,6 +70,11 @@ class Study:
         """What its rows say of `sentences`, by paper/decision_rule.md."""
         return []
 
+    @property
+    def behind(self) -> dict[str, Any]:
+        """What a finding says of the rows that it rests on."""
+        return {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
+
     def verdicts(self) -> Table:
         """The recorded words of `sentences`: those of `mtl claims`, whatever rows are shown here."""
         return judged(self.sentences)

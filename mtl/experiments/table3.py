@@ -170,8 +170,7 @@ class Table3(Study):
         }
         gate, marks = blind_check(runs, self.blind, PAPER, ["DCN", "STL", "LS", "EMTL"])
         said = "offline alone" + f"; at or below the input-blind level: {', '.join(marks)}" * bool(marks)
-        keys = tuple(row["key"] for row in self.rows)
-        facts: dict[str, Any] = {"scale": self.scale, "rows": keys, "said": said}
+        facts: dict[str, Any] = {"said": said, **self.behind}
         checks = [gate, converged_check(self.moves(), 1.0), self.same(PAPER, 1.0, self.units)]
         declared = len(SEEDS["study"])
         return [decide("emtl-table3-industrial", "parts", self.parts(), gate=checks, declared=declared, **facts)]

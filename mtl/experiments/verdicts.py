@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
@@ -54,12 +55,8 @@ def findings() -> list[Finding]:
 
 def _scaled() -> LossScale:
     """The study of five factors and seeds from its declared n on; until then the rows of two seeds."""
-    try:
-        study = loss_scale.published()
-    except NO_STUDY:
-        study = None
-    if study is not None and study.seeds == list(LOSS_SCALE.seeds["study"]):
-        return study
+    for study in _declared(loss_scale.published):
+        return cast(LossScale, study)
     return loss_scale.published(replace(_committed(LOSS_SCALE), twins=()), "quick", at="quick")
 
 
@@ -75,11 +72,7 @@ def _table1() -> tuple[list[Any], list[Any]]:
 def _table2() -> list[Finding]:
     """What the net that sees says, of as many groups of rows as are whole at the declared n; it decides."""
     for labels in (None, GROUP_B, GROUP_A):
-        try:
-            study = UNET.published(methods=labels, at="study")
-        except NO_STUDY:
-            continue
-        if study.seeds == list(UNET.seeds["study"]):
+        for study in _declared(partial(UNET.published, methods=labels, at="study")):
             return study.findings()
     return []
 
