@@ -19,3 +19,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(sources, "PACKAGE", copy)
     return copy
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder without any data."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.setenv("MTL_ROOT", str(root))
+    monkeypatch.delenv("MTL_DATA", raising=False)
+    return root

@@ -209,10 +209,7 @@ def test_bases_that_need_positive_losses_have_no_cell_from_alpha_1_on():
 
 
 @pytest.mark.parametrize("family", [SWEEPS, LOSSES], ids=["sweep", "losses"])
-def test_a_family_runs_on_stand_ins(family, tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    (tmp_path / "project").mkdir()
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_a_family_runs_on_stand_ins(family, tmp_path, nowhere):
     made = study(family, "smoke", seeds=[10], progress=None, ledger=Ledger(tmp_path / "a"))
     assert made.synthetic and "EMBEDDED DEFAULT" in made.data and "kuairand natural" in made.test
     assert ("kuairand standardised" in made.test) == (family is LOSSES)

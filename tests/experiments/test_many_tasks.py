@@ -125,10 +125,7 @@ def test_every_row_of_the_study_is_tuned_alike():
     assert len(FIXED) == len(MANY_TASKS.trials["study"].then["EMTL"]) and MANY_TASKS.seeds["study"][0] == 10
 
 
-def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    (tmp_path / "project").mkdir()
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_it_runs_on_the_stand_in_and_says_so(tmp_path, nowhere):
     made = MANY_TASKS.study("smoke", seeds=[10], methods=["STL", "LS"], progress=None, ledger=Ledger(tmp_path / "m"))
     assert made.synthetic and "census40 was not found" in made.data and "fallback=census40_like" in made.command
     assert list(made.frame["label"]) == ["STL", "LS", "LS A/A"] and made.frame[MEAN].notna().all()

@@ -134,10 +134,7 @@ def test_ours_stand_beside_the_papers_in_per_cent_of_either_s_stl():
     assert beside.loc["LS", ["r2 [%]", "paper r2 [%]", "source"]].tolist() == ["77.0", "893.6", "NTKMTL Table 3"]
 
 
-def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    (tmp_path / "project").mkdir()
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch, nowhere):
     few = {"methods": ["STL", "LS", "FairGrad (alpha=2)"], "seeds": [10], "ledger": Ledger(tmp_path / "qm9.jsonl")}
     made = QM9.study("smoke", progress=None, **few)
     assert made.data.startswith("EMBEDDED DEFAULT: qm9 was not found") and made.synthetic

@@ -121,11 +121,7 @@ def test_the_noise_floor_is_asked_for_each_metric_in_units_of_its_d():
         assert {check.name: check.passed for check in found.gate}["A/A rows"] is passed, (metric, gap)
 
 
-def test_it_runs_on_the_stand_in_and_says_so(tmp_path, monkeypatch):
-    root = tmp_path / "project"
-    root.mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(root))
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_it_runs_on_the_stand_in_and_says_so(tmp_path, nowhere):
     book = Ledger(tmp_path / "table3.jsonl")
     few = {"methods": ["DCN", "STL", "LS"], "seeds": [10], "ledger": book, "progress": None}
     natural, std = (TABLE3.study("smoke", targets=t, **few) for t in ("natural", "standardised"))

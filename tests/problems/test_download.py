@@ -76,16 +76,12 @@ class Registry:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    root = tmp_path / "project"
-    root.mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(root))
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def place(monkeypatch, nowhere):
 
     def use(entry, registry):
         monkeypatch.setattr(pins, "manifest", lambda: {"toy": entry})
         monkeypatch.setattr(download, "_pip", registry)
-        return root / "data" / "raw"
+        return nowhere / "data" / "raw"
 
     return use
 

@@ -17,16 +17,6 @@ from mtl.problems.data import raw
 from mtl.problems.digits import QUESTIONS
 
 
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """A project folder without any data."""
-    root = tmp_path / "project"
-    root.mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(root))
-    monkeypatch.delenv("MTL_DATA", raising=False)
-    return root
-
-
 class Table(BinaryProblem):
     """200,000 rows of the size of Census."""
 

@@ -145,10 +145,7 @@ def test_an_archive_whose_parts_do_not_fit_is_refused(folder):
         problem("qm9", fallback="molecules")
 
 
-def test_missing_data_say_the_route_and_the_stand_in_says_what_it_is(tmp_path, monkeypatch):
-    (tmp_path / "project").mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_missing_data_say_the_route_and_the_stand_in_says_what_it_is(nowhere):
     with pytest.raises(MissingDataError, match=r"found in none; run `mtl data get qm9`, .*fallback='molecules'"):
         problem("qm9")
     made = problem("qm9", fallback="molecules")

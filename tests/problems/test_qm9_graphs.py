@@ -17,14 +17,6 @@ from mtl.training.fit import Budget, fit
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    (tmp_path / "project").mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    monkeypatch.delenv("MTL_DATA", raising=False)
-    return tmp_path / "project"
-
-
-@pytest.fixture
 def extra():
     pytest.importorskip("torch_geometric", reason="needs the extra [molecules]: pip install '.[molecules]'")
 

@@ -117,11 +117,7 @@ def test_the_problem_is_synthetic_and_says_so_and_knows_its_ceiling():
         problem("shortvideo", world=-1)
 
 
-def test_it_stands_in_for_the_real_log_and_says_so(tmp_path, monkeypatch):
-    root = tmp_path / "project"
-    root.mkdir()
-    monkeypatch.setenv("MTL_ROOT", str(root))
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_it_stands_in_for_the_real_log_and_says_so(nowhere):
     data = problem("kuairand", "smoke", fallback="shortvideo", targets="standardised")
     assert data.embedded_default and data.options["targets"] == "standardised"
     assert data.describe().startswith("EMBEDDED DEFAULT: kuairand was not found, simulated rows stand in for it.")

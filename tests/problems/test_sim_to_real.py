@@ -55,10 +55,7 @@ def test_half_of_the_surfaces_lose_the_colour_of_their_class_and_pictures_their_
     assert torch.equal(weathered(grey, torch.Generator().manual_seed(0)).float(), seen)
 
 
-def test_without_photographs_rooms_stand_in_and_say_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
-    (tmp_path / "project").mkdir()
-    monkeypatch.delenv("MTL_DATA", raising=False)
+def test_without_photographs_rooms_stand_in_and_say_so(tmp_path, nowhere):
     with pytest.raises(MissingDataError, match="nyuv2: found"):
         problem("sim_to_real")
     made = SIM_TO_REAL.study("smoke", seeds=[10], methods=["STL", "LS"], progress=None, ledger=Ledger(tmp_path / "s"))
