@@ -188,7 +188,7 @@ class Table3(Study):
             look: dict[str, Any] = {"color": colour, "mfc": "none" if label != line else colour, "ms": 4, "lw": 0.6}
             for ax, metric in zip(axes[0], ("completion/mse", "watch/mse"), strict=True):
                 (x, half), (y, high) = [(values[name, "mean"], values[name, "ci"]) for name in ("click/auc", metric)]
-                ax.errorbar(x, y, high, half, fmt=marker, label=str(line), **look)
+                ax.errorbar(x, y, high, half, fmt=marker, label=label if label == line else None, **look)
         for ax, metric in zip(axes[0], ("completion, test MSE", "watch time, test MSE (s²)"), strict=True):
             ax.set(xlabel="click, test AUC", ylabel=metric)
             ax.invert_yaxis()
