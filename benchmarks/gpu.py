@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[Command, ...]] = {
             "benchmarks.step --quick --methods ls,fairgrad --workloads W4 --seconds .1 --captured --out {out}",
         ),
         Command(
-            "seeds", 75, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
+            "seeds", 100, "benchmarks.seeds --device {device} --out {out}", "benchmarks.seeds --quick --out {out}"
         ),
         # every method of Table 2 for an epoch: what the long part would fall over
         Command("train", 60, "mtl.cli run table2_unet --scale smoke --device {device} --jobs 8 --ledger {scratch}"),

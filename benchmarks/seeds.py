@@ -6,6 +6,7 @@ statistics in its batch norms, so its seeds cannot be stacked.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import time
@@ -20,7 +21,7 @@ from benchmarks.workloads import WORKLOADS
 from mtl.experiments.timer import ours
 from mtl.files import atomic, root
 from mtl.ledger import provenance
-from mtl.problems import problem
+from mtl.problems import Problem, problem
 from mtl.training.fit import Budget, fit
 from mtl.training.together import fit_seeds, fresh
 
@@ -40,20 +41,25 @@ def seconds(call: Callable[[], Any], device: str, rounds: int) -> float:
 
 
 def stacked(device: str, quick: bool) -> list[dict[str, Any]]:
-    """Seconds of one seed, of five at once and their ratio, per method."""
-    data = problem("aliexpress_like", "smoke" if quick else "quick")
+    """Seconds of one seed, of five at once and their ratio, per method; and without evaluation, which is one by one."""
+    whole = problem("aliexpress_like", "smoke" if quick else "quick")
+    bare: Any = copy.copy(whole)
+    known = {split: whole.evaluate(whole.model("mmoe", 0), split) for split in ("validation", "test")}
+    bare.evaluate = lambda model, split, *_: known[split]
     budget, rounds, found = Budget(1, 2048), 0 if quick else 3, []
 
-    def one(name: str) -> None:
+    def one(name: str, data: Problem) -> None:
         fit(data, fresh(name, 2, 0, {}), model="mmoe", seed=0, budget=budget, device=device)
 
-    def five(name: str) -> None:
+    def five(name: str, data: Problem) -> None:
         fit_seeds(data, name, {}, model="mmoe", seeds=range(5), budget=budget, device=device)
 
     for name in ("ls",) if quick else ("ls", "fairgrad", "emtl"):
-        alone = seconds(partial(one, name), device, rounds)
-        together = seconds(partial(five, name), device, rounds)
-        found.append({"method": name, "one_s": alone, "five_s": together, "ratio": together / alone})
+        line: dict[str, Any] = {"method": name}
+        for data, end in ((whole, ""), (bare, "_steps")):
+            alone, together = (seconds(partial(run, name, data), device, rounds) for run in (one, five))
+            line |= {f"one_s{end}": alone, f"five_s{end}": together, f"ratio{end}": together / alone}
+        found.append(line)
     return found
 
 

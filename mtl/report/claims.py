@@ -242,8 +242,10 @@ def converged_check(moves: Mapping[str, float] | None, d: float) -> Check:
     """Gate (b): with doubled epochs every paired difference to LS moves by less than d; None where that was not run."""
     if not moves:
         return Check("converged", None, "epochs were not doubled")
-    most = max(moves, key=lambda name: math.inf if math.isnan(moves[name]) else abs(moves[name]))
-    return Check("converged", abs(moves[most]) < d, f"largest move {moves[most]:+.3g} ({most}), d = {d:.3g}")
+    ordered = sorted(moves, key=lambda name: -math.inf if math.isnan(moves[name]) else -abs(moves[name]))
+    past = [name for name in ordered if not abs(moves[name]) < d]
+    said = ", ".join(f"{moves[name]:+.3g} ({name})" for name in past or ordered[:1])
+    return Check("converged", not past, f"{'moves of d and more' if past else 'largest move'} {said}, d = {d:.3g}")
 
 
 def same_check(pairs: Mapping[str, ArrayLike], d: float) -> Check:

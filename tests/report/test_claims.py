@@ -72,6 +72,8 @@ def test_n_is_the_smallest_of_the_parts_and_checks_of_its_own_have_none() -> Non
 def test_a_move_that_is_no_number_is_not_passed() -> None:
     for moves in ({"a": 1e-4, "b": float("nan")}, {"b": float("nan"), "a": 1e-4}):
         assert rule.converged_check(moves, 0.1).passed is False
+    many = rule.converged_check({"a": 0.2, "b": 0.01, "c": -0.3}, 0.1)
+    assert many.said == "moves of d and more -0.3 (c), +0.2 (a), d = 0.1", "every move that voids the table is named"
 
 
 def test_readings_that_differ_in_their_gates_alone_are_assay_with_the_check_that_failed() -> None:
