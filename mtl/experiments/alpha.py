@@ -102,7 +102,8 @@ class Sweep(AlphaStudy):
     def hard(self) -> dict[str, str]:
         """Per data set the task that equal weights set back most, by validation rows: the test rows have no say."""
         found = {}
-        for name, table in self.parts("validation").items():
+        for name in self.test:
+            table = self.deciding(name, "validation")
             tasks = [task for task in table if task not in ("label", "seed", AVERAGE)]
             found[name] = str(table.loc[table["label"] == "LS", tasks].mean().idxmax())
         return found
