@@ -84,7 +84,7 @@ def _unknown(kind: str, found: str, valid: Iterable[str]) -> ValueError:
 
 
 def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Method:
-    """A fresh method by name, with the paper's hyperparameters; one that draws does so by `seed`.
+    """A fresh method by name, with its published hyperparameters or those its docstring names; one draws by `seed`.
 
     Raises:
         ValueError: unknown name or hyperparameter (the valid ones are listed), or a value out of range.
