@@ -40,6 +40,8 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
         raise ValueError(f"name: must be new and without '@', found {name!r}")
     if needs not in ("losses", "gram"):
         raise ValueError(f"needs: must be 'losses' or 'gram' for a rule, found {needs!r}")
+    if heads not in ("weighted", "raw"):
+        raise ValueError(f"heads: must be 'weighted' or 'raw', found {heads!r}")
     chosen = (needs, heads)
 
     class Rule(Method):

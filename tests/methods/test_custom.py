@@ -41,6 +41,8 @@ def test_bad_rules_are_refused():
         mtl.rule("mgda", lambda losses, K: losses)
     with pytest.raises(ValueError, match="needs: must be 'losses' or 'gram' for a rule, found 'gradients'"):
         mtl.rule("mine", lambda losses, K: losses, needs="gradients")
+    with pytest.raises(ValueError, match="heads: must be 'weighted' or 'raw', found 'wieghted'"):
+        mtl.rule("mine", lambda losses, K: losses, heads="wieghted")
     name = mtl.rule("short", lambda losses, K: losses[:1])
     with pytest.raises(ValueError, match=r"short must return one weight per task, shape \(2,\), found \(1,\)"):
         mtl.aggregate(name, grads=G, losses=torch.ones(2))
