@@ -250,7 +250,7 @@ class FairLosses(AlphaStudy):
             if max(abs(cast(float, part.value)) for (found, *_), part in self.compared.items() if found == name) > 10:
                 ax.set_xscale("symlog", linthresh=1)
                 ax.autoscale(axis="x")
-                ax.set_xticks([-10, 0, 10], ["-10", "0", "10"])
+                ax.set_xticks([-10, -1, 0, 1, 10], ["-10", "-1", "0", "1", "10"])
                 ax.set_xticks([], minor=True)
             else:
                 ax.locator_params(axis="x", nbins=4)

@@ -78,7 +78,7 @@ class Hyperparameters(Study):
         for ax in (left, middle):
             ax.axvline(math.log(tasks), color="0.4", ls="--", lw=0.8)
         at = {"xycoords": ("data", "axes fraction"), "xytext": (-2, 4), "textcoords": "offset points", "ha": "right"}
-        left.annotate(rf"$\ln {tasks}$", (math.log(tasks), 0), **at)
+        left.annotate(rf"$\ln {tasks}$", (math.log(tasks), 0.5), **at)
         left.set(xlabel=r"$\rho$ ($\eta$ = 0.5)", ylabel="mean of tasks, test AUC")
         middle.set(xlabel=r"$\rho$ ($\eta$ = 0.5), $\alpha$ > 0 alone")
         left.legend()
