@@ -34,9 +34,8 @@ from mtl.runs.tuning import NoRowsError, Tuning, combine_stl
 from mtl.training.sac import LAST, Settings, summary, train
 
 VALUE = 100.0  # of the largest reward, 10 a step for ever: 10 x .1 / (1 - .99)
-SHIFT = (
-    1.2 * VALUE
-)  # with room for entropy and overestimation: a loss of the policy plus it is the shortfall against that
+# With room for entropy and overestimation: a loss of the policy plus it is the shortfall against that.
+SHIFT = 1.2 * VALUE
 FIRST: tuple[tuple[str, str, Point], ...] = (
     ("STL", "stl", {}), ("LS", "ls", {}), ("MGDA", "mgda", {}), ("Nash-MTL", "nash", {}),
     ("FairGrad (alpha=2)", "fairgrad", {"alpha": 2.0}), ("EMTL (shift)", "emtl", {"shift": SHIFT}),
@@ -79,13 +78,9 @@ class MT10Study(Study):
         shown = results_table(self.frame, self.metrics, by="label", reference_row="STL", primary="score", digits=2)
         heads = {f"{name} ↑": f"{WORDS.get(name, name.removesuffix('/score'))} ↑" for name in self.metrics}
         shown = shown.drop(columns="mean rank").rename(columns=heads).rename_axis("method")
-        shown.attrs["note"] = (
-            shown.attrs["note"].replace("(score)", "(success)")
-            + (
-                " The best over time picks each run's luckiest evaluation, so that it can only be above what stays."
-                f" {self.diverged}"
-            ).rstrip()
-        )
+        note = shown.attrs["note"].replace("(score)", "(success)")
+        note += " The best over time picks each run's luckiest evaluation, so that it can only be above what stays."
+        shown.attrs["note"] = f"{note} {self.diverged}".rstrip()
         said = (
             f"Share of goals that are reached at any step of an episode, mean of the last {LAST} evaluations (tasks, "
             "success) and of the goals held at the last step; the best evaluation over time is the papers' custom"
