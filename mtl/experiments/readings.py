@@ -172,6 +172,7 @@ READINGS = Combinations(
 
 def study(scale: str, book: Ledger | None = None) -> "Readings":
     """The whole study where the ledger has it, else the runs of `scale`, with the fallback where data are not found."""
+    READINGS.entries(scale)  # refuses a scale that there is not
     book = book or ledger(READINGS.name)
     if scale != "smoke":
         known, cells = READINGS.known("study", book), READINGS.wanted("study")

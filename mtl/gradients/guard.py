@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -95,7 +96,7 @@ def _leaf(z: Tensor, nodes: set[Node]) -> bool:
 
 @wraps(gradients.backward)
 def backward(
-    losses: Any, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
+    losses: Any, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
 ) -> gradients.Step:
     shared, heads = whole(shared, heads)
     method = how.get("method")
@@ -114,7 +115,7 @@ class Accumulator(gradients.Accumulator):
     __doc__ = gradients.Accumulator.__doc__
 
     def __init__(
-        self, *, shared: Iterable[Tensor], heads: Sequence[Iterable[Tensor]] | None = None, **how: Any
+        self, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
     ) -> None:
         for name, valid in (("check", ("raise", "defer")), ("vjp", ("auto", "loop", "batched"))):
             if how.get(name, valid[0]) not in valid:

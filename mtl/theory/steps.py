@@ -43,7 +43,7 @@ def largest_range(problem: FiniteClass) -> float:
     """How far another sample of one task may move its r_t: all of its n examples at once.
 
     >>> round(largest_range(FiniteClass(2, 8, thetas=(0.0,), c=0.3)), 3)
-    1.333
+    1.167
     """
     every = [problem.statistics(theta)[1] for theta in problem.thetas]
     return max(float(r.max() - r.min()) for r in every)

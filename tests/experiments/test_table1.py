@@ -496,7 +496,9 @@ def test_rho_beyond_ln_2_is_inactive_and_below_it_is_not(nowhere, book):
     assert not hyperparameters.inactive(broken, 2)[0]
     assert study.table["hyperparameter"].tolist() == ["alpha", "rho", "eta"]
     (one,) = study.findings()
-    assert one.parts[0].word == "contradicted" and one.parts[1].word == "inconclusive (assay)"
+    assert (one.word, one.beside[0].word) == ("inconclusive (assay)", "reproduced"), (
+        "the rule's own check stands beside"
+    )
     assert study.facts["data"].startswith("EMBEDDED DEFAULT") and study.command.endswith("-p fallback=digits")
 
 
