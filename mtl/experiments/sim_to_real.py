@@ -28,9 +28,7 @@ class SimToReal(Study):
         table = frame(self.rows)
         table[SOURCE], table[TARGET] = (table[f"segmentation/{x}miou"].astype(float) for x in ("", "target-"))
         source = [options.get("source", "randomised") for options in table["options"]]
-        rooms = np.array(
-            [one != "real" for one in source]
-        )  # else its own test rows are some of the target's photographs
+        rooms = np.array([one != "real" for one in source])  # else own test rows are some of the target's photographs
         table[SOURCE] = table[SOURCE].where(rooms)
         table[LOST] = table[SOURCE] - table[TARGET]
         names = zip(table["label"], source, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mtl.experiments import base
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
 from mtl.experiments.declared import declared, level
@@ -51,6 +52,19 @@ def test_what_does_not_exist_is_named() -> None:
         EXPERIMENTS["census"].cells("full")
     with pytest.raises(ValueError, match=r"methods: must be among LS, UW,.*, found 'SGD'"):
         EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
+
+
+def test_one_deadline_holds_for_all_that_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each grid once had the whole of it."""
+    clock, given = iter(range(0, 1000, 40)), list[Any]()
+    monkeypatch.setattr(base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(base, "run_grid", lambda cells, **how: given.append(how["deadline"]) or [])
+    monkeypatch.setattr(Experiment, "tuned", lambda self, *_, **how: given.append(how["deadline"]) or {})
+    TINY.run("smoke", deadline=100)
+    assert given == [60.0, 20.0]
+    given.clear()
+    TINY.run("smoke", deadline=30)
+    assert given == [0.0, 0.0], "none is below 0"
 
 
 def test_an_experiment_runs_resumes_and_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

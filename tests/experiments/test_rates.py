@@ -66,6 +66,23 @@ def test_a_planted_variance_gets_its_word_in_every_reading() -> None:
     assert rates.lowered([], literal(0.2)) == literal(0.2)
 
 
+def test_pairs_that_miss_the_level_fail_the_gate_of_their_reading() -> None:
+    rows = planted(1.0, 0.8)
+    unit = rates.UNITS.index("emtl (raw)")
+    for row in rows:
+        row["metrics"]["normalised"] = {
+            at: [list(line) for line in t] for at, t in row["metrics"]["normalised"].items()
+        }
+        for line in row["metrics"]["normalised"]["0.3"][:2]:
+            line[unit] = None
+    assert rates.pairs(rows, "emtl").passed and not rates.pairs(rows, "emtl (raw)").passed
+    assert "(25 % of pairs lost)" in rates.pairs(rows, "emtl (raw)").said
+    for line in rows[0]["metrics"]["normalised"]["0.3"]:
+        line[:] = [None] * len(line)
+    assert "compared on 15 of 16 strata" in rates.pairs(rows, "emtl").said
+    assert len(rates.leads(rows[:1], "normalised", "0.3", "emtl")) == 0, "a stratum that runs do not bring there"
+
+
 def test_a_run_is_that_of_the_registered_study() -> None:
     """Same nets, draws and methods: what MGDA and EMTL had there at the first crossing they have here."""
     rows = recorded("paper", Ledger(root() / "data" / "ledger" / "gap.jsonl"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtl.experiments.sim_to_real import LOST, SIM_TO_REAL, SOURCE, TARGET, listing
+from mtl.experiments.sim_to_real import LOST, SIM_TO_REAL, SOURCE, TARGET, SimToReal, listing
 from mtl.ledger import Ledger
 from mtl.methods import method
 from mtl.problems import MissingDataError, problem
@@ -69,3 +69,28 @@ def test_the_listing_says_what_cannot_run():
     table = listing().set_index("dataset")
     assert table.loc["GTA5 to Cityscapes", "here"] == "none" and "at hand" in table.loc["GTA5 to Cityscapes", "reason"]
     assert table["value"].tolist()[:4] == ["–", "69.86", "0.0121", "23.0717"], "every digit that the listing prints"
+
+
+def runs(levels, source="randomised", seeds=(100, 101)):
+    """Rows of a label with mIoU in its own domain and on photographs."""
+    names = ("segmentation/miou", "segmentation/target-miou", "depth/target-abs", "normals/target-mean")
+    return [
+        {"key": f"{label}{source}{seed}", "label": label, "status": "ok", "fingerprint": "",
+         "metrics": dict(zip(names, (own, target, 1.0, 30.0), strict=True)),
+         "config": {"method": "ls", "seed": seed, "options": {"source": source}}}
+        for seed in seeds for label, (own, target) in levels.items()
+    ]  # fmt: skip
+
+
+def test_nets_trained_on_photographs_have_no_level_in_rooms_and_epochs_are_doubled():
+    levels = {"STL": (50.0, 20.0), "LS": (52.0, 22.0), "MGDA": (51.0, 21.0)}
+    rows = [*runs(levels), *runs({"LS": (30.0, 31.0)}, "real")]
+    longer = runs(levels | {"MGDA": (51.0, 23.5)})
+    made = SimToReal(SIM_TO_REAL, "study", rows, "constructed", (), doubled=(runs(levels), longer))
+    real = made.frame[made.frame["line"] == "LS (real)"]
+    assert real[["source mIoU", "difference"]].isna().all(axis=None) and (real["target mIoU"] == 31.0).all()
+    said = made.table.attrs["caption"]
+    assert "(real): as many training images" in said and "(palette)" not in said
+    check = made.converged()
+    assert not check.passed and "+2.5 (MGDA)" in check.said
+    assert SimToReal(SIM_TO_REAL, "study", rows, "", ()).converged().passed is None
