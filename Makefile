@@ -77,8 +77,8 @@ figures: setup ## run every notebook at SCALE; leaves figures/, paper/generated/
 	$(ONE_THREAD) $(RUN) -m mtl.cli reproduce $(FLAGS)
 
 paper: ## typeset paper/main.tex from what `make figures` wrote; needs latexmk
-	@command -v latexmk >/dev/null || { echo "make paper: latexmk is not there; install a TeX distribution (TeX Live: latexmk, latex-extra)" >&2; exit 1; }
-	cd paper && latexmk -pdf -interaction=nonstopmode -halt-on-error -quiet -outdir=../build/paper main
+	@command -v latexmk >/dev/null || { echo "make paper: latexmk is not there; install a TeX distribution (TeX Live: latexmk, latex-extra, lmodern)" >&2; exit 1; }
+	cd paper && latexmk -g -pdf -interaction=nonstopmode -halt-on-error -quiet -outdir=../build/paper main
 	@echo "build/paper/main.pdf"
 
 site: setup ## build the site (build/site) with the extra [docs]

@@ -73,7 +73,7 @@ def save_figure(
     files[path.with_suffix(".png")] = _drawn(fig, format="png", dpi=200, metadata={"Software": None})
     wide, size = ("*", r"\textwidth") if width == "text" else ("", r"\columnwidth")
     shown = f"../{_relative(path)}"
-    lines = [rf"\begin{{figure{wide}}}[tb]", r"\centering", rf"\includegraphics[width={size}]{{{shown}}}"]
+    lines = [rf"\begin{{figure{wide}}}[!htbp]", r"\centering", rf"\includegraphics[width={size}]{{{shown}}}"]
     lines += [rf"\caption{{{tex(made['caption'])}}}", rf"\label{{fig:{name}}}", rf"\end{{figure{wide}}}", ""]
     files[_folder("paper/generated", at or made["scale"]) / f"fig_{name}.tex"] = "\n".join(lines).encode()
     _write(path, files, made, facts.get("rows", ()))
@@ -94,13 +94,16 @@ def save_table(
     if not counts(df):  # the index as first columns, unless it only counts the rows
         cells = cells.reset_index(names=[name or "" for name in df.index.names])
     align = "".join("r" if re.match(r"\**[-−+]?[\d.]", str(column.iloc[0])) else "l" for _, column in cells.items())
-    bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell))).rename(columns=tex)
+    bold = cells.map(lambda cell: BOLD.sub(r"\\textbf{\1}", tex(cell)))
+    bold.columns = bold.columns.map(lambda name: tuple(map(tex, name)) if isinstance(name, tuple) else name)
     bold.columns.names = [None] * bold.columns.nlevels
+    if bold.columns.nlevels == 1:
+        bold.columns = pd.Index([_stacked(name, cells.iloc[:, k], align[k]) for k, name in enumerate(cells.columns)])
     latex = bold.style.hide(axis="index").to_latex(
         hrules=True,
         caption=tex(made["caption"]),
         label=f"tab:{name}",
-        position="tb",
+        position="!htbp",
         position_float="centering",
         column_format=_columns(cells, align),
         environment="table*" if wide else "table",
@@ -215,6 +218,23 @@ def _folder(kind: str, scale: str) -> Path:
 
 def _relative(path: Path) -> str:
     return path.relative_to(root()).as_posix()
+
+
+def _stacked(name: Any, column: "pd.Series[Any]", side: str) -> str:
+    r"""A column's head in LaTeX, in several lines where it is wider than what stands below it.
+
+    >>> print(_stacked("mgda, frozen norm", pd.Series(["0.0001", "-0.0004"]), "r"))
+    \shortstack[r]{mgda,\\frozen\\norm}
+    """
+    words = re.split(r"(?<=[ /])(?![↑↓±])", str(name))
+    room = max(len(BOLD.sub(r"\1", str(cell))) for cell in (*column, *(word.strip() for word in words)))
+    lines = [""]
+    for word in words:
+        if lines[-1] and len((lines[-1] + word).strip()) > room:
+            lines.append("")
+        lines[-1] += word
+    text = r"\\".join(re.sub(r"^\[", "{[}", tex(line.strip())) for line in lines)  # else \\ takes it for a distance
+    return rf"\shortstack[{side}]{{{text}}}" if len(lines) > 1 else text
 
 
 def _columns(cells: pd.DataFrame, align: str) -> str:
