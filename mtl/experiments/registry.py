@@ -15,7 +15,7 @@ from mtl.experiments.readings import READINGS
 from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, TABLE1
-from mtl.experiments.table1.equal import EQUAL, KUAIRAND
+from mtl.experiments.table1.equal import EQUAL, HEADS, KUAIRAND, KUAIRAND_HEADS
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 
@@ -26,6 +26,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table1_equal": EQUAL,
     "table1_click": CLICK,
     "table1_kuairand": KUAIRAND,
+    "table1_heads": HEADS,
+    "table1_kuairand_heads": KUAIRAND_HEADS,
     "table2": TABLE2,
     "table2_unet": UNET,
     "table3": TABLE3,

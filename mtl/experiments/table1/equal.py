@@ -128,6 +128,18 @@ EQUAL = Experiment(
     doubled=("stl", "ls", "emtl", "fairgrad"),
     variants={scale: ({"tasks": 2},) for scale in BUDGET},
 )  # fmt: skip
+# Rule 6: the methods that leave heads raw once more, moving them by their weights as EMTL and its base do.
+HEADS = replace(
+    EQUAL,
+    name="table1_heads",
+    methods=tuple(
+        (f"{label} (weighted heads)", label, {**own, "heads": "weighted"})
+        for label, own in (("pcgrad", {}), ("cagrad", {}), ("imtl-g", {}), ("fairgrad", {"alpha": 2.0}))
+    ),
+    trials={scale: Trials((100, 101), BUDGET[scale]) for scale in ("study", "paper")},
+    twins=(),
+    doubled=(),
+)
 # The second data set of the sentences: the same rows, rates and checks, declared with it.
 TWENTY = tuple(range(10, 30))
 KUAIRAND = replace(
@@ -137,4 +149,12 @@ KUAIRAND = replace(
     models=("mmoe",),
     seeds={"smoke": (10,), "quick": (10, 11, 12), "study": TWENTY, "paper": TWENTY},
     variants={scale: ({},) for scale in BUDGET},
+)
+KUAIRAND_HEADS = replace(
+    HEADS,
+    name="table1_kuairand_heads",
+    problem=KUAIRAND.problem,
+    models=KUAIRAND.models,
+    seeds=KUAIRAND.seeds,
+    variants=KUAIRAND.variants,
 )
