@@ -16,7 +16,7 @@ from mtl.experiments import hyperparameters, loss_scale, table1, verdicts
 from mtl.experiments.beside import beside_paper
 from mtl.experiments.table1 import CLICK, TABLE1, says
 from mtl.experiments.table1 import grids as tables
-from mtl.experiments.table1.equal import EQUAL
+from mtl.experiments.table1.equal import EQUAL, HEADS, KUAIRAND_HEADS, heads
 from mtl.files import root
 from mtl.ledger import Ledger, canonical, key
 from mtl.ledger import publish as publish_all
@@ -27,6 +27,7 @@ from mtl.report.stats import paired_permutation
 from mtl.runs import tuning
 from mtl.training.fit import Budget
 
+COLUMNS = ["line", "seed", "score"]
 ISSUE = (
     "mgda",
     "nash",
@@ -204,6 +205,28 @@ def test_equal_terms_tune_alike_and_double_the_epochs(tmp_path, monkeypatch):
     path.write_text("".join(kept))
     study = made.published("quick")
     assert study.doubled == () and study.moves(["score"]) is None
+
+
+def test_equal_heads_are_compared_with_the_heads_of_each_paper():
+    """Rule 6: every row that leaves heads raw has one that moves them by its weights, and nothing else is changed."""
+    raw = {label: name for label, name, point in EQUAL.methods if method(name, n_tasks=2, **point).heads == "raw"}
+    for one in (HEADS, KUAIRAND_HEADS):
+        for label, name, point in one.methods:
+            assert point["heads"] == "weighted" and label == f"{name} (weighted heads)"
+            assert (name, {k: v for k, v in point.items() if k != "heads"}) in [pair[1:] for pair in EQUAL.methods]
+        assert {name for _, name, _ in one.methods} == set(raw.values()) - {"stl"}
+
+    def study(rows):
+        frame = pd.DataFrame([(*row, s, v + 1e-5 * s) for *row, v in rows for s in (0, 1, 2)], columns=COLUMNS)
+        return SimpleNamespace(frame=frame, name="Census, 2 tasks", also=lambda *others: len(others))
+
+    ours = study([("emtl (MMoE)", 0.97), ("cagrad (MMoE)", 0.9702)])
+    count, table = heads([(ours, study([("cagrad (weighted heads) (MMoE)", 0.965)]))])
+    row = table.iloc[0]
+    assert count == 1 and row["rival"] == "CAGrad" and row["n"] == 3 and row["data"] == "Census"
+    assert row["as published"].startswith("-0.0002 (") and row["equal heads"].startswith("+0.0050 (")
+    assert (row["word, as published"], row["word, equal heads"]) == ("practically equal", "reproduced")
+    assert "Words that change: 1 of 1" in table.attrs["caption"]
 
 
 def test_the_studies_on_equal_terms_decide_only_when_they_are_whole(monkeypatch):
