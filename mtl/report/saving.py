@@ -181,7 +181,8 @@ def _drawn(fig: Figure, **how: Any) -> bytes:
     math = MathTextParser("path")
     for text in fig.findobj(Text):
         try:
-            math.parse(text.get_text() if text.get_parse_math() else "")
+            for line in text.get_text().split("\n") if text.get_parse_math() else ():  # as it is drawn
+                math.parse(line)
         except ValueError:  # a label such as "$\\frac{$" is shown as it is
             text.set_parse_math(False)
     buffer = io.BytesIO()

@@ -311,7 +311,7 @@ def test_a_damaged_side_car_is_made_anew(folder: Path, damage: bytes) -> None:
     assert {**json.loads(path.read_bytes()), "provenance": 0} == {**whole, "provenance": 0}
 
 
-def test_a_label_cannot_leave_its_cell_or_stop_a_figure(folder: Path) -> None:
+def test_a_label_cannot_leave_its_cell_or_stop_a_figure(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     facts = {"data": "d", "scale": "quick", "n": 1, "synthetic": True, "command": "c", "caption": "A\n<b>caption</b>."}
     label = "a\n| <script>x</script> [l](http://x) &lt; $\\frac{$ 1 < 2 & 3"
     path = report.save_table(pd.DataFrame({label: [label]}), "t", **facts).with_suffix(".md")
@@ -323,8 +323,10 @@ def test_a_label_cannot_leave_its_cell_or_stop_a_figure(folder: Path) -> None:
     axes.set_title(r"$x^2$ stays")
     axes.legend()
     axes.set_xticks([0], [r"$\frac{$"])
+    axes.set_xlabel("two\nlines")
     assert report.save_figure(fig, "f", **facts).stat().st_size > 1000
     assert axes.title.get_parse_math() and not axes.get_legend().get_texts()[0].get_parse_math()
+    assert not caplog.records, "no glyph for a line break"
     plt.close(fig)
 
 
