@@ -46,7 +46,7 @@ def one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         console(stderr=True).print("mtl: interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
-    except typer.Exit:
+    except (typer.Exit, BrokenPipeError):  # whoever reads has read enough: `mtl doctor | head`
         raise
     except Exception as wrong:
         if os.environ.get("MTL_DEBUG", "") not in ("", "0"):

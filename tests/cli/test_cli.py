@@ -294,6 +294,15 @@ def test_what_nobody_foresaw_is_a_sentence_too(experiments: dict[str, Fake], mon
     assert result.exit_code == 1 and said(result) == "mtl: 'x' (KeyError, not foreseen: MTL_DEBUG=1 shows where)"
 
 
+def test_a_reader_that_has_read_enough_is_no_error(root: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [sys.executable, "-m", "mtl", "doctor"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_says_how_to_go_on_and_leaves_no_child(root: Path, number: signal.Signals) -> None:
