@@ -60,6 +60,15 @@ class AlphaStudy(Study):
         fresh = table[table["seed"].isin(FRESH)]
         return fresh if len(fresh) else table
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Data sets differ in the seeds that decide, and so in n."""
+        counts: dict[int, list[str]] = {}
+        for name in self.test:
+            counts.setdefault(self.deciding(name)["seed"].nunique(), []).append(name)
+        said = [f"{n} seeds" + f" ({', '.join(names)})" * (len(counts) > 1) for n, names in counts.items()]
+        return super().facts | {"n": ", ".join(said)}
+
     def gate(self, name: str, metrics: Sequence[str], labels: Sequence[str], doubled: Sequence[str]) -> list[Check]:
         """Rule 1 on the sentence's metrics of a data set: `labels` above the blind level, `doubled` converged, A/A."""
         table, level = self.deciding(name), self.blind_level(name)
@@ -112,7 +121,8 @@ class Sweep(AlphaStudy):
     def table(self) -> pd.DataFrame:
         """Average, hardest and worst task of each data set and method."""
         found: dict[tuple[str, str], dict[str, str]] = {}
-        for name, table in self.test.items():
+        for name in self.test:
+            table = self.deciding(name)
             tasks = [task for task in table if task not in ("label", "seed", AVERAGE)]
             for label, own in table.groupby("label", sort=False):
                 if label in ("STL", "LS A/A"):
@@ -136,8 +146,8 @@ class Sweep(AlphaStudy):
     def figure(self) -> Figure:
         """Each task's change against alpha, the hardest and the average in colour."""
         fig, axes = style.subplots(1, len(self.test), height=2.5)
-        for ax, (name, table) in zip(axes[0], self.test.items(), strict=True):
-            means = table.groupby("label").mean()
+        for ax, name in zip(axes[0], self.test, strict=True):
+            means = self.deciding(name).groupby("label").mean()
             places = {"LS": 0.25, "MGDA": 20.0} | {fair(a): a for a in ALPHAS}
             kept = sorted((x, label) for label, x in places.items() if label in means.index)
             xs, own = [x for x, _ in kept], means.loc[[label for _, label in kept]]

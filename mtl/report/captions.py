@@ -46,7 +46,7 @@ def caption(
     if old := [row for row in rows if "provenance" in row and stale(row)]:
         again = [same for row in old if (same := outcome(row)) is not None]
         said = f", {len(again)} of them run again: {sum(again)} identical" if again else ""
-        parts.append(f"{len(old)} of {len(rows)} rows were made by other sources than the present ones{said}.")
+        parts.append(f"Code that {len(old)} of {len(rows)} rows depend on was changed after they were run{said}.")
     return " ".join(parts)
 
 
@@ -102,12 +102,13 @@ def counts(df: pd.DataFrame) -> bool:
 
 
 def tex(text: Any) -> str:
-    r"""`text` with every character that LaTeX would take for a command escaped, and symbols in math.
+    r"""`text` with every character that LaTeX would take for a command escaped, symbols in math, code in type.
 
-    >>> print(tex("50% of a_b ± 1"))
-    50\% of a\_b $\pm$ 1
+    >>> print(tex("50% of a_b ± 1: `mtl claims --why`"))
+    50\% of a\_b $\pm$ 1: \texttt{mtl claims -{}-why}
     """
-    return str(text).translate(_TEX)
+    escaped = str(text).translate(_TEX)
+    return re.sub(r"`([^`]+)`", lambda code: rf"\texttt{{{code[1].replace('--', '-{}-')}}}", escaped)
 
 
 def embedded(row: Row) -> bool:

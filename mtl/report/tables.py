@@ -82,7 +82,7 @@ def results_table(
     note = f"p: paired sign-flip test against {baseline or 'the best other row'}"
     first = next(iter(metrics))
     least = numbers[first, "smallest p"].min()
-    numbers.attrs["note"] = note + (f"; {least:.3f} is the smallest that n can give." if least == least else ".")
+    numbers.attrs["note"] = note + (f"; {least:.2g} is the smallest that n can give." if least == least else ".")
     return numbers if raw else _formatted(numbers, metrics, primary or first, digits)
 
 
@@ -118,12 +118,23 @@ def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, 
         shown[f"{metric} {'↑' if up else '↓'}"] = cells
     shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
     if speaks:
-        shown["p"] = ["–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" for p in numbers[primary, "p"]]
+        shown["p"] = [_p(p) for p in numbers[primary, "p"]]
     shown["mean rank"] = ["–" if rank != rank else f"{rank:.1f}" for rank in numbers["", "mean rank"]]
     note = numbers.attrs["note"].replace("p:", f"p ({primary}):" if len(higher) > 1 else "p:")
     if not speaks:
         note = (
             "No p: with so few seeds none can fall below .05." if enough.any() else "No interval, nothing bold: n < 3."
         )
+    if any("**" in text for text in shown.to_numpy().ravel()):
+        note = f"{note} Bold: cannot be told from the best mean (paired 95 % interval)."
     shown.attrs["note"] = note
     return shown
+
+
+def _p(p: float) -> str:
+    """A p value to three decimals, from .1 on to two; one below .0005 is not 0.
+
+    >>> _p(0.25), _p(0.0123), _p(2e-6), _p(float("nan"))
+    ('0.25', '0.012', '<0.001', '–')
+    """
+    return "–" if p != p else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 5e-4 else "<0.001"

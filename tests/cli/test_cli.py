@@ -396,7 +396,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
     assert [outcome(one) for one in rows] == [True, False, None, None, None]
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
-    assert "4 of 5 rows were made by other sources than the present ones, 2 of them run again: 1 identical." in text
+    assert "Code that 4 of 5 rows depend on was changed after they were run, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1
     gave = lambda one: {"auc": 0.5 if one["key"] != "slow" else 0.6}  # noqa: E731
     monkeypatch.setattr("mtl.report.again.sources_at", lambda commit: nullcontext(gave))

@@ -82,6 +82,16 @@ def test_parts_of_the_sentence_follow_the_rows():
     assert good.gains()["gain"].iloc[0].startswith("+0.00") and set(good.gains()["rival"]) == {"LS"}
 
 
+def test_the_sentence_has_a_word_for_each_reading():
+    """Rule 7: their agreement, or it depends on the reading."""
+    good = study({"click/auc": 0.002})
+    for gain, word in ((0.002, "1 reproduced, 2 practically equal"), (-0.002, "depends on the reading")):
+        raw = [row | {"label": "EMTL (raw)", "key": f"raw {row['key']}"} for row in study({"click/auc": gain}).rows
+               if row["label"] == "EMTL"]  # fmt: skip
+        (found,) = replace(good, rows=[*good.rows, *raw]).findings()
+        assert found.would == word and "raw: click/auc" in {part.name for part in found.beside}
+
+
 def test_the_gate_asks_how_far_doubled_epochs_move_a_difference_to_ls():
     good = study({})
     rows = [study(gains, n=3, noise=0.0).rows for gains in ({}, {"click/auc": 0.0003, "watch/mse": -170.0})]

@@ -58,7 +58,7 @@ def test_caption_says_what_a_reader_would_otherwise_not_know() -> None:
     mixed = report.caption("A.", data="d", scale="smoke", n=1, rows=[*rows, row("c", 0, 1.0)])
     assert "partly synthetic" in mixed
     old = report.caption("A.", data="d", scale="smoke", n=1, rows=[row("c", 0, 1.0, provenance={"sources": "older"})])
-    assert "1 of 1 rows were made by other sources than the present ones." in old
+    assert "Code that 1 of 1 rows depend on was changed after they were run." in old
 
 
 def test_unknown_scale_and_name_are_named() -> None:

@@ -12,7 +12,7 @@ from mtl.experiments.figure1.plane import evaluate, losses, pareto_front, star
 from mtl.experiments.figure1.runs import ToyRuns
 from mtl.methods.emtl import EMTL
 from mtl.methods.learned import Bandit
-from mtl.report.claims import CONTRADICTED, REPRODUCED, UNTESTED, Finding, Kind, checked, decide
+from mtl.report.claims import CONTRADICTED, REPRODUCED, UNTESTED, Finding, Kind, by_reading, checked, decide
 from mtl.solvers import ball_edge
 
 TOLERANCE, CORNER = 0.2, 3.5  # in the plane; in x1
@@ -156,11 +156,15 @@ def settings(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(settings=("n", "size"), all_front=("all_front", "sum"), all_star=("all_star", "sum"))
 
 
+READINGS = {"EMTL": "emtl", "EMTL (raw)": "emtl (rate=raw)"}  # those that rule 7 names
+READINGS |= {f"EMTL ({form.replace('_', ' ')})": f"emtl (combine={form})" for form in ("frozen_norm", "product")}
+
+
 def claims(table: pd.DataFrame, *, short: bool = False) -> list[Finding]:
     """What EMTL's text says of Figure 1, each sentence judged on `summarise`'s table at the default settings.
 
-    A part for each scale; EMTL's sentence says "whatever the scale", so that one part decides it. Runs too `short` to
-    have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. A corner is |x1| > `CORNER`.
+    A part for each scale; EMTL's sentence says "whatever the scale", so that one part decides it, by reading. Runs too
+    `short` to have ended judge nothing. Needs the rows bandit, mgda, nash, imtl-g and emtl. Corners: |x1| > `CORNER`.
     """
     names = ("bandit", "mgda", "nash", "imtl-g", "emtl")
     rows = {name: table[table["method"] == name] for name in names}
@@ -171,17 +175,22 @@ def claims(table: pd.DataFrame, *, short: bool = False) -> list[Finding]:
         parts = [checked(f"s = {s:g}", None if short else bool(ok), said[s]) for s, ok in holds.items()]
         return decide(f"emtl-fig1-{claim}", kind, parts, said="runs too short to judge" * short)
 
+    rows |= {name: own for name in READINGS.values() if len(own := table[table["method"] == name])}
     by: dict[str, Any] = {name: own.set_index("scale") for name, own in rows.items()}
     at = {name: {s: f"{k} of {n}" for s, k, n in own[["n_star", "n"]].itertuples()} for name, own in by.items()}
     on = {name: {s: f"{k} of {n}" for s, k, n in own[["n_front", "n"]].itertuples()} for name, own in by.items()}
-    bandit, mgda, nash, imtl, emtl = (by[name] for name in names)
+    bandit, mgda, nash, imtl = (by[name] for name in names[:-1])
     far = {s: [abs(float(x1)) > CORNER for x1 in ends.split(", ")] for s, ends in mgda["x1_end"].items()}
     front_said = ", ".join(f"{said} at s = {s:g}" for s, said in on["mgda"].items())
     corners = ", ".join(f"{sum(row)} of {len(row)} at s = {s:g}" for s, row in far.items()) + f" (|x1| > {CORNER:g})"
     missed = (nash["n_star"] < nash["n"]) & (imtl["n_star"] < imtl["n"])
     both = {s: f"Nash-MTL {at['nash'][s]} at it, IMTL-G {at['imtl-g'][s]}; EMTL {at['emtl'][s]}" for s in at["nash"]}
-    reached = {s: f"{at['emtl'][s]} at it, {on['emtl'][s]} on the front" for s in at["emtl"]}
     front = {s: f"{said} on the front" for s, said in on["bandit"].items()}
+
+    def reading(name: str) -> Finding:
+        said = {s: f"{at[name][s]} at it, {on[name][s]} on the front" for s in at[name]}
+        return per_scale("emtl", "best", dict(by[name]["n_star"] == by[name]["n"]), said)
+
     return [
         per_scale("bandit", "parts", dict(bandit["n_front"] < bandit["n"]), front),
         decide(
@@ -194,5 +203,5 @@ def claims(table: pd.DataFrame, *, short: bool = False) -> list[Finding]:
             said="runs too short to judge" * short,
         ),
         per_scale("nash-imtl", "parts", dict(missed), both),
-        per_scale("emtl", "best", dict(emtl["n_star"] == emtl["n"]), reached),
+        by_reading([(label, reading(name)) for label, name in READINGS.items() if name in by]),
     ]
