@@ -121,8 +121,8 @@ def picture(found: Sequence[Finding]) -> None:
         "Verdicts by the decision rule, a line per sentence. Dots: comparisons (of EMTL's formulas the literal "
         "reading) with 95 % intervals in units of d, the smallest effect of interest, right of 0 for the sentence; "
         "grey: open; grey band: smaller than d; arrows: further out. emtl-table1-consistent: minus a rival's gain, "
-        "reproduced wherever a gain of d is excluded. Squares (left): checks of a sentence's own. Pale: the gate failed; "
-        "in brackets the word of the numbers alone"
+        "reproduced wherever a gain of d is excluded. Squares (left): checks of a sentence's own. Pale: the gate "
+        "failed; in brackets the word of the numbers alone"
     )
     keys = sorted({row for one in found for row in one.rows})
     save_figure(
