@@ -22,10 +22,12 @@ def show(say: Callable[[object], None], *, markdown: bool, reason: str, keep: bo
             say(f"{anew}: row {row['key']}, {row['wall_s']:.0f} s, in data/ledger/local/checks")
         found = findings()
     if keep:
+        from mtl.experiments import budgets
         from mtl.experiments.verdicts import picture
 
         record(found)
         picture(found)
+        budgets.save()
     if reason:
         say(why(next(one for one in found if one.claim == reason)))
     elif markdown:
