@@ -71,10 +71,10 @@ class LossScale(Study):
         )
 
     def figure(self) -> Figure:
-        """How far the mean test AUC of the tasks falls from factor 1; where there are readings, these on their own."""
+        """How far the mean test AUC of the tasks moves from factor 1; where there are readings, these on their own."""
         table = self.frame[~self.frame["label"].str.endswith(" A/A")]
         wide = table.pivot_table(index="factor", columns="label", values="score")
-        fall = wide.loc[1.0] - wide.drop(1.0)
+        moved = wide - wide.loc[1.0]
         kept = [name for name in table["label"].unique() if name == "emtl" or not name.startswith("emtl")]
         ours = ["emtl", *(name for name in table["label"].unique() if name.startswith("emtl ("))]
         shades = dict(zip(ours, (style.RED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
@@ -88,16 +88,16 @@ class LossScale(Study):
                 colour = colour if names is kept else shades.get(name, colour)
                 strong = {"ms": 4, "lw": 1.6, "zorder": 5} if name == "emtl" else {"ms": 3, "lw": 0.8, "zorder": 3}
                 face = "white" if name == "bandit (balanced)" else colour
-                ax.plot(fall.index, fall[name], f"{marker}-", color=colour, mfc=face, label=label, **strong)
+                ax.plot(moved.index, moved[name], f"{marker}-", color=colour, mfc=face, label=label, **strong)
             ax.axhspan(-D, D, color="0.92", lw=0, zorder=0)
             ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss")
             ax.set_yscale("symlog", linthresh=D, linscale=0.5)
             ax.set_title(title)
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3 if ours[1:] else 5, fontsize=6)
-        axes[0, 0].set_ylabel("fall of the mean test AUC")
-        low, high = axes[0, 0].get_ylim()
-        axes[0, 0].set_ylim(high, low)  # a fall goes down
-        said = f"Fall of the mean test AUC from factor 1 against the factor in front of the {self.tasks[0]} loss, mean "
+        axes[0, 0].set_ylabel("change of the mean test AUC")
+        said = (
+            f"Change of the mean test AUC from factor 1 against the factor in front of the {self.tasks[0]} loss, mean "
+        )
         said += f"over seeds (linear within the grey band ±{D}, then logarithmic); nothing is tuned per factor"
         return captioned(fig, said)
 

@@ -17,7 +17,8 @@ from mtl.report import plots, style
 
 
 def change_figure(table: pd.DataFrame, strong: Sequence[str]) -> Figure:
-    """Parallel coordinates: each method's mean change of each metric against STL, per cent, down is better."""
+    """Parallel coordinates: each method's mean change of each metric against STL, per cent, down is better; the
+    `strong` in colour, the others grey."""
     means = table.groupby("label", sort=False)[list(METRICS)].mean()
     base = means.loc["STL"]
     change = 100 * np.where(list(METRICS.values()), -1.0, 1.0) * (means - base) / base.abs()
@@ -27,10 +28,13 @@ def change_figure(table: pd.DataFrame, strong: Sequence[str]) -> Figure:
     ax = axes[0, 0]
     ax.axhline(0, color="0.3", lw=0.8)
     for label, values in change.iterrows():
-        _, colour, marker = style.look(methods[str(label)])
-        bold = label in strong
-        line = {"lw": 1.8, "alpha": 1, "zorder": 4} if bold else {"lw": 0.7, "alpha": 0.55, "zorder": 2}
-        ax.plot(range(len(METRICS)), values, marker + "-", color=colour, ms=4 if bold else 2.5, label=label, **line)
+        if label in strong:
+            _, colour, marker = style.look(methods[str(label)])
+            ax.plot(range(len(METRICS)), values, marker + "-", color=colour, ms=4, lw=1.8, zorder=4, label=label)
+        else:
+            ax.plot(range(len(METRICS)), values, color="0.7", lw=0.7, zorder=2)
+    if set(change.index) - set(strong):
+        ax.plot([], [], color="0.7", lw=0.7, label="the others")
     ax.set_xticks(
         range(len(METRICS)),
         [f"{HEADS[task]}\n{name.partition('/')[2]}" for task, name in zip(TASKS, METRICS, strict=True)],
