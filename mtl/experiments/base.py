@@ -182,6 +182,7 @@ class Experiment:
         self, scale: str, seeds: Iterable[int] | None = None, methods: Sequence[str] | None = None, **how: Any
     ) -> Study:
         """Run what the ledger lacks, with the fallback where the data are not found, and a bar; then all of it."""
+        self.entries(scale, methods)  # names what is wrong
         options, how = self._split(how)
         variants = self.chosen(scale, **options)
         data = problem(self.problem, scale, fallback=self.fallback, **self._data(variants[0]))

@@ -193,9 +193,8 @@ class MT10Study(Study):
             "declared": 3,
             "gate": checks,
         }
-        rows = tuple(key for row in self.rows for key in row.get("keys", [row["key"]]))
         said = "three of ten tasks, 3 % of the steps"
-        return [decide("fairgrad-mt10", "best", parts, **how, said=said, scale=self.scale, rows=rows)]
+        return [decide("fairgrad-mt10", "best", parts, **how, said=said, **self.behind)]
 
     def answer(self) -> str:
         """Which sentence could be tested at this scale, and which not."""

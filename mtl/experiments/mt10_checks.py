@@ -59,7 +59,7 @@ def checks() -> pd.DataFrame:
         "data": rows[0]["source"],
     }
     facts |= {"n": "one run a line", "config": {}}
-    return captioned(table, said, **facts, command=f"{COMMAND} check|peer|random|pendulum")
+    return captioned(table, said, **facts, command=" && ".join(f"{COMMAND} {name}" for name in ("check", "peer", "random", "pendulum")))
 
 
 def _seed(row: Row) -> int:
@@ -114,7 +114,7 @@ def curves() -> Figure:
         f"Success of one task alone over training, single seeds and their mean; dotted: the {GOAL:g} that is asked for"
     )
     facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "as the legend says", "config": {}}
-    return captioned(fig, said, **facts, command=f"{COMMAND} check|peer")
+    return captioned(fig, said, **facts, command=f"{COMMAND} check && {COMMAND} peer")
 
 
 def beside(task: str = "reach") -> str:

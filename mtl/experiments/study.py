@@ -73,7 +73,7 @@ class Study:
     @property
     def behind(self) -> dict[str, Any]:
         """What a finding says of the rows that it rests on."""
-        return {"scale": self.scale, "rows": tuple(row["key"] for row in self.rows)}
+        return {"scale": self.scale, "rows": keys(self.rows)}
 
     def verdicts(self) -> Table:
         """The recorded words of `sentences`: those of `mtl claims`, whatever rows are shown here."""
@@ -166,6 +166,15 @@ class Study:
         every: list[Study] = [self, *others]
         commands = " && ".join(dict.fromkeys(one.command for one in every))
         return replace(self, rows=[row for one in every for row in one.rows], commands=commands, **changes)
+
+
+def keys(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The ledger's keys behind rows: a combined row (STL) stands for a run per task.
+
+    >>> keys([{"key": "a"}, {"key": "joined", "keys": ["b", "c"]}])
+    ('a', 'b', 'c')
+    """
+    return tuple(key for row in rows for key in row.get("keys", [row["key"]]))
 
 
 def judged(claims: Iterable[str], caption: str = "", **facts: Any) -> Table:

@@ -274,8 +274,8 @@ class TheoremStudy:
                 f"T = {T:<3} at zero variance a valid width is at least {least:.3f} B; "
                 f"a width of 0.1 B fails with probability {failing:.3f}"
             )
-        failing = bounds.population_ratio_failure(100, 0.01, 0.05)
-        said.append(f"population gradient in r_t (Prop. 4): the bound fails with probability {failing:.2f}, not 0.05")
+        failing, asked = bounds.population_ratio_failure(100, 0.01, self.delta), f"{self.delta:g}"
+        said.append(f"population gradient in r_t (Prop. 4): the bound fails with probability {failing:.2f}, not {asked}")
         return "\n".join(said)
 
     def verdicts(self) -> Table:

@@ -78,8 +78,9 @@ class Aggregate:
 
 def _unknown(kind: str, found: str, valid: Iterable[str]) -> ValueError:
     valid = list(valid)
-    near = difflib.get_close_matches(found, valid, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    plain = {name.lower().replace("-", ""): name for name in valid}  # a paper writes PCGrad, IMTL-G, DB-MTL
+    near = difflib.get_close_matches(found.lower().replace("-", ""), plain, 1)
+    hint = f"; did you mean {plain[near[0]]!r}?" if near else ""
     return ValueError(f"{kind}: must be one of {', '.join(valid) or '(none)'}, found {found!r}{hint}")
 
 

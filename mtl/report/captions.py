@@ -5,7 +5,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -74,8 +76,25 @@ def show(df: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A caption as a notebook shows it, below its figure or table.
+
+    >>> Caption("a < b")._repr_html_()
+    '<p style="font-size: 85%; max-width: 75em; text-align: left">a &lt; b</p>'
+    """
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f'<p style="font-size: 85%; max-width: 75em; text-align: left">{escape(self.text)}</p>'
+
+    def __repr__(self) -> str:
+        return fill(self.text, 100)
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table as a notebook shows it: `**x**` is bold, floats have `digits` decimals, sentences are whole.
+    """A table as a notebook shows it: `**x**` is bold, floats have `digits` decimals, sentences are whole; its caption.
 
     >>> Table(pd.DataFrame({"auc": ["**0.9**"]}))._repr_html_().count("<b>0.9</b>")
     1
@@ -83,6 +102,7 @@ class Table:
 
     data: pd.DataFrame
     digits: int = 3
+    caption: str = ""
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
@@ -90,10 +110,11 @@ class Table:
         if len(self.data.columns) > 8:  # as wide as a notebook's page
             html = html.replace('class="dataframe"', 'class="dataframe" style="font-size: 85%"', 1)
         sentences = re.sub(r"<td>(?=[^<]{40})", '<td style="text-align: left">', html)
-        return BOLD.sub(r"<b>\1</b>", sentences)
+        return BOLD.sub(r"<b>\1</b>", sentences) + (Caption(self.caption)._repr_html_() if self.caption else "")
 
     def __repr__(self) -> str:
-        return show(self.data, self.digits).replace(BOLD, r"\1", regex=True).to_string(index=not counts(self.data))
+        text = show(self.data, self.digits).replace(BOLD, r"\1", regex=True).to_string(index=not counts(self.data))
+        return text + (f"\n\n{Caption(self.caption)!r}" if self.caption else "")
 
 
 def counts(df: pd.DataFrame) -> bool:

@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
@@ -15,7 +17,7 @@ from matplotlib.text import Text
 from mtl.files import atomic, markdown, root
 from mtl.ledger import Row, plain, provenance
 from mtl.report import captions
-from mtl.report.captions import BOLD, Table, counts, embedded, manifest, show, tex
+from mtl.report.captions import BOLD, Caption, Table, counts, embedded, manifest, show, tex
 
 Card = dict[str, Any]
 Made = TypeVar("Made", Figure, pd.DataFrame)
@@ -45,16 +47,28 @@ def save(study: Shown, name: str, made: Figure | pd.DataFrame | Table | None = N
     """Save a figure or a table of a study, by default its own table, under the caption that was made with it.
 
     Data, n, seeds, configuration, scale and command come from the study, or else from what `captioned` said; `more`
-    goes to `save_figure` or `save_table`. A table comes back as a notebook shows it.
+    goes to `save_figure` or `save_table`. A table comes back as a notebook shows it; in a notebook a figure that is
+    open is shown and closed. Both stand above their captions.
     """
     made = study.table if made is None else made.data if isinstance(made, Table) else made
     said = _said(made)
     given = {"caption": said.get("caption", ""), **study.facts, **said.get("facts", {}), **more}
     if isinstance(made, Figure):
-        save_figure(made, name, **given)
+        _shown(made, _captioned(save_figure(made, name, **given)))
         return None
-    save_table(made, name, **given)
-    return Table(made, given.get("digits", 3))
+    return Table(made, given.get("digits", 3), _captioned(save_table(made, name, **given)))
+
+
+def _captioned(path: Path) -> str:
+    return str(json.loads(path.with_suffix(".json").read_bytes())["caption"])
+
+
+def _shown(fig: Figure, caption: str) -> None:
+    """In a notebook an open figure above its caption; left open it would come at the end of its cell."""
+    notebook = sys.modules.get("IPython")
+    if notebook and notebook.get_ipython() and plt.fignum_exists(getattr(fig, "number", -1)):
+        notebook.display.display(fig, Caption(caption))
+        plt.close(fig)
 
 
 def save_figure(

@@ -96,7 +96,9 @@ def claim_rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
 
 def claims_table(findings: Iterable[Finding]) -> Screen:
     """The claims for the terminal."""
-    table = Screen(*COLUMNS, box=None, pad_edge=False)
+    table = Screen(box=None, pad_edge=False)
+    for name in COLUMNS:  # `--why` takes whole names; of a narrow screen the sentences take what is left
+        table.add_column(name, no_wrap=name == COLUMNS[0], overflow="ellipsis" if name == COLUMNS[-1] else "fold")
     for row in claim_rows(findings):
         table.add_row(*row)
     return table

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Entry, Experiment
 from mtl.experiments.beside import beside_paper
-from mtl.experiments.study import NO_ROWS, Study, judged
+from mtl.experiments.study import NO_ROWS, Study, judged, keys
 from mtl.experiments.table1 import says
 from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points, split_line
 from mtl.report import Table, captioned, plots, style
@@ -143,7 +143,7 @@ SENTENCES = ("emtl-table1-best", "emtl-table1-stl", "emtl-table1-consistent", "e
 def findings(studies: Sequence[Table1], appendix: Sequence[Table1] = ()) -> list[Finding]:
     """The sentences of section 5.2: `studies` decide, one for each data set; `appendix` is of the same people."""
     frames, beside = ({study.name: study.frame for study in some} for some in (studies, appendix))
-    rows = tuple(row["key"] for study in studies for row in study.rows)
+    rows = keys(row for study in studies for row in study.rows)
     gates = {study.name: study.gate for study in studies}
     return says.findings(frames, gates, beside, scale=studies[0].scale, rows=rows)
 

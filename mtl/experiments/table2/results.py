@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mtl.experiments.beside import recount, reported
+from mtl.experiments.study import keys
 from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS
@@ -200,7 +201,7 @@ def findings(
 
     def shared(metrics: Sequence[str], named: Sequence[str], d: float) -> dict[str, Any]:
         checks = gate(table, lead, metrics, ["STL", "LS", *named], blind, d, moves(doubled, metrics))
-        return {"gate": checks, "rows": tuple(row["key"] for row in rows), **facts}
+        return {"gate": checks, "rows": keys(rows), **facts}
 
     there, lead = list(dict.fromkeys(table["label"])), leads(table)
     emtl, fair = printed_leads("EMTL", EMTL_RIVALS), printed_leads("FairGrad", FAIR_RIVALS, "nyuv2")
