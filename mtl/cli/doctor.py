@@ -1,5 +1,6 @@
 """`mtl doctor`: what a bug report needs."""
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ def examine() -> Iterator[tuple[str, str, str]]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", ""
     free = shutil.disk_usage(root()).free / 1e9
     yield "free disk", f"{free:.1f} GB in {root()}", "" if free > 3 else "note"
+    if (given := os.environ.get("MTL_DATA")) and not Path(given).is_dir():
+        yield "MTL_DATA", f"{given} is no folder", "WRONG"
     import torch
 
     from mtl.ledger import damage
