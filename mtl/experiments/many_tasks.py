@@ -86,7 +86,9 @@ class ManyTasks(Study):
                 ax.bar(range(len(own)), own, color=np.where(own > 0, style.BLUE, style.ORANGE), width=1.0)
                 ax.axhline(0, color="0.3", lw=0.6)
                 ax.set_yscale("symlog", linthresh=10)
-                ax.annotate(f"{(own < 0).sum()} of these below STL", (0.03, 0.9), xycoords="axes fraction", fontsize=6.5)
+                ax.annotate(
+                    f"{(own < 0).sum()} of these below STL", (0.03, 0.9), xycoords="axes fraction", fontsize=6.5
+                )
             line[0].set_ylabel(f"gain over STL [%]\n{said}")
         for name, top, bottom in zip(kept, *axes, strict=True):
             top.set_title(name), bottom.set_xlabel("tasks, sorted")

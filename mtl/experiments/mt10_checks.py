@@ -59,7 +59,12 @@ def checks() -> pd.DataFrame:
         "data": rows[0]["source"],
     }
     facts |= {"n": "one run a line", "config": {}}
-    return captioned(table, said, **facts, command=" && ".join(f"{COMMAND} {name}" for name in ("check", "peer", "random", "pendulum")))
+    return captioned(
+        table,
+        said,
+        **facts,
+        command=" && ".join(f"{COMMAND} {name}" for name in ("check", "peer", "random", "pendulum")),
+    )
 
 
 def _seed(row: Row) -> int:

@@ -275,7 +275,9 @@ class TheoremStudy:
                 f"a width of 0.1 B fails with probability {failing:.3f}"
             )
         failing, asked = bounds.population_ratio_failure(100, 0.01, self.delta), f"{self.delta:g}"
-        said.append(f"population gradient in r_t (Prop. 4): the bound fails with probability {failing:.2f}, not {asked}")
+        said.append(
+            f"population gradient in r_t (Prop. 4): the bound fails with probability {failing:.2f}, not {asked}"
+        )
         return "\n".join(said)
 
     def verdicts(self) -> Table:
