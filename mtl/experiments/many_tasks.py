@@ -95,7 +95,7 @@ class ManyTasks(Study):
         return captioned(
             fig,
             "Gain of each of forty tasks over its own net: relative fall of the log-loss, mean over seeds (the "
-            "table counts tasks below STL per seed), sorted in each panel; linear up to 10 per cent, logarithmic beyond",
+            "table counts per seed), sorted in each panel; linear up to 10 per cent, logarithmic beyond",
         )
 
     def budget(self) -> Figure:
