@@ -33,7 +33,7 @@ def studies() -> list[Study]:
 def line(study: Study) -> dict[str, Any]:
     """One study: name and options in words, data, nets, budget, how it was tuned, seeds and rows."""
     made, budget = study.experiment, study.experiment.budget[study.scale].settings()
-    told = [value for value in study.options.values() if isinstance(value, str)]
+    told = [value for value in study.options.values() if isinstance(value, str)] * (len(made.variants[study.scale]) > 1)
     nets = dict.fromkeys(row["config"]["model"] for row in study.rows if row["config"]["method"] != "stl")
     rule = budget.get("optimizer", "adam")
     length = f"{budget['epochs']} epochs" if "epochs" in budget else f"{budget['steps']:,} steps"
