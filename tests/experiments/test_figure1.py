@@ -196,7 +196,7 @@ def test_a_study_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         one, other = getattr(made, name), getattr(again, name)
         assert one.configs == other.configs and other.steps[-1] == 20
         np.testing.assert_array_equal(np.float32(one.x[-1]), other.x[-1])
-    assert again.facts == plain(made.facts)
+    assert again.facts == plain(made.facts) | {"command": "mtl claims --check figure1"}, "what makes its runs anew"
 
 
 COUNTS = [("ls", 1, 3, 3), ("bandit (rho=0.1)", 1, 3, 3), ("bandit", 1, 5, 5), ("mgda", 1, 5, 1), ("emtl", 1, 5, 5)]
