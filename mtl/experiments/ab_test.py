@@ -3,7 +3,6 @@
 The unit of replication is a world with a training seed, since all users of one world see one network.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,8 +18,9 @@ from scipy import stats as scipy_stats
 
 from mtl.errors import RunError
 from mtl.experiments.beside import text
+from mtl.experiments.once import once
 from mtl.experiments.table3 import BUDGET
-from mtl.ledger import Ledger, Row, key, ledger, provenance
+from mtl.ledger import Ledger, Row, key, ledger
 from mtl.models import MultiTaskModel
 from mtl.problems.data.raw import permutation
 from mtl.problems.shortvideo import CHUNK, Ranker, ShortVideo, World
@@ -287,8 +287,10 @@ def study(scale: str, book: Ledger | None = None) -> ABTest:
     """The replicates of a scale, from the ledger or run; resumable after each of them."""
     if scale not in DESIGNS:
         raise ValueError(f"scale: must be one of {', '.join(DESIGNS)}, found {scale!r}")
-    book = book or ledger("ab_test")
-    return _study(scale, lambda config, make: _row(book, config, make))
+    book, source = book or ledger("ab_test"), "simulated short-video app"
+    return _study(
+        scale, lambda config, make: once(book, config, "simulated", make, [__name__], source=source, synthetic=True)
+    )
 
 
 def published(at: str) -> ABTest | None:
@@ -309,18 +311,3 @@ def _study(scale: str, row: Callable[[dict[str, Any], Callable[[], Any]], Row]) 
         config = {"study": "ab_test", "scale": scale, **asdict(design), "world": world, "seed": seed}
         rows.append(row(config | {"formulas": best}, partial(replicate, scale, world, seed, powers)))
     return ABTest(scale, rows, tuning)
-
-
-def _row(book: Ledger, config: dict[str, Any], make: Callable[[], Any]) -> Row:
-    name = key(config, "simulated")
-    if (found := book.find(name)) is not None:
-        return found
-    start = time.perf_counter()
-    metrics = make()
-    row: Row = {
-        "key": name, "config": config, "fingerprint": "simulated", "status": "ok", "metrics": metrics,
-        "wall_s": round(time.perf_counter() - start, 2), "provenance": provenance("cpu", [__name__]),
-        "source": "simulated short-video app", "embedded_default": False, "synthetic": True,
-    }  # fmt: skip
-    book.append(row)
-    return row

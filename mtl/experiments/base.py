@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 
+from mtl.experiments.once import once
 from mtl.experiments.study import Options, Study
-from mtl.ledger import Row, key, ledger, provenance
+from mtl.ledger import Row, ledger
 from mtl.problems import problem
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
@@ -264,17 +265,11 @@ class Experiment:
     def blind(self, scale: str, **options: Any) -> Row:
         """The row of the predictor that never sees an input, in data/ledger/local/blind; made where it is lacking."""
         (variant,) = self.chosen(scale, **options)
-        data, book = problem(self.problem, scale, **self._data(variant)), ledger("blind")
+        data = problem(self.problem, scale, **self._data(variant))
         config = {"problem": data.name, "scale": scale, "options": self._data(variant), "method": "blind"}
-        name = key(config, data.fingerprint)
-        if found := book.find(name):
-            return found
-        start = time.monotonic()
-        metrics, kind = data.blind(), {"synthetic": data.synthetic, "embedded_default": data.embedded_default}
-        row: Any = {"key": name, "config": config, "fingerprint": data.fingerprint, "status": "ok", "metrics": metrics}
-        row |= {"wall_s": round(time.monotonic() - start, 3), "source": data.source, **kind}
-        book.append(row := row | {"provenance": provenance("cpu", [type(data).__module__])})
-        return cast(Row, row)
+        kind: dict[str, Any] = {"synthetic": data.synthetic, "embedded_default": data.embedded_default}
+        modules, book = [type(data).__module__], ledger("blind")
+        return once(book, config, data.fingerprint, data.blind, modules, source=data.source, **kind)
 
     def _split(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         how = {"ledger": ledger(self.book or self.name)} | {k: v for k, v in given.items() if k in RUNNER}

@@ -16,6 +16,7 @@ from mtl.experiments.gap.hypotheses import (
     Result,
     averaged,
     causal,
+    clustered,
     observational,
     spearman,
     tables,
@@ -145,14 +146,12 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
     lines = {}
     for i, unit in enumerate(found[0].units):
         ratios: list[float] = []
-        changes: dict[tuple[str, int], list[float]] = {}
+        changes = []
         for t in found:
             rrv, gap, base = t.values("rrv"), t.values("gap"), t.units.index("ls")
             ratios += np.log(rrv[:, i] / rrv[:, base]).tolist()
-            for s, change in enumerate(100 * (gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base])):
-                if np.isfinite(change):
-                    changes.setdefault((t.condition, s), []).append(float(change))
-        estimate = mean_ci([float(np.mean(v)) for v in changes.values()])
+            changes.append((t.condition, 100 * (gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base])))
+        estimate = mean_ci(clustered(changes))
         lines[unit] = (float(np.exp(np.nanmean(ratios))), estimate.value, estimate.half)
     columns = ["RRV / LS", "gap change, %", "± 95 %"]
     return captioned(
@@ -168,7 +167,7 @@ def own_base(rows: Sequence[Row]) -> tuple[dict[str, Array], Check]:
 
     Of the strata that 90 % of the runs bring to the level, as registered; the check: pairs that are lost (rho = .3).
     """
-    changes: dict[str, dict[tuple[str, int], list[float]]] = {}
+    changes: dict[str, list[tuple[str, Array]]] = {}
     strata, lost = dict[float, str](), list[float]()
     for q in (0.5, 0.3):
         every = tables(rows, "observational", q)
@@ -179,15 +178,13 @@ def own_base(rows: Sequence[Row]) -> tuple[dict[str, Array], Check]:
             for unit in (name for name in t.units if name.startswith("emtl")):
                 change = np.log(rrv[:, t.units.index("mgda")] / rrv[:, t.units.index(unit)])
                 missing += (~np.isfinite(change)).tolist() if unit == "emtl .3" else []
-                for s in np.flatnonzero(np.isfinite(change)):
-                    own = changes.setdefault(f"rho {unit.split()[1]}, q = {q:g}", {})
-                    own.setdefault((t.condition, int(s)), []).append(float(change[s]))
+                changes.setdefault(f"rho {unit.split()[1]}, q = {q:g}", []).append((t.condition, change))
         lost.append(float(np.mean(missing)) if missing else 1.0)
     said = ", ".join(
         f"{one} ({100 * share:.0f} % of pairs lost)" for one, share in zip(strata.values(), lost, strict=True)
     )
     check = Check("matched training loss", max(lost) <= 1 - NEEDED, f"compared on {said}")
-    return {name: np.array([np.mean(v) for v in own.values()]) for name, own in changes.items()}, check
+    return {name: x for name, own in changes.items() if len(x := clustered(own))}, check
 
 
 def variances(methods: pd.DataFrame) -> Figure:

@@ -206,6 +206,15 @@ def causal(
     return _result(value, null, point, boot, every, manipulation)
 
 
+def clustered(strata: Iterable[tuple[str, Array]]) -> Array:
+    """Values by seed of each stratum, given with its condition: the mean over the strata of each (condition, seed)."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for condition, values in strata:
+        for seed in np.flatnonzero(np.isfinite(values)):
+            found[condition, int(seed)].append(float(values[seed]))
+    return np.array([np.mean(own) for own in found.values()])
+
+
 def _evaluable(rows: Iterable[Row], kind: str, level: float | None) -> tuple[list[Table], list[Table]]:
     """All strata of a kind, and those that have a level."""
     every = tables(rows, kind, level)

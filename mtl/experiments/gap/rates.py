@@ -3,7 +3,6 @@
 And what a mini-batch sees of them. Declared in paper/decision_rule.md.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,11 +16,12 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
-from mtl.experiments.gap.hypotheses import NEEDED
+from mtl.experiments.gap.hypotheses import NEEDED, clustered
 from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms
-from mtl.experiments.gap.runs import training, weighted
+from mtl.experiments.gap.runs import crossing, plain, training, weighted
+from mtl.experiments.once import once
 from mtl.experiments.study import judged
-from mtl.ledger import Ledger, Row, key, ledger, provenance
+from mtl.ledger import Ledger, Row, ledger
 from mtl.methods import Method, method
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
@@ -110,20 +110,12 @@ def _record(nets: Nets, sample: Draw) -> dict[str, Tensor]:
 
 
 def _found(table: Mapping[str, Tensor]) -> dict[str, Any]:
-    q, found = table["q"], {name: {"end": _plain(table[name][-1])} for name in (*QUANTITIES, "q")}
+    found: dict[str, Any] = {name: {"end": plain(table[name][-1])} for name in (*QUANTITIES, "q")}
     for level in LEVELS:
-        under = q <= level
-        after = under.double().argmax(0).clamp_min(1)[None]
-        share = (q.gather(0, after - 1) - level) / (q.gather(0, after - 1) - q.gather(0, after))
-        crossed = under.any(0) & ~under[0]
+        values, reached = crossing(table, level)
         for name in QUANTITIES:
-            value = torch.lerp(table[name].gather(0, after - 1), table[name].gather(0, after), share)[0]
-            found[name][f"{level:g}"] = _plain(torch.where(crossed, value, torch.nan))
+            found[name][f"{level:g}"] = plain(values[name], reached)
     return found
-
-
-def _plain(values: Tensor) -> list[list[float | None]]:
-    return [[float(f"{v:.6g}") if np.isfinite(v) else None for v in line] for line in values.tolist()]
 
 
 def study(scale: str) -> "Rates":
@@ -147,18 +139,7 @@ def _same(row: Row, cell: Setting) -> bool:
 
 def _row(cell: Setting, book: Ledger) -> Row:
     data, config = condition(cell.condition), {"study": "rates", **asdict(cell), "units": list(UNITS)}
-    name = key(config, data.fingerprint)
-    if (found := book.find(name)) is not None:
-        return found
-    start = time.perf_counter()
-    metrics = run(cell)
-    row: Row = {
-        "key": name, "config": config, "fingerprint": data.fingerprint, "status": "ok", "metrics": metrics,
-        "wall_s": round(time.perf_counter() - start, 2), "provenance": provenance("cpu", [__name__]),
-        "source": data.source, "embedded_default": False, "synthetic": False,
-    }  # fmt: skip
-    book.append(row)
-    return row
+    return once(book, config, data.fingerprint, partial(run, cell), [__name__], source=data.source)
 
 
 def leads(rows: Iterable[Row], quantity: str, at: str, unit: str) -> Array:
@@ -166,26 +147,24 @@ def leads(rows: Iterable[Row], quantity: str, at: str, unit: str) -> Array:
 
     At a level: of the strata that 90 % of the runs bring there, as in the registered study.
     """
-    found: dict[tuple[str, int], list[float]] = {}
+    found = []
     for row in rows:
-        table = np.array(row["metrics"][quantity][at], dtype=float)
-        if np.isfinite(table).mean() < NEEDED:
-            continue
-        table = table if quantity == "ratio" else np.log(table)
-        lead = table[:, UNITS.index("mgda")] - table[:, UNITS.index(unit)]
-        for seed in np.flatnonzero(np.isfinite(lead)):
-            found.setdefault((row["config"]["condition"], int(seed)), []).append(float(lead[seed]))
-    return np.array([np.mean(v) for v in found.values()])
+        table = _values(row, quantity, at)
+        if np.isfinite(table).mean() >= NEEDED:
+            table = table if quantity == "ratio" else np.log(table)
+            lead = table[:, UNITS.index("mgda")] - table[:, UNITS.index(unit)]
+            found.append((row["config"]["condition"], lead))
+    return clustered(found)
 
 
-def _ends(row: Row) -> Array:
-    """Log ratio after the last step, (S, U)."""
-    return np.array(row["metrics"]["ratio"]["end"], dtype=float)
+def _values(row: Row, quantity: str, at: str = "end") -> Array:
+    """A quantity at a level or after the last step, (S, U)."""
+    return np.array(row["metrics"][quantity][at], dtype=float)
 
 
 def trained(rows: Iterable[Row]) -> Check:
     """Whether the runs got somewhere: at least 90 % end below the first level."""
-    below = np.concatenate([np.array(row["metrics"]["q"]["end"], dtype=float).ravel() < LEVELS[0] for row in rows])
+    below = np.concatenate([_values(row, "q").ravel() < LEVELS[0] for row in rows])
     return Check("trained", bool(below.mean() >= 0.9), f"{100 * below.mean():.0f} % of runs end below q = {LEVELS[0]}")
 
 
@@ -198,7 +177,7 @@ def variance(rows: Sequence[Row], quantity: str, unit: str) -> list[Part]:
 def pairs(rows: Sequence[Row], unit: str) -> Check:
     """Of how many strata and pairs with the base `variance` is, at the lower level."""
     at, of = f"{min(LEVELS):g}", [UNITS.index("mgda"), UNITS.index(unit)]
-    every = [np.isfinite(np.array(row["metrics"]["normalised"][at], dtype=float)) for row in rows]
+    every = [np.isfinite(_values(row, "normalised", at)) for row in rows]
     used = [good for good in every if good.mean() >= NEEDED]
     lost = 1 - float(np.mean([good[:, of].all(1) for good in used])) if used else 1.0
     said = f"compared on {len(used)} of {len(every)} strata at q = {at} ({100 * lost:.0f} % of pairs lost)"
@@ -256,11 +235,11 @@ class Rates:
         """Per unit the largest over the smallest rate at the end, and both variances over the base's."""
         lines = {}
         for unit in UNITS:
-            end = np.concatenate(
-                [np.array(r["metrics"]["ratio"]["end"], float)[:, UNITS.index(unit)] for r in self.rows]
+            end, q = (
+                np.concatenate([_values(row, name)[:, UNITS.index(unit)] for row in self.rows])
+                for name in ("ratio", "q")
             )
             line = {"largest / smallest rate": f"{np.exp(np.nanmean(end)):.2f}"}
-            q = np.concatenate([np.array(r["metrics"]["q"]["end"], float)[:, UNITS.index(unit)] for r in self.rows])
             line["q, end"] = f"{np.exp(np.nanmean(np.log(q))):.2g}"
             for name, quantity in (("variance / mean²", "normalised"), ("variance (Definition 1)", "plain")):
                 for at in (*(f"{q:g}" for q in LEVELS), "end"):
@@ -281,7 +260,7 @@ class Rates:
         names = list(dict.fromkeys(row["config"]["condition"] for row in self.rows))
         faces = ("white", style.RED, style.ORANGE, style.SKY, style.GREEN)
         for u, unit in enumerate(UNITS):
-            own = [[_ends(r)[:, u] for r in self.rows if r["config"]["condition"] == c] for c in names]
+            own = [[_values(r, "ratio")[:, u] for r in self.rows if r["config"]["condition"] == c] for c in names]
             colour = style.BLACK if unit == "mgda" else faces[u]
             places = np.arange(len(names)) + 0.14 * (u - 2)
             values = [np.exp(np.nanmean(np.concatenate(x))) for x in own]

@@ -4,9 +4,9 @@ Design, units and levels as pre-registered in paper/preregistration.md; the stat
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, draw
 from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
-from mtl.ledger import Ledger, Row, canonical, key, provenance
+from mtl.experiments.once import once
+from mtl.ledger import Ledger, Row, canonical
 from mtl.theory.rates import relative_rate, relative_rate_variance
 
 LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
@@ -157,22 +158,32 @@ def _penalised(nets: Nets, losses: Tensor, doses: Tensor) -> Tensor:
 
 def _crossings(records: list[dict[str, Tensor]]) -> dict[str, Any]:
     table = {name: torch.stack([r[name] for r in records]) for name in records[0]}
-    q = table["q"]
-    finite = torch.isfinite(table["test"]) & torch.isfinite(table["rrv"])
     result: dict[str, Any] = {name: {} for name in ("rrv", "cv", "gap", "train", "test")}
     for level in LEVELS:
-        under = q <= level
-        after = under.double().argmax(0).clamp_min(1)[None]
-        ends = {name: (values.gather(0, after - 1), values.gather(0, after)) for name, values in table.items()}
-        share = (ends["q"][0] - level) / (ends["q"][0] - ends["q"][1])
-        usable = (under.any(0) & ~under[0] & finite.gather(0, after) & finite.gather(0, after - 1))[0]
+        values, reached = crossing(table, level)
+        usable = reached & torch.isfinite(values["test"]) & torch.isfinite(values["rrv"])
         for name in result:
-            value = torch.lerp(*ends[name], share)[0]
-            result[name][f"{level:g}"] = [
-                [float(f"{v:.6g}") if ok else None for v, ok in zip(line, kept, strict=True)]
-                for line, kept in zip(value.tolist(), usable.tolist(), strict=True)
-            ]
+            result[name][f"{level:g}"] = plain(values[name], usable)
+    finite = torch.isfinite(table["test"]) & torch.isfinite(table["rrv"])
     return result | {"records": len(records), "finite": bool(finite.all())}
+
+
+def crossing(table: Mapping[str, Tensor], level: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Records (R, S, U) of each quantity, interpolated where "q" first crosses a level; which runs cross it at all."""
+    under = table["q"] <= level
+    after = under.double().argmax(0).clamp_min(1)[None]
+    ends = {name: (values.gather(0, after - 1), values.gather(0, after)) for name, values in table.items()}
+    share = (ends["q"][0] - level) / (ends["q"][0] - ends["q"][1])
+    return {name: torch.lerp(*pair, share)[0] for name, pair in ends.items()}, under.any(0) & ~under[0]
+
+
+def plain(values: Tensor, usable: Tensor | bool = True) -> list[list[float | None]]:
+    """Six digits of each value, None where it is not finite or not `usable`."""
+    good = torch.isfinite(values) & usable
+    return [
+        [float(f"{v:.6g}") if ok else None for v, ok in zip(line, kept, strict=True)]
+        for line, kept in zip(values.tolist(), good.tolist(), strict=True)
+    ]
 
 
 def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str = "cpu") -> list[Row]:
@@ -180,25 +191,8 @@ def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str 
     rows = []
     for cell in strata(scale, conditions):
         data, config = condition(cell.condition), {**cell.design, "device": device}
-        name = key(config, data.fingerprint)
-        row = ledger.find(name)
-        if row is None:
-            start = time.perf_counter()
-            metrics = run(cell, device, data)
-            row = {
-                "key": name,
-                "config": config,
-                "fingerprint": data.fingerprint,
-                "status": "ok" if metrics["finite"] else "non-finite",
-                "metrics": metrics,
-                "wall_s": round(time.perf_counter() - start, 2),
-                "provenance": provenance(device, [__name__]),
-                "source": data.source,
-                "embedded_default": False,
-                "synthetic": False,
-            }
-            ledger.append(row)
-        rows.append(row)
+        make, facts = partial(run, cell, device, data), {"source": data.source, "device": device}
+        rows.append(once(ledger, config, data.fingerprint, make, [__name__], **facts))
     return rows
 
 
