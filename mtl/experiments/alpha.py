@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from mtl.experiments.base import Entry, Experiment, Trials
-from mtl.experiments.beside import differences
-from mtl.experiments.many_tasks import ALONE, changes
+from mtl.experiments.beside import against_stl, differences
+from mtl.experiments.many_tasks import ALONE
 from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.methods import METHODS
@@ -87,17 +87,17 @@ class AlphaStudy(Study):
         return Study(self.experiment, self.scale, own, "", ()).blind_means(lambda table: lines(table, errors(own)))
 
     @cached_property
-    def lengths(self) -> tuple[dict[str, pd.DataFrame], ...]:
-        """The runs of the convergence check at the epochs of the study, and at twice as many."""
+    def checked(self) -> tuple[dict[str, pd.DataFrame], ...]:
+        """`parts` of the convergence check, at the epochs of the study and at twice as many."""
         return tuple(replace(self, rows=rows, doubled=()).parts() for rows in self.doubled)
 
     def moves(self, name: str, metrics: Sequence[str], labels: Sequence[str]) -> dict[str, float] | None:
         """How far doubled epochs move each difference to LS on a data set; None without these rows."""
-        if not self.lengths or any(name not in parts for parts in self.lengths):
+        if not self.checked or any(name not in parts for parts in self.checked):
             return None
         found = {}
         for label, metric in product(labels, metrics):
-            pairs = [differences(parts[name], metric, label, "LS").mean() for parts in self.lengths]
+            pairs = [differences(parts[name], metric, label, "LS").mean() for parts in self.checked]
             found[f"{label}, {metric}"] = float(pairs[1] - pairs[0])
         return found
 
@@ -346,7 +346,7 @@ def errors(rows: Iterable[Row]) -> dict[str, str]:
 
 def lines(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Runs with the change of each task's error against STL in per cent, and their average; NaN without a result."""
-    change = changes(table, list(names.values())).set_axis(list(names), axis=1)
+    change = against_stl(table, names.values()).set_axis(list(names), axis=1)
     return table[["label", "seed"]].assign(**change, **{AVERAGE: change.mean(axis=1, skipna=False)})
 
 

@@ -14,6 +14,13 @@ def differences(table: pd.DataFrame, metric: str, one: Any, other: Any, by: str 
     return wide[one] - wide[other]
 
 
+def against_stl(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Per run the change of each of these columns against STL of the same seed, in per cent."""
+    names = list(metrics)
+    base = table[table["label"] == "STL"].set_index("seed")[names].reindex(table["seed"]).to_numpy(float)
+    return table[names].astype(float).div(base).sub(1).mul(100)
+
+
 def standing(means: "pd.Series[float]", own: str, higher: bool) -> tuple[int, int, str]:
     """The place of `own` among all, how many there are, and the best of the others."""
     order = list(means.dropna().sort_values(ascending=not higher, kind="stable").index)

@@ -106,13 +106,20 @@ class Study:
         check = same_check(pairs, d)
         return replace(check, said=f"{check.said} (in units of d)") if units else check
 
+    @cached_property
+    def lengths(self) -> list[pd.DataFrame]:
+        """The runs of the convergence check: at the scale's epochs, and at twice as many."""
+        return [replace(self, rows=rows, doubled=()).frame for rows in self.doubled]
+
     def moved(self, metric: str, label: str, base: str) -> float:
         """How far doubled epochs move a paired difference, mean over the trials' seeds; needs `doubled`."""
-        once, twice = (replace(self, rows=rows, doubled=()).frame for rows in self.doubled)
-        return float(
-            differences(twice, metric, label, base, self.by).mean()
-            - differences(once, metric, label, base, self.by).mean()
-        )
+        once, twice = (differences(runs, metric, label, base, self.by).mean() for runs in self.lengths)
+        return float(twice - once)
+
+    def shifts(self, metric: str) -> dict[str, float]:
+        """`moved` for the difference of each row of the convergence check to LS; none where epochs were not doubled."""
+        labels = dict.fromkeys(row["label"] for rows in self.doubled[:1] for row in rows)
+        return {label: self.moved(metric, label, "LS") for label in labels if label != "LS"}
 
     @property
     def trials(self) -> pd.DataFrame | None:

@@ -150,11 +150,8 @@ class Table3(Study):
 
     def moves(self) -> dict[str, float] | None:
         """How far doubled epochs move each difference to LS, in units of d; None where they were not run."""
-        if not self.doubled:
-            return None
-        lines = dict.fromkeys(row["label"] for row in self.doubled[0] if row["label"] != "LS")
         units = self.units
-        return {f"{one}, {m}": self.moved(m, one, "LS") / units[m] for m in PAPER for one in lines}
+        return {f"{one}, {m}": move / units[m] for m in PAPER for one, move in self.shifts(m).items()} or None
 
     @property
     def units(self) -> dict[str, float]:

@@ -110,11 +110,6 @@ class Table2(Study):
         """Sentences of EMTL's section 5.3, and what FairGrad's paper says of this benchmark."""
         return results.findings(self.rows, self.frame, self.blind, self.lengths, scale=self.scale)
 
-    @property
-    def lengths(self) -> list[pd.DataFrame]:
-        """Lines of the convergence check: at these epochs, and at twice as many."""
-        return [replace(self, rows=rows, doubled=()).frame for rows in self.doubled]
-
 
 PUBLISHED: tuple[tuple[str, str, Point], ...] = (
     ("STL", "stl", {}), ("LS", "ls", {}), ("MGDA", "mgda", {}), ("EMTL", "emtl", {}),
