@@ -13,7 +13,11 @@ from mtl.errors import DataError
 from mtl.files import atomic, root
 from mtl.report.verdicts import COLUMNS, claim_rows, recorded, summary
 
-PAGE = """<!doctype html>
+# The macro: a table whose first line is its head; **bold** is bold.
+PAGE = """{% macro table(cells) %}<table>{% for line in cells %}{% set tag = "th" if loop.first else "td" %}<tr>
+{%- for cell in line %}<{{ tag }}>{% if cell|length > 4 and cell[:2] == cell[-2:] == "**" %}<b>{{ cell[2:-2] }}</b>
+{%- else %}{{ cell }}{% endif %}</{{ tag }}>{% endfor %}</tr>{% endfor %}</table>{% endmacro -%}
+<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>mtl: figures, tables and verdicts</title>
 <style>
@@ -39,20 +43,6 @@ code { overflow-wrap: anywhere }
 ledger{{ ": " if part.rows }}<code>{{ part.rows|join(" ") }}</code></p></details></figure>
 {% endfor %}{% endfor %}</body></html>
 """
-
-
-def _table(cells: list[list[str]]) -> Any:
-    """A table whose first line is its head; **bold** is bold."""
-    from markupsafe import Markup, escape
-
-    def shown(cell: str, tag: str) -> str:
-        bold = cell.startswith("**") and cell.endswith("**") and len(cell) > 4
-        text = f"<b>{escape(cell[2:-2])}</b>" if bold else str(escape(cell))
-        return f"<{tag}>{text}</{tag}>"
-
-    head, *body = cells
-    lines = [[shown(cell, "th") for cell in head], *([shown(cell, "td") for cell in row] for row in body)]
-    return Markup("<table>" + "".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>")
 
 
 def cells(text: str) -> list[list[str]]:
@@ -90,9 +80,8 @@ def write(scale: str = "") -> Path:
     books = [(book or "all tables", list(own)) for book, own in groupby(made, key=lambda one: one["notebook"])]
     words = recorded()
     page = jinja2.Environment(autoescape=True).from_string(PAGE)  # no file of ours holds HTML
-    text = page.render(
-        books=books, summary=summary(words.values()), table=_table, verdicts=[[*COLUMNS], *claim_rows(words.values())]
-    )
+    verdicts = [COLUMNS, *claim_rows(words.values())]
+    text = page.render(books=books, summary=summary(words.values()), verdicts=verdicts)
     path = root() / "build" / "report.html"
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
