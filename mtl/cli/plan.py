@@ -209,11 +209,6 @@ def read_stamp(path: Path) -> Stamp | None:
     return stamp
 
 
-def stamps() -> list[Stamp]:
-    """Those of all notebooks that are done, at whatever scale."""
-    return [stamp for path in executed("").glob("*.json") if (stamp := read_stamp(path))]
-
-
 def _valid_stamp(job: Job) -> Stamp | None:
     stamp = read_stamp(job.file("stamp"))
     if stamp is None or stamp["inputs"] != job.inputs or not job.copy.is_file():
