@@ -52,8 +52,8 @@ def w1f(device: str = "cpu", rows: int = 2048) -> Workload:
     return Workload("W1f", model, (ids, numbers), [binary(y) for y in targets])
 
 
-def w2f(device: str = "cpu", rows: int = 2048) -> Workload:
-    ids, numbers, targets = _rows(torch.Generator().manual_seed(1), rows, 2, device)
+def w2f(device: str = "cpu") -> Workload:
+    ids, numbers, targets = _rows(torch.Generator().manual_seed(1), 2048, 2, device)
     model = PLE(FIELDS, NUMBERS, 2, embedding=128, shared_experts=4, task_experts=4, width=256, hidden=128, seed=0)
     return Workload("W2f", model.to(device), (ids, numbers), [binary(y) for y in targets])
 

@@ -84,14 +84,14 @@ class QM9Study(Study):
             "not at hand: its row is NTKMTL's re-run, and alpha is not printed there",
         )
 
-    def gains(self, own: Sequence[str] = ("FairGrad (alpha=2)", "EMTL"), rival: str = "LS") -> pd.DataFrame:
+    def gains(self, own: Sequence[str] = ("FairGrad (alpha=2)", "EMTL")) -> pd.DataFrame:
         """How far rows are ahead of LS on each target, in per cent of STL, and in both delta-m; paired over seeds."""
         table = changes(self.frame).assign(label=self.frame["label"], seed=self.frame["seed"])
-        kept = [label for label in (*own, f"{rival} A/A") if label in set(table["label"])]
+        kept = [label for label in (*own, "LS A/A") if label in set(table["label"])]
         found = {}
         for label in kept:
             for name in [*METRICS, FAIRER, DELTA]:
-                pairs = differences(table, name, rival, label)
+                pairs = differences(table, name, "LS", label)
                 lead = mean_ci(pairs) if len(pairs) else None
                 ends = f" ({lead.low:+.1f}, {lead.high:+.1f})" if lead and lead.n > 2 else ""
                 found[name.removesuffix("/mae"), label] = f"{lead.value:+.1f}{ends}" if lead else "–"

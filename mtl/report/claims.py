@@ -57,8 +57,8 @@ def conjunctions(value: ArrayLike, half: ArrayLike, wide: ArrayLike, d: ArrayLik
     return np.select(conditions, [REPRODUCED, EQUAL, CONTRADICTED, EQUAL, SMALLER], POWER)
 
 
-def needed_n(sd: float, effect: float, power: float = 0.8) -> int:
-    """Smallest n >= 3 at which a two-sided paired t test at 5 % finds `effect` with this power.
+def needed_n(sd: float, effect: float) -> int:
+    """Smallest n >= 3 at which a two-sided paired t test at 5 % finds `effect` with a power of .8.
 
     >>> needed_n(1.0, 1.0), needed_n(2.56, 0.74)
     (10, 96)
@@ -66,7 +66,7 @@ def needed_n(sd: float, effect: float, power: float = 0.8) -> int:
     if not (sd >= 0 and effect > 0):
         raise ValueError(f"sd, effect: needed are sd >= 0 and effect > 0, found {sd} and {effect}")
     n = max(3, math.floor(((1.96 + 0.84) * sd / effect) ** 2) - 2) if sd else 3
-    while n < 100_000 and _power(n, sd, effect) < power:
+    while n < 100_000 and _power(n, sd, effect) < 0.8:
         n += 1
     return n
 
@@ -105,9 +105,9 @@ def compare(name: str, differences: ArrayLike, d: float, rivals: int = 1) -> Par
     return Part(name, word, value, value - half, value + half, d, n, more, wide=(value - wide, value + wide))
 
 
-def bounded(name: str, value: float, low: float, high: float, d: float, n: int, said: str = "") -> Part:
+def bounded(name: str, value: float, low: float, high: float, d: float, n: int) -> Part:
     """The part for an interval that was found otherwise (by bootstrap), as a sentence in one direction."""
-    return Part(name, str(_outcomes(value, low, high, d)), value, low, high, d, n, said=said)
+    return Part(name, str(_outcomes(value, low, high, d)), value, low, high, d, n)
 
 
 def checked(name: str, holds: bool | None, said: str) -> Part:

@@ -45,20 +45,18 @@ def _sample(x: Any, name: str = "x") -> Array:
     return values
 
 
-def mean_ci(x: Any, level: float = 0.95) -> Estimate:
-    """Mean and t interval, mean ± t_{n-1} s / sqrt(n); NaN bounds for n = 1.
+def mean_ci(x: Any) -> Estimate:
+    """Mean and 95 % t interval, mean ± t_{n-1} s / sqrt(n); NaN bounds for n = 1.
 
     >>> e = mean_ci([1.0, 2.0, 3.0])
     >>> f"{e.value:.2f} ± {e.half:.2f} (n={e.n})"
     '2.00 ± 2.48 (n=3)'
     """
     values = _sample(x)
-    if not 0 < level < 1:
-        raise ValueError(f"level: must lie in (0, 1), found {level}")
     n, mean = values.size, float(values.mean())
     if n == 1:
         return Estimate(mean, float("nan"), float("nan"), n)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(scipy_stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -127,15 +125,15 @@ def mean_rank(table: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> "pd.
     return signed.rank().mean(axis=1).rename("mean rank")
 
 
-def difference_ci(a: Any, b: Any, level: float = 0.95) -> Estimate:
-    """mean(a) - mean(b) of independent samples with Welch's t interval; n counts both.
+def difference_ci(a: Any, b: Any) -> Estimate:
+    """mean(a) - mean(b) of independent samples with Welch's 95 % t interval; n counts both.
 
     >>> e = difference_ci([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     >>> f"{e.value:.2f} ± {e.half:.2f} (n={e.n})"
     '2.00 ± 4.16 (n=6)'
     """
     first, second = _sample(a, "a"), _sample(b, "b")
-    found = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
+    found = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
     value = float(first.mean() - second.mean())
     return Estimate(value, float(found.low), float(found.high), first.size + second.size)
 
@@ -154,13 +152,14 @@ def cuped(y: Any, before: Any) -> Array:
     return outcome - (float(centred @ outcome) / spread if spread > 0 else 0.0) * centred
 
 
-def users_needed(effect: float, cv: float, correlation: float = 0.0, power: float = 0.8, level: float = 0.95) -> float:
-    """Users an arm that find a relative effect on a mean: 2 (z_level + z_power)^2 cv^2 (1 - correlation^2) / effect^2.
+def users_needed(effect: float, cv: float, correlation: float = 0.0) -> float:
+    """Users an arm that find a relative effect on a mean: 2 (z_.975 + z_.8)^2 cv^2 (1 - correlation^2) / effect^2.
 
-    `cv`: standard deviation over mean between users; `correlation` with the period before, where CUPED is used.
+    At 5 %, power .8. `cv`: standard deviation over mean between users; `correlation` with the period before, where
+    CUPED is used.
 
     >>> round(users_needed(0.05, 1.2)), round(users_needed(0.01, 1.2))
     (9042, 226048)
     """
-    z = float(scipy_stats.norm.ppf((1 + level) / 2) + scipy_stats.norm.ppf(power))
+    z = float(scipy_stats.norm.ppf(0.975) + scipy_stats.norm.ppf(0.8))
     return 2 * z**2 * cv**2 * (1 - correlation**2) / effect**2

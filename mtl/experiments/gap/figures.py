@@ -16,7 +16,7 @@ from mtl.experiments.gap.hypotheses import (
     Result,
     averaged,
     causal,
-    clustered,
+    cluster_means,
     observational,
     spearman,
     tables,
@@ -151,7 +151,7 @@ def by_method(rows: Sequence[Row]) -> pd.DataFrame:
             rrv, gap, base = t.values("rrv"), t.values("gap"), t.units.index("ls")
             ratios += np.log(rrv[:, i] / rrv[:, base]).tolist()
             changes.append((t.condition, 100 * (gap[:, i] - gap[:, base]) / np.nanmean(gap[:, base])))
-        estimate = mean_ci(clustered(changes))
+        estimate = mean_ci(cluster_means(changes))
         lines[unit] = (float(np.exp(np.nanmean(ratios))), estimate.value, estimate.half)
     columns = ["RRV / LS", "gap change, %", "± 95 %"]
     return captioned(
@@ -184,7 +184,7 @@ def own_base(rows: Sequence[Row]) -> tuple[dict[str, Array], Check]:
         f"{one} ({100 * share:.0f} % of pairs lost)" for one, share in zip(strata.values(), lost, strict=True)
     )
     check = Check("matched training loss", max(lost) <= 1 - NEEDED, f"compared on {said}")
-    return {name: x for name, own in changes.items() if len(x := clustered(own))}, check
+    return {name: x for name, own in changes.items() if len(x := cluster_means(own))}, check
 
 
 def variances(methods: pd.DataFrame) -> Figure:

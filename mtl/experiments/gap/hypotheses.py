@@ -135,7 +135,7 @@ class Averaged(NamedTuple):
         return f"exploratory, ranks averaged over seeds first: {self.value:+.2f} (p {self.p:.3f}; {each})"
 
 
-def averaged(rows: Iterable[Row], quantity: str = "rrv", *, permutations: int = 10_000, seed: int = 0) -> Averaged:
+def averaged(rows: Iterable[Row], quantity: str = "rrv", *, permutations: int = 10_000) -> Averaged:
     """As `observational`, but noise of single seeds is averaged away before a correlation is taken. Not registered.
 
     The registered statistic correlates within a seed, which such noise pulls towards 0. p permutes the methods' labels
@@ -147,7 +147,7 @@ def averaged(rows: Iterable[Row], quantity: str = "rrv", *, permutations: int = 
     means = [[_mean_ranks(t.values(name)[:, fixed]) for name in (quantity, "gap")] for t in used]
     scores = [[_scores(m, np.isfinite(m)) for m in pair] for pair in means]
     C = np.mean([np.outer(a, b) for a, b in scores], axis=0)
-    units, rng, value = np.arange(len(C)), np.random.default_rng(seed), float(np.trace(C))
+    units, rng, value = np.arange(len(C)), np.random.default_rng(0), float(np.trace(C))
     null = np.array([C[rng.permutation(units), units].sum() for _ in range(permutations)])
     p = (1 + int((np.abs(null) >= abs(value) - 1e-12).sum())) / (permutations + 1)
     names = [t.condition for t in used]
@@ -206,7 +206,7 @@ def causal(
     return _result(value, null, point, boot, every, manipulation)
 
 
-def clustered(strata: Iterable[tuple[str, Array]]) -> Array:
+def cluster_means(strata: Iterable[tuple[str, Array]]) -> Array:
     """Values by seed of each stratum, given with its condition: the mean over the strata of each (condition, seed)."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for condition, values in strata:

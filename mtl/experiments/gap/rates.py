@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
-from mtl.experiments.gap.hypotheses import NEEDED, clustered
+from mtl.experiments.gap.hypotheses import NEEDED, cluster_means
 from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms
 from mtl.experiments.gap.runs import crossing, plain, training, weighted
 from mtl.experiments.once import once
@@ -154,7 +154,7 @@ def leads(rows: Iterable[Row], quantity: str, at: str, unit: str) -> Array:
             table = table if quantity == "ratio" else np.log(table)
             lead = table[:, UNITS.index("mgda")] - table[:, UNITS.index(unit)]
             found.append((row["config"]["condition"], lead))
-    return clustered(found)
+    return cluster_means(found)
 
 
 def _values(row: Row, quantity: str, at: str = "end") -> Array:

@@ -196,12 +196,12 @@ def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str 
     return rows
 
 
-def recorded(scale: str, ledger: Ledger, conditions: Iterable[str] = CONDITIONS) -> list[Row]:
+def recorded(scale: str, ledger: Ledger) -> list[Row]:
     """The rows of the design at `scale` that the ledger holds, in the design's order; nothing is run, no data are read.
 
     This is how published rows are shown where a data set is not at hand.
     """
-    wanted = {_name(cell.design): i for i, cell in enumerate(strata(scale, conditions))}
+    wanted = {_name(cell.design): i for i, cell in enumerate(strata(scale, CONDITIONS))}
     found = {wanted[name]: row for row in ledger.latest().values() if (name := _name(row["config"])) in wanted}
     return [found[i] for i in sorted(found)]
 
