@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_readme_and_paper_have_these_words() -> None:
     here = verdicts.recorded()
     assert verdicts.summary(here.values()) in readme, verdicts.summary(here.values())
     assert not OLD.search(readme)
+    count = Counter("parts" if "," in one.word else one.word for one in here.values())
+    abstract = " ".join((ROOT / "paper/sections/introduction.tex").read_text(encoding="utf-8").split())
+    said = f"Of {len(here)} sentences {count['reproduced']} are reproduced, five of them on theory or solvers, "
+    said += f"{count['contradicted']} contradicted and {count['practically equal']} practically equal, "
+    said += f"{count['depends on the reading']} depend on the reading, {count['parts']} have parts that differ, and "
+    assert f"{said}{count['inconclusive (assay)']} cannot be decided" in abstract, said
     page = (ROOT / "paper/generated/claims.md").read_text(encoding="utf-8")
     assert verdicts.claims_markdown(here.values()) in page, "`mtl claims --record`"
     table = (ROOT / "paper/generated/claims.tex").read_text(encoding="utf-8")
