@@ -41,7 +41,7 @@ class SimToReal(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        shown = results_table(self.frame, self.metrics, by=self.by, reference_row="STL", digits=2)
+        shown = results_table(self.frame, self.metrics, by=self.by, reference_row="STL", primary=TARGET, digits=2)
         shown = shown.drop(columns="mean rank")  # which would count the difference of two columns as a third
         if self.blind is not None:
             level = [f"{self.blind[f'segmentation/{x}miou']:.2f}" for x in ("", "target-")]
