@@ -31,6 +31,12 @@ def keys() -> set[str]:
     return {json.loads(line)["key"] for name in names for line in git("show", f"HEAD:{name}").splitlines()}
 
 
+def test_claims_name_rows_that_are_there() -> None:
+    """Of a combined row (STL) the runs behind it: `mtl row KEY` shows each."""
+    found = json.loads(git("show", "HEAD:paper/verdicts.json"))["findings"] if COMMITTED else []
+    assert not {key for one in found for key in one["rows"]} - (keys() if COMMITTED else set())
+
+
 def test_there_are_cards() -> None:
     if not COMMITTED:
         pytest.skip("no checkout: nothing here says what is published")

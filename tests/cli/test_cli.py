@@ -160,6 +160,12 @@ def test_doctor_looks_at_everything(fetched: list[str]) -> None:
         assert f"\n{what} " in f"\n{result.output}"
 
 
+def test_doctor_marks_a_folder_of_data_that_is_none(fetched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTL_DATA", "/no/such/folder")
+    result = call("doctor")
+    assert "/no/such/folder is no folder WRONG" in said(result) and result.exit_code == 1
+
+
 def test_doctor_s_exit_code_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtl.cli.doctor.examine", lambda: iter([("torch", "not installed", "WRONG")]))
     result = call("doctor")

@@ -55,6 +55,12 @@ def test_what_does_not_exist_is_named() -> None:
         EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
 
 
+@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if type(one) is Experiment])
+def test_a_wrong_scale_of_a_notebook_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"scale: must be one of smoke, .*, found 'quik'"):
+        EXPERIMENTS[name].study("quik")
+
+
 def test_one_deadline_holds_for_all_that_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each grid once had the whole of it."""
     clock, given = iter(range(0, 1000, 40)), list[Any]()

@@ -15,6 +15,12 @@ from mtl.methods import METHODS, Method, aggregate, look_of, method
 from tests.methods.families import data
 
 
+@pytest.mark.parametrize(("said", "name"), [("PCGrad", "pcgrad"), ("IMTL-G", "imtl-g"), ("DBMTL", "db-mtl")])
+def test_a_name_as_papers_write_it_is_known(said: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{name}'"):
+        method(said, n_tasks=2)
+
+
 def test_unknown_names_and_hyperparameters_list_the_valid_ones() -> None:
     with pytest.raises(
         ValueError, match=r"method: must be one of ls, .*stl.*, found 'fargrad'; did you mean 'fairgrad'\?"
