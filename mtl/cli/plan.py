@@ -15,7 +15,7 @@ from typing import Any
 from mtl import sources
 from mtl.cli.arguments import literal, nearest
 from mtl.files import atomic, root
-from mtl.scales import NOTEBOOKS
+from mtl.scales import NOTEBOOKS, checked
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 SUFFIXES = {"figure": (".pdf", ".png", ".json"), "table": (".tex", ".md", ".json")}
@@ -97,8 +97,7 @@ def plan(scale: str, notebooks: Sequence[str] = (), parameters: Mapping[str, Any
     A notebook names those it must follow in its metadata: `"mtl": {"after": ["02"]}`, or `["*"]` for all others.
     Raises ValueError for an unknown scale, notebook or parameter and for a circle of notebooks.
     """
-    if scale not in NOTEBOOKS:
-        raise ValueError(f"scale: one of {', '.join(NOTEBOOKS)}, found {scale!r}")
+    checked(scale)
     if "scale" in (parameters := parameters or {}):
         raise ValueError("parameters: the scale is given by --scale, found it among the parameters too")
     chosen, stems = find(notebooks), {path.stem[:2]: path.stem for path in find()}

@@ -27,6 +27,7 @@ from mtl.problems.shortvideo import CHUNK, Ranker, ShortVideo, World
 from mtl.report import captioned, style
 from mtl.report.stats import cuped, difference_ci, mean_ci, users_needed
 from mtl.runs.cells import fresh, one_thread
+from mtl.scales import checked
 from mtl.training.fit import fit
 
 Array = NDArray[np.float64]
@@ -285,8 +286,7 @@ class ABTest:
 
 def study(scale: str, book: Ledger | None = None) -> ABTest:
     """The replicates of a scale, from the ledger or run; resumable after each of them."""
-    if scale not in DESIGNS:
-        raise ValueError(f"scale: must be one of {', '.join(DESIGNS)}, found {scale!r}")
+    checked(scale, DESIGNS)
     book, source = book or ledger("ab_test"), "simulated short-video app"
     return _study(
         scale, lambda config, make: once(book, config, "simulated", make, [__name__], source=source, synthetic=True)

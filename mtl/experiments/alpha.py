@@ -20,6 +20,7 @@ from mtl.report import captioned, frame, style
 from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide, passed, same_check
 from mtl.report.stats import mean_ci
 from mtl.runs.tuning import NoRowsError
+from mtl.scales import checked
 from mtl.training.fit import Budget
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -352,7 +353,7 @@ def lines(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 def study(family: Mapping[str, Experiment], scale: str, **how: Any) -> AlphaStudy:
     """All data sets of a family at a scale as one study."""
-    made = [family[name].study(scale, **how) for name in WHERE[scale] if name in family]
+    made = [family[name].study(scale, **how) for name in WHERE[checked(scale, WHERE)] if name in family]
     first, *others = made
     return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made)))
 

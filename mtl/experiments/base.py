@@ -16,6 +16,7 @@ from mtl.problems import problem
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import NoRowsError, Tuning, choose, combine_stl, published, tried, tune
+from mtl.scales import checked
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
@@ -74,8 +75,7 @@ class Experiment:
         self, scale: str, methods: Sequence[str] | None = None, best: Mapping[str, Point] | None = None, **options: Any
     ) -> list[tuple[str, str, Point]]:
         """The methods with their points: the `best`, or else the first of their grid, or their own."""
-        if scale not in self.seeds:
-            raise ValueError(f"scale: must be one of {', '.join(self.seeds)}, found {scale!r}")
+        checked(scale, self.seeds)
         every = _at(self.methods, scale)
         labels = [label for label, _, _ in every]
         if unknown := [label for label in methods or () if label not in labels]:

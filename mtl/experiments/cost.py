@@ -15,6 +15,7 @@ from mtl.files import root
 from mtl.ledger import plain
 from mtl.methods import METHODS
 from mtl.report import captioned, style
+from mtl.scales import checked
 
 SOME = ("ls", "mgda", "fairgrad", "emtl")
 QUICK = ("ls", "uw", "famo", "db-mtl", "mgda", "mgda-ub", "pcgrad", "cagrad", "nash", "fairgrad", "upgrad", "emtl")
@@ -179,7 +180,7 @@ class CostStudy:
 
 def study(scale: str, device: str = "cpu") -> CostStudy:
     """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
-    setting = SETTINGS[scale]
+    setting = SETTINGS[checked(scale)]
     rows = measure(**setting, device=device)
     config = plain({"device": device, **setting, "rows_measured": rows.to_dict("records")})
     facts = {"scale": scale, "data": "noise", "synthetic": True, "n": f"{setting['rounds']} rounds"}

@@ -16,6 +16,7 @@ from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Finding
+from mtl.scales import checked
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)
@@ -236,7 +237,7 @@ class FairStudy:
 
 def study(scale: str, seed: int = 0) -> FairStudy:
     """Both solvers over gradient norms and alpha, and descents on three quadratics."""
-    problems, steps = SIZES[scale]
+    problems, steps = SIZES[checked(scale)]
     rows = fairness.solver_errors(NORMS, STEEPNESS, draws=problems, seed=seed)
     runs = fairness.quadratic_descents(STEEPNESS, steps)
     config = {"alphas": STEEPNESS, "norms": NORMS, "problems": problems, "steps": steps}

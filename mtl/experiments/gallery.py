@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from mtl import methods
 from mtl.report import captioned
 from mtl.report.style import RED, look, subplots
+from mtl.scales import checked
 
 Cases = Mapping[str, tuple[str, Mapping[str, Any]]]  # label: method, hyperparameters
 
@@ -192,6 +193,6 @@ def study(scale: str) -> GalleryStudy:
     losses = np.array([2.0, 0.5])
     found = {family: first_updates(cases, grads, losses) for family, cases in FAMILIES.items()}
     rows = pd.concat(found, names=["family", "method"]).reset_index()
-    facts = {"scale": scale, "data": "two gradients in the plane", "synthetic": True, "notebook": "10_methods"}
+    facts = {"scale": checked(scale), "data": "two gradients in the plane", "synthetic": True, "notebook": "10_methods"}
     facts |= {"n": "1 update", "config": {"grads": grads.tolist(), "losses": losses.tolist(), "seed": 0}}
     return GalleryStudy(facts, rows, grads)

@@ -27,6 +27,7 @@ from mtl.report.claims import (
     same_check,
 )
 from mtl.runs.tuning import NO_STUDY, NoRowsError
+from mtl.scales import checked
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),
@@ -190,6 +191,7 @@ def published(experiment: Experiment = LOSS_SCALE, scale: str = "study", at: str
 
 def study(scale: str, jobs: int = 1) -> LossScale:
     """The published study once it is whole, else the rows of the notebook's own scale, run where they are missing."""
+    checked(scale, LOSS_SCALE.seeds)
     if scale != "smoke":
         try:
             found = published(at=scale)

@@ -15,6 +15,7 @@ from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Finding
+from mtl.scales import checked
 from mtl.theory import bounds, steps
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
 from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup
@@ -320,6 +321,6 @@ class TheoremStudy:
 
 def study(scale: str, delta: float = 0.05) -> TheoremStudy:
     """Every bound by enumeration on finite classes, every constant of the KL ball on random cases."""
-    config = {"delta": delta, "cases": CASES[scale], "sizes": [2**k for k in range(1, SIZES[scale])]}
+    config = {"delta": delta, "cases": CASES[checked(scale)], "sizes": [2**k for k in range(1, SIZES[scale])]}
     facts = {"scale": scale, "synthetic": True, "notebook": "07_theory_emtl", "config": config}
     return TheoremStudy(facts, violation_table(scale, delta), sandwich_cases(CASES[scale]), steps.table(delta), delta)

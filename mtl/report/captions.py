@@ -14,7 +14,7 @@ import pandas as pd
 
 from mtl.ledger import Row, plain, stale
 from mtl.report.again import outcome
-from mtl.scales import SCALES
+from mtl.scales import SCALES, checked
 
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
@@ -35,8 +35,7 @@ def caption(
     >>> caption("Trajectories.", data="two-loss landscape", scale="quick", n="5 starts", synthetic=True)
     'Trajectories. Data: two-loss landscape (synthetic). Scale: quick. n = 5 starts.'
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale: one of {', '.join(SCALES)}, found {scale!r}")
+    checked(scale, SCALES)
     kinds = {bool(row.get("synthetic")) for row in rows} | ({True} if synthetic else set())
     notes = [] if True not in kinds else ["synthetic" if kinds == {True} else "partly synthetic"]
     if any(map(embedded, rows)):

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtl.scales import checked
 from mtl.theory import bounds
 from mtl.theory.rates import kl_ball_sup, relative_rate
 
@@ -152,7 +153,6 @@ GRID = {"smoke": SMOKE, "quick": SMOKE + QUICK, "paper": SMOKE + QUICK + PAPER}
 
 def violation_table(scale: str = "smoke", delta: float = 0.05) -> pd.DataFrame:
     """`FiniteClass.check` over the grid of `scale`; a row with must_hold and violation > delta refutes its theorem."""
-    if scale not in GRID:
-        raise ValueError(f"scale: one of {sorted(GRID)}, found {scale!r}")
-    cells = [FiniteClass(T, n, q, CLASSES[size], c).check(delta) for T, n, q, size, c in GRID[scale]]
+    grid = GRID[checked(scale, GRID)]
+    cells = [FiniteClass(T, n, q, CLASSES[size], c).check(delta) for T, n, q, size, c in grid]
     return pd.concat(cells, ignore_index=True)

@@ -96,7 +96,7 @@ def test_data_list_and_where(fetched: list[str]) -> None:
     [
         (("reproduce",), "mtl: notebooks: expected files notebooks/NN_name.ipynb under"),
         (("reproduce", "-p", "seeds"), "mtl: -p: expected key=value, found 'seeds'"),
-        (("reproduce", "--scale", "huge"), "mtl: scale: one of smoke, quick, paper, found 'huge'"),
+        (("reproduce", "--scale", "huge"), "mtl: scale: must be one of smoke, quick, paper, found 'huge'"),
         (("claims",), "mtl: paper/claims.yml is not in"),
     ],
 )

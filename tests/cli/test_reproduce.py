@@ -113,7 +113,7 @@ def test_an_int_is_a_float_but_a_float_no_int(root: Path) -> None:
 
 def test_unknown_scale(root: Path) -> None:
     write(root, "00_start")
-    with pytest.raises(ValueError, match="scale: one of smoke, quick, paper, found 'full'"):
+    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
         plan("full")
 
 

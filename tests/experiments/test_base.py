@@ -1,18 +1,22 @@
 """Experiments by name: what they name exists, they run and resume, what is left is told."""
 
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from mtl.experiments import base
+from mtl.experiments import ab_test, alpha, base, cost, fairness, figure1, gallery, gap, loss_scale, readings, theorem
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
 from mtl.experiments.declared import declared, level
+from mtl.experiments.gap import rates
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
+from mtl.files import root
 from mtl.ledger import Ledger, ledger, publish
 from mtl.methods import METHODS
 from mtl.problems import digits
@@ -55,10 +59,21 @@ def test_what_does_not_exist_is_named() -> None:
         EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
 
 
-@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if type(one) is Experiment])
+DESIGNS = (ab_test, cost, fairness, figure1, gallery, gap, loss_scale, rates, readings, theorem)  # of their own
+OWN = {one.__name__.split(".")[-1]: one.study for one in DESIGNS} | {"alpha": partial(alpha.study, alpha.SWEEPS)}
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *OWN])
 def test_a_wrong_scale_of_a_notebook_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=r"scale: must be one of smoke, .*, found 'quik'"):
-        EXPERIMENTS[name].study("quik")
+    study = OWN[name] if name in OWN else EXPERIMENTS[name].study
+    with pytest.raises(ValueError, match=r"scale: must be one of .*smoke, .*, found 'quik'"):
+        study("quik")
+
+
+def test_every_study_of_a_notebook_is_asked_for_a_wrong_scale() -> None:
+    cells = "".join(path.read_text(encoding="utf-8") for path in (root() / "notebooks").glob("*.ipynb"))
+    called = {name for name in re.findall(r"\b([a-z_0-9]+)\.study\(", cells) if name != "mine"}
+    assert called and called <= set(OWN)
 
 
 def test_one_deadline_holds_for_all_that_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:

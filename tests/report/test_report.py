@@ -62,7 +62,7 @@ def test_caption_says_what_a_reader_would_otherwise_not_know() -> None:
 
 
 def test_unknown_scale_and_name_are_named() -> None:
-    with pytest.raises(ValueError, match=r"scale: one of smoke, quick, study, gpu, paper, found 'large'"):
+    with pytest.raises(ValueError, match=r"scale: must be one of smoke, quick, study, gpu, paper, found 'large'"):
         report.caption("A.", data="d", scale="large", n=1)
     with pytest.raises(ValueError, match=r"name: lower-case letters.*found '../x'"):
         report.save_table(pd.DataFrame({"a": [1]}), "../x", caption="A", **FACTS)

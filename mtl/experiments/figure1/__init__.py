@@ -22,6 +22,7 @@ from mtl.ledger import provenance
 from mtl.problems.data import raw
 from mtl.report import Table, captioned
 from mtl.report.claims import Finding
+from mtl.scales import checked
 
 SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
 SCALES = [10.0, 1.0, 0.1, 0.01]  # of loss 1
@@ -169,7 +170,7 @@ def _listed(scales: Iterable[float]) -> str:
 
 def study(scale: str) -> ToyStudy:
     """Paths of one length: smoke in 500 steps; quick: the kept study of 50,000; paper: all settings of EMTL too."""
-    if scale == "quick":
+    if checked(scale, ("quick", *STEPS)) == "quick":
         return kept()
     steps, rate = STEPS[scale]
     configs = grid([*shown(), *bounded(), *VARIANTS], SCALES)

@@ -25,6 +25,7 @@ from mtl.ledger import Ledger, Row, ledger
 from mtl.methods import Method, method
 from mtl.report import Table, captioned, style
 from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
+from mtl.scales import checked
 from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
 
 READINGS: dict[str, dict[str, Any]] = {
@@ -57,10 +58,8 @@ class Setting:
 
 def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Setting]:
     """The strata of a scale: of the gap study with n = 100 at scale paper, else small ones of the digits."""
-    if scale == "paper":
+    if checked(scale) == "paper":
         return [Setting(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
-    if scale not in ("smoke", "quick"):
-        raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
     return [Setting("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
 
 
@@ -121,7 +120,7 @@ def _found(table: Mapping[str, Tensor]) -> dict[str, Any]:
 def study(scale: str) -> "Rates":
     """The published design where its rows are there, else the strata of `scale`, from the ledger or run."""
     book = ledger("gap")
-    if scale != "smoke" and (rows := published(book)):
+    if checked(scale) != "smoke" and (rows := published(book)):
         return Rates("paper", rows, scale)
     return Rates(scale, [_row(cell, book) for cell in design(scale, available())], scale)
 

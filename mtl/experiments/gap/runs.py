@@ -16,6 +16,7 @@ from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, dra
 from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
 from mtl.experiments.once import once
 from mtl.ledger import Ledger, Row, canonical
+from mtl.scales import checked
 from mtl.theory.rates import relative_rate, relative_rate_variance
 
 LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
@@ -60,15 +61,13 @@ class Stratum:
 def strata(scale: str, conditions: Iterable[str]) -> list[Stratum]:
     """The design at a scale: "paper" is the pre-registered one (48 strata), the others smaller replicates of it."""
     conditions, kinds = list(conditions), get_args(Kind)
-    if scale == "paper":
+    if checked(scale) == "paper":
         cells = [(c, a, f) for c in conditions for a in WIDTH for f in (True, False)]
         seen = [Stratum("observational", c, a, f, n, 8) for n in (100, 300) for c, a, f in cells]
         return seen + [Stratum("causal", c, a, f, 100, 12) for c, a, f in cells]
     if scale == "quick":
         return [Stratum(kind, c, "shared-bottom", True, 100, 2, 240) for kind in kinds for c in conditions]
-    if scale == "smoke":
-        return [Stratum(kind, "digits", "shared-bottom", True, 100, 1, 90) for kind in kinds]
-    raise ValueError(f"scale: one of smoke, quick, paper, found {scale!r}")
+    return [Stratum(kind, "digits", "shared-bottom", True, 100, 1, 90) for kind in kinds]
 
 
 def run(cell: Stratum, device: str = "cpu", data: Condition | None = None) -> dict[str, Any]:
