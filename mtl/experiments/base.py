@@ -78,11 +78,23 @@ class Experiment:
         checked(scale, self.seeds)
         every = _at(self.methods, scale)
         labels = [label for label, _, _ in every]
+        if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence) or not methods):
+            raise ValueError(f"methods: must be a list among {', '.join(labels)}, found {methods!r}")
         if unknown := [label for label in methods or () if label not in labels]:
             raise ValueError(f"methods: must be among {', '.join(labels)}, found {unknown[0]!r}")
         first = {label: points[0] for label, points in self.grids(scale, **options).items()} | dict(best or {})
         kept = [(label, name, first.get(label, point)) for label, name, point in every]
         return [(label, name, p) for label, name, p in kept if p is not None and label in (methods or labels)]
+
+    def asked(self, scale: str, seeds: Iterable[int] | None) -> tuple[int, ...]:
+        """The seeds given, or else those of the scale."""
+        if seeds is None:
+            return tuple(self.seeds[scale])
+        found = tuple(seeds) if isinstance(seeds, Iterable) else ()
+        if not found or len(set(found)) < len(found) or not all(type(seed) is int and seed >= 0 for seed in found):
+            shown = list(found) or seeds  # a seed named twice would count as two runs
+            raise ValueError(f"seeds: must be a list of different whole numbers of at least 0, found {shown!r}")
+        return found
 
     def chosen(self, scale: str, **options: Any) -> list[dict[str, Any]]:
         """The variants of a scale that agree with `options`, each with the switches given."""
@@ -102,7 +114,7 @@ class Experiment:
         fallback: str | None = None, *, options: Options, **how: Any,
     ) -> dict[str, Tuning]:  # fmt: skip
         """Each method's point by validation, for each model; nothing where there is nothing to choose."""
-        trials = self._trials(scale, self.seeds[scale] if seeds is None else tuple(seeds))
+        trials = self._trials(scale, self.asked(scale, seeds))
         where: dict[str, Any] = {"scale": scale, "seeds": trials.seeds, "budget": trials.budget, "fallback": fallback}
         left = _left(how)
 
@@ -139,7 +151,7 @@ class Experiment:
     ) -> list[Cell]:  # fmt: skip
         """All runs at a scale, variants outermost; `methods` keeps the labels named, `fallback` as in `problem`."""
         self.entries(scale, methods)  # names what is wrong before any data are read
-        seeds = self.seeds[scale] if seeds is None else tuple(seeds)
+        seeds = self.asked(scale, seeds)
         twins, found = _at(self.twins, scale), []
         for variant in self.chosen(scale, **options):
             own: list[Cell] = []
@@ -163,8 +175,8 @@ class Experiment:
         `fallback` stands in where the data are not found, which otherwise raises DataError.
         """
         options, how = self._split(how)
-        seeds = None if seeds is None else tuple(seeds)
         self.entries(scale, methods)
+        seeds = self.asked(scale, seeds)
         cells, left = list[Cell](), _left(how)
         for variant in self.chosen(scale, **options):
             tuning = self.tuned(scale, seeds, methods, fallback, options=variant, **left())
@@ -184,6 +196,7 @@ class Experiment:
     ) -> Study:
         """Run what the ledger lacks, with the fallback where the data are not found, and a bar; then all of it."""
         self.entries(scale, methods)  # names what is wrong
+        seeds = self.asked(scale, seeds)
         options, how = self._split(how)
         variants = self.chosen(scale, **options)
         data = problem(self.problem, scale, fallback=self.fallback, **self._data(variants[0]))

@@ -15,6 +15,7 @@ from mtl.files import root
 from mtl.ledger import plain
 from mtl.methods import METHODS
 from mtl.report import captioned, style
+from mtl.runs.engines import device_type
 from mtl.scales import checked
 
 SOME = ("ls", "mgda", "fairgrad", "emtl")
@@ -181,6 +182,7 @@ class CostStudy:
 def study(scale: str, device: str = "cpu") -> CostStudy:
     """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
     setting = SETTINGS[checked(scale)]
+    device_type(device)  # names what is none
     rows = measure(**setting, device=device)
     config = plain({"device": device, **setting, "rows_measured": rows.to_dict("records")})
     facts = {"scale": scale, "data": "noise", "synthetic": True, "n": f"{setting['rounds']} rounds"}

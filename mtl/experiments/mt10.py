@@ -30,6 +30,7 @@ from mtl.report import captioned, results_table, style
 from mtl.report.claims import Finding, blind_check, compare, converged_check, decide
 from mtl.report.stats import mean_ci
 from mtl.runs.cells import STL_MODEL, Cell, Point, alone, locked, one_thread
+from mtl.runs.engines import device_type
 from mtl.runs.tuning import NoRowsError, Tuning, combine_stl
 from mtl.training.sac import LAST, Settings, summary, train
 
@@ -224,7 +225,7 @@ class Control(Experiment):
         own |= {"problem": tasks.name, "wanted": wanted, "fallback": fallback, "stands_in": tasks.name != wanted}
         own |= {"scale": scale, "budget": self.budget[scale]}
         found = []
-        for seed in self.seeds[scale] if seeds is None else seeds:
+        for seed in self.asked(scale, seeds):
             for label, name, point in entries:
                 runs = [("mlp", point, "score")]
                 if name == "stl":
@@ -246,7 +247,7 @@ class Control(Experiment):
             raise ValueError("jobs: must be 1 for mt10, on the engine here; start the command again with other methods")
         book, device, until = how["ledger"], how.get("device", "cpu"), how.get("deadline")
         until = None if until is None else time.monotonic() + until
-        kind, older = torch.device(device).type, not how.get("rerun_stale", True)
+        kind, older = device_type(device), not how.get("rerun_stale", True)
         cells = self.cells(scale, seeds, methods, fallback, **options)
         known, rows, failed = book.latest(older=older), [], []
         if kind == "cuda" and not torch.cuda.is_available() and any(cell.key(kind) not in known for cell in cells):

@@ -112,7 +112,7 @@ class Combinations(Experiment):
         labels = [name for name, _, _ in self.entries(scale, methods)]
         kept = [one for one in KEPT[scale] if label(one) in labels]
         factors = [variant["factor"] for variant in self.variants[scale]]
-        order = itertools.product(self.seeds[scale] if seeds is None else seeds, kept, factors)
+        order = itertools.product(self.asked(scale, seeds), kept, factors)
         return [
             {"payoff": payoff, "merge": merge, "base": base, "factor": factor, "seed": seed}
             for seed, (payoff, merge, base), factor in order

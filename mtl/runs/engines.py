@@ -57,6 +57,17 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def device_type(device: str) -> str:
+    """
+    >>> device_type("cuda:1")
+    'cuda'
+    """
+    try:
+        return torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: must be cpu, cuda, cuda:1, ..., found {device!r}") from None
+
+
 def run_grid(
     cells: Sequence[Cell],
     *,
@@ -85,9 +96,9 @@ def run_grid(
     with a warning.
     Raises RunError naming the cells that failed, after all others are done and written.
     """
-    kind = torch.device(device).type
-    if jobs < 1:
-        raise ValueError(f"jobs: must be at least 1, found {jobs}")
+    kind = device_type(device)
+    if type(jobs) is not int or jobs < 1:
+        raise ValueError(f"jobs: must be a whole number of at least 1, found {jobs!r}")
     if engine == "auto" and not together:
         engine = os.environ.get(ENGINE) or engine
         jobs = 1 if engine == "here" else jobs

@@ -59,6 +59,19 @@ def test_what_does_not_exist_is_named() -> None:
         EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_seeds_and_methods_are_lists_that_say_nothing_twice(name: str) -> None:
+    """A seed named twice once counted as two runs, and a single label was taken for its letters."""
+    one = EXPERIMENTS[name]
+    wrong: list[Any] = [2, "10", [], [0, 0], [-1], [1.0], [True]]
+    for seeds in wrong:
+        with pytest.raises(ValueError, match=r"seeds: must be a list of different whole numbers of at least 0, found"):
+            one.study("smoke", seeds)
+    for methods in ("LS", 3, []):
+        with pytest.raises(ValueError, match=r"methods: must be a list among .*, found"):
+            one.study("smoke", [0], methods)  # type: ignore[arg-type]
+
+
 DESIGNS = (ab_test, cost, fairness, figure1, gallery, gap, loss_scale, rates, readings, theorem)  # of their own
 OWN = {one.__name__.split(".")[-1]: one.study for one in DESIGNS} | {"alpha": partial(alpha.study, alpha.SWEEPS)}
 

@@ -298,8 +298,12 @@ def test_rows_of_another_device_are_taken_if_accepted(book: Ledger) -> None:
 
 
 def test_bad_numbers_are_refused(book: Ledger) -> None:
-    with pytest.raises(ValueError, match="jobs: must be at least 1, found 0"):
-        run_grid(cells(), ledger=book, jobs=0)
+    for jobs in (0, "2", True):
+        with pytest.raises(ValueError, match="jobs: must be a whole number of at least 1, found"):
+            run_grid(cells(), ledger=book, jobs=jobs)  # type: ignore[arg-type]
+    for device in ("cudda", None):
+        with pytest.raises(ValueError, match=r"device: must be cpu, cuda, cuda:1, \.\.\., found"):
+            run_grid(cells(), ledger=book, device=device)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="deadline: must not be negative, found -1"):
         run_grid(cells(), ledger=book, deadline=-1)
 
