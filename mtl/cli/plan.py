@@ -15,7 +15,8 @@ from typing import Any
 from mtl import sources
 from mtl.cli.arguments import literal, nearest
 from mtl.files import atomic, root
-from mtl.scales import NOTEBOOKS, checked
+from mtl.report.captions import checked
+from mtl.scales import NOTEBOOKS
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 SUFFIXES = {"figure": (".pdf", ".png", ".json"), "table": (".tex", ".md", ".json")}

@@ -25,9 +25,9 @@ from mtl.models import MultiTaskModel
 from mtl.problems.data.raw import permutation
 from mtl.problems.shortvideo import CHUNK, Ranker, ShortVideo, World
 from mtl.report import captioned, style
+from mtl.report.captions import checked
 from mtl.report.stats import cuped, difference_ci, mean_ci, users_needed
 from mtl.runs.cells import fresh, one_thread
-from mtl.scales import checked
 from mtl.training.fit import fit
 
 Array = NDArray[np.float64]

@@ -15,8 +15,8 @@ from mtl.experiments.study import judged
 from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.report import Table, captioned, style
+from mtl.report.captions import checked
 from mtl.report.claims import Finding
-from mtl.scales import checked
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)

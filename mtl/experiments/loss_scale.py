@@ -15,6 +15,7 @@ from mtl.experiments.table1.equal import EQUAL, EqualTerms
 from mtl.experiments.table1.grids import BUDGET
 from mtl.experiments.table1.says import READINGS, D
 from mtl.report import captioned, style
+from mtl.report.captions import checked
 from mtl.report.claims import (
     Check,
     Finding,
@@ -27,7 +28,6 @@ from mtl.report.claims import (
     same_check,
 )
 from mtl.runs.tuning import NO_STUDY, NoRowsError
-from mtl.scales import checked
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
 from mtl.report import Table, captioned, style
+from mtl.report.captions import checked
 from mtl.report.claims import Finding
-from mtl.scales import checked
 from mtl.theory import bounds, steps
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
 from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup

@@ -16,6 +16,9 @@ from mtl.methods.base import Method
 
 SEEN: WeakKeyDictionary[Method, set[int]] = WeakKeyDictionary()
 """The tasks whose graphs `look` has walked, by method."""
+STILL: WeakKeyDictionary[Method, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
+"""Methods that learn from outside of a step, and have not yet: steps made, state after the last."""
+PATIENCE = 10  # steps: a GradScaler's first overflows and a look at one point come to less
 
 
 def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
@@ -79,6 +82,51 @@ def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> No
         )
 
 
+def left(method: Any) -> dict[str, Any]:
+    """The state that a step finds, if the method learns from an optimiser or from `after_step`, else nothing.
+
+    Warns once where neither has moved it in the first steps: its weights would stay what they were.
+    """
+    if not isinstance(method, Method) or not (method.wants_after_step or method.parameters()):
+        return {}
+    steps, before = STILL.get(method, (0, {}))
+    if steps < 0:
+        return {}
+    state = method.state_dict()
+    if steps and not _equal(before, state):
+        STILL[method] = (-1, {})  # it learns
+        return {}
+    if steps == PATIENCE:
+        STILL[method] = (-1, {})  # once is enough
+        name, why = type(method).__name__, []
+        if method.wants_after_step:
+            why.append("call method.after_step(losses of the same batch) after the optimiser's step")
+        if method.parameters():
+            why.append(
+                f'give the optimiser {{"params": method.parameters(), "lr": {method.learning_rate:g}, '
+                '"weight_decay": 0} as a group'
+            )
+        warnings.warn(f"method: {name} has learned nothing from {steps} steps; {' and '.join(why)}", stacklevel=3)
+        return {}
+    return state
+
+
+def after(method: Method, found: dict[str, Any], step: gradients.Step) -> None:
+    """Remember the state that a step left, if it found one that had learned nothing yet."""
+    if found and not step.overflow:
+        STILL[method] = (STILL.get(method, (0, {}))[0] + 1, method.state_dict())
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool(torch.equal(one, other.to(one)))
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
 def _graph(loss: Tensor) -> set[Node]:
     assert loss.grad_fn is not None
     found, stack = {loss.grad_fn}, [loss.grad_fn]
@@ -99,16 +147,19 @@ def backward(
     losses: Any, *, shared: Iterable[torch.Tensor], heads: Sequence[Iterable[torch.Tensor]] | None = None, **how: Any
 ) -> gradients.Step:
     shared, heads = whole(shared, heads)
-    method = how.get("method")
+    method: Any = how.get("method")
     look(losses, shared, heads, how.get("features"), method)
-    if not isinstance(method, Method) or method in USED:
-        return gradients.backward(losses, shared=shared, heads=heads, **how)
-    USED.add(method)  # `look` has warned in place of its first step
+    found, first = left(method), isinstance(method, Method) and method not in USED
+    if first:
+        USED.add(method)  # `look` has warned in place of its first step
     try:
-        return gradients.backward(losses, shared=shared, heads=heads, **how)
+        step = gradients.backward(losses, shared=shared, heads=heads, **how)
     except BaseException:
-        USED.discard(method)
+        if first:
+            USED.discard(method)
         raise
+    after(method, found, step)
+    return step
 
 
 class Accumulator(gradients.Accumulator):
@@ -131,7 +182,14 @@ class Accumulator(gradients.Accumulator):
         look(losses, self.shared, self.heads, features, self.method)
         super().add(losses, weight, features=features)
 
+    def step(self, *given: Any, **how: Any) -> gradients.Step:
+        found = left(self.method)
+        step = super().step(*given, **how)
+        after(self.method, found, step)
+        return step
+
     add.__doc__ = gradients.Accumulator.add.__doc__
+    step.__doc__ = gradients.Accumulator.step.__doc__
 
 
 __all__ = ["Accumulator", "backward"]

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mtl.scales import checked
 from mtl.theory import bounds
 from mtl.theory.rates import kl_ball_sup, relative_rate
 
@@ -153,6 +152,7 @@ GRID = {"smoke": SMOKE, "quick": SMOKE + QUICK, "paper": SMOKE + QUICK + PAPER}
 
 def violation_table(scale: str = "smoke", delta: float = 0.05) -> pd.DataFrame:
     """`FiniteClass.check` over the grid of `scale`; a row with must_hold and violation > delta refutes its theorem."""
-    grid = GRID[checked(scale, GRID)]
-    cells = [FiniteClass(T, n, q, CLASSES[size], c).check(delta) for T, n, q, size, c in grid]
+    if scale not in GRID:
+        raise ValueError(f"scale: must be one of {', '.join(GRID)}, found {scale!r}")
+    cells = [FiniteClass(T, n, q, CLASSES[size], c).check(delta) for T, n, q, size, c in GRID[scale]]
     return pd.concat(cells, ignore_index=True)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import mtl
+from mtl.gradients.guard import PATIENCE
+from mtl.methods import METHODS
 
 
 def net(tasks=3):
@@ -98,3 +100,66 @@ def test_a_refused_first_step_leaves_a_method_fresh():
 def test_an_accumulator_refuses_what_backward_refuses(how, said):
     with pytest.raises(ValueError, match=said):
         mtl.Accumulator(shared=[torch.ones(2, requires_grad=True)], method=mtl.method("mgda", 2), **how)
+
+
+LEARNS = {
+    "uw": {},
+    "imtl-l": {},
+    "gradnorm": {},
+    "famo": {},
+    "emtl": {"base": "gradnorm"},
+    "fair-loss": {"base": "famo", "alpha": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", LEARNS)
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_method_that_is_never_told_what_its_steps_did_is_said_once(name, collect, told):
+    """FAMO without after_step, and learned weights that no optimiser holds, trained on as equal weights."""
+    trunk, heads, losses = net()
+    method = mtl.method(name, 3, **LEARNS[name])
+    how = {"shared": list(trunk.parameters()), "heads": own(heads), "method": method}
+    optimizer = torch.optim.SGD([*trunk.parameters(), *(method.parameters() if told else ())], lr=0.01)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(2 * PATIENCE):
+            optimizer.zero_grad()
+            if collect:
+                (one := mtl.Accumulator(**how)).add(losses()[1])
+                one.step()
+            else:
+                mtl.backward(losses()[1], **how)
+            optimizer.step()
+            if told:
+                method.after_step(torch.stack(losses()[1]).detach())
+    said = [str(one.message) for one in found if "learned nothing" in str(one.message)]
+    assert len(said) == (not told)
+    if not told:
+        assert ("after_step(" in said[0]) == method.wants_after_step
+        assert ("method.parameters()" in said[0]) == bool(method.parameters())
+        assert found[-1].filename == __file__
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_other_method_is_said_to_learn_nothing(name):
+    trunk, heads, losses = net()
+    method = mtl.method(name, 3)
+    if method.parameters() or method.wants_after_step or method.wants_validation:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(PATIENCE + 2):
+            z, values = losses()
+            mtl.backward(values, shared=trunk.parameters(), heads=own(heads), method=method, features=z)
+
+
+def test_an_overflow_is_no_step_that_taught_nothing():
+    trunk, heads, losses = net()
+    method = mtl.method("gradnorm", 3)
+    how = {"shared": list(trunk.parameters()), "heads": own(heads), "method": method}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 * PATIENCE):
+            step = mtl.backward([1e3 * value for value in losses()[1]], **how, scale=1e38)
+            assert step.overflow

@@ -24,8 +24,8 @@ from mtl.experiments.study import judged
 from mtl.ledger import Ledger, Row, ledger
 from mtl.methods import Method, method
 from mtl.report import Table, captioned, style
+from mtl.report.captions import checked
 from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
-from mtl.scales import checked
 from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
 
 READINGS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, dra
 from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
 from mtl.experiments.once import once
 from mtl.ledger import Ledger, Row, canonical
-from mtl.scales import checked
+from mtl.report.captions import checked
 from mtl.theory.rates import relative_rate, relative_rate_variance
 
 LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
