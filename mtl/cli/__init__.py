@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mtl import lacking
+from mtl import __version__, lacking
 from mtl.cli import arguments
 from mtl.errors import DataError, RunError
 from mtl.scales import NOTEBOOKS, SCALES
@@ -62,6 +62,21 @@ def one_sentence() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mtl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say which this is, and end")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -271,18 +286,22 @@ def row(
     KEY is one of the "labels" in the JSON beside a table or figure, or of `mtl claims --why ID`.
     """
     from mtl.ledger import find_row
+    from mtl.problems import PROBLEMS
 
     with one_sentence():
         file, found = find_row(key)
         shown = ("key", "status", "config", "metrics", "last", "best_epoch", "wall_s", "provenance")
         console().print_json(data={"file": file} | {name: found.get(name) for name in shown})
-        if not again:
-            console().print(f"mtl row {key} --again  runs it anew and compares", highlight=False)
-            return
         config = found.get("config") or {}
         needed = ("problem", "scale", "options", "method", "hyper", "model", "seed", "select", "budget")
         lacking = [name for name in needed if name not in config]
         lacking += [name for name in ("fingerprint", "metrics") if not found.get(name)]
+        if "problem" in config and config["problem"] not in PROBLEMS:
+            lacking.append("a problem of `mtl.PROBLEMS`")  # MT10 has a loop of its own
+        if not again:
+            if not lacking:
+                console().print(f"mtl row {key} --again  runs it anew and compares", highlight=False)
+            return
         if lacking:
             raise DataError(f"{key}: only a whole row of a training run can be run again, this one lacks {lacking[0]}")
         from mtl.runs.cells import again as run_again

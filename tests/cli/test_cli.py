@@ -367,7 +367,15 @@ def test_an_odd_key_is_one_sentence(root: Path, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("row", "lacks"),
-    [({}, "problem"), ({"config": {"problem": "census"}}, "scale"), ({"config": CONFIG}, "fingerprint")],
+    [
+        ({}, "problem"),
+        ({"config": {"problem": "census"}}, "scale"),
+        ({"config": CONFIG}, "fingerprint"),
+        (
+            {"config": CONFIG | {"problem": "mt10"}, "fingerprint": "f", "metrics": {"m": 1}},
+            "a problem of `mtl.PROBLEMS`",
+        ),
+    ],
 )
 def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lacks: str) -> None:
     (root / "data/ledger").mkdir(parents=True)
@@ -375,6 +383,11 @@ def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lac
     result = call("row", "a", "--again")
     sentence = f"mtl: a: only a whole row of a training run can be run again, this one lacks {lacks}"
     assert result.exit_code == 1 and result.output.splitlines()[-1] == sentence
+    assert "--again" not in call("row", "a").output, "what cannot be done is not offered"
+
+
+def test_the_version_is_said() -> None:
+    assert call("--version").output == f"mtl {mtl.__version__}\n"
 
 
 def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
