@@ -22,7 +22,7 @@ PATIENCE = 10  # steps: a GradScaler's first overflows and a look at one point c
 
 
 def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
-    """Both as given, generators as lists. Raises TypeError for a parameter that FSDP2 has cut up.
+    """Both as given, generators as lists. Raises for a parameter that is complex or that FSDP2 has cut up.
 
     >>> whole([1], None)
     ([1], None)
@@ -32,6 +32,8 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
         heads = [list(head) if isinstance(head, Iterator) else head for head in heads]
     for group in (shared, *(heads if isinstance(heads, list) else ())):
         for p in group if isinstance(group, Iterable) and not isinstance(group, Tensor) else ():
+            if isinstance(p, Tensor) and p.is_complex():
+                raise TypeError(f"shared, heads: must hold real parameters, found {p.dtype}")
             if hasattr(p, "device_mesh"):  # a DTensor, which need not be imported for it
                 raise TypeError(
                     f"shared, heads: must hold whole parameters, found one of shape {tuple(p.shape)} that fully_shard "
@@ -44,42 +46,69 @@ def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> No
     """Walk the graph of each task's loss when a method first meets it.
 
     Warns of parameters that get no gradient. Raises ValueError for a head, or features, that no loss depends on:
-    heads in another order than losses, or features of another forward pass, would be taken for tasks without any. What
-    is of another type than `mtl.backward` takes is left to it.
+    heads in another order than losses, or features of another forward pass, would be taken for tasks without any; and
+    for a checkpoint that hides parameters. What is of another type than `mtl.backward` takes is left to it.
     """
-    given = [losses] if isinstance(losses, Tensor) else losses
-    if not isinstance(method, Method) or not isinstance(given, Sequence):
+    if not isinstance(method, Method) or not isinstance(losses, Tensor | Sequence):
         return
+    single, roots = _roots(losses)
     seen = SEEN.setdefault(method, set())
-    new = [t for t, x in enumerate(given) if t not in seen and isinstance(x, Tensor) and x.grad_fn is not None]
+    new = [t for t, root in enumerate(roots) if t not in seen and root is not None]
     if not new:
         return
     nodes, lost = set[Node](), dict[int, nn.Parameter]()
     groups = [shared, *(heads if isinstance(heads, Sequence) else ())]
     known = {id(p) for group in groups if isinstance(group, Sequence) for p in group}
+    reached = set[int]()
     for t in new:
-        found = _graph(given[t])
+        found = _graph(roots[t])
         leaves = {id(p): p for node in found if (p := getattr(node, "variable", None)) is not None}
-        own = groups[t + 1] if isinstance(losses, Sequence) and t + 1 < len(groups) else ()
-        own = [p for p in own if isinstance(p, Tensor) and p.requires_grad]
+        own = groups[t + 1] if single and t + 1 < len(groups) else ()
+        own = [p for p in own if isinstance(p, Tensor) and p.requires_grad] if isinstance(own, Iterable) else []
         if own and not any(id(p) in leaves for p in own):
             raise ValueError(
                 f"heads[{t}]: must hold parameters that losses[{t}] depends on, found none in its graph; heads come "
                 "in the order of the losses"
             )
         nodes |= found
+        reached |= set(leaves)
         lost |= {i: p for i, p in leaves.items() if i not in known and isinstance(p, nn.Parameter)}
     cut = [z for z in ([features] if isinstance(features, Tensor) else features or ()) if isinstance(z, Tensor)]
     if cut and not any(z.grad_fn in nodes if z.grad_fn is not None else _leaf(z, nodes) for z in cut):
         raise ValueError("features: the losses must depend on them, found that none does; give the tensor that went on")
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+        raise ValueError(
+            "losses: must show what they depend on, found a checkpoint with use_reentrant=True, whose parameters would "
+            "get no gradient; use_reentrant=False"
+        )
     seen |= set(new)
     if lost:
-        shapes = ", ".join(str(tuple(p.shape)) for p in [*lost.values()][:8]) + (", ..." if len(lost) > 8 else "")
         warnings.warn(
             f"heads: {len(lost)} parameters that the losses depend on are neither in shared nor in heads and get no "
-            f"gradient, of shapes {shapes}",
+            f"gradient, of shapes {_shapes(lost.values())}",
             stacklevel=3,
         )
+    trunk = [p for p in shared if isinstance(p, Tensor) and p.requires_grad] if isinstance(shared, Sequence) else []
+    idle = [p for p in trunk if id(p) not in reached]
+    if len(new) == len(roots) and 0 < len(idle) < len(trunk):
+        warnings.warn(
+            f"shared: no loss depends on {len(idle)} of its parameters, of shapes {_shapes(idle)}",
+            stacklevel=3,
+        )
+
+
+def _shapes(some: Iterable[Tensor]) -> str:
+    found = [str(tuple(p.shape)) for p in some]
+    return ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+
+
+def _roots(losses: Tensor | Sequence[Any]) -> tuple[bool, list[Node | None]]:
+    """Whether each loss has a node of its own, and the nodes; a vector made by torch.stack is taken apart."""
+    if not isinstance(losses, Tensor):
+        return True, [x.grad_fn if isinstance(x, Tensor) else None for x in losses]
+    if losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
+        return True, [node for node, _ in losses.grad_fn.next_functions]
+    return False, [losses.grad_fn]
 
 
 def left(method: Any) -> dict[str, Any]:
@@ -112,8 +141,14 @@ def left(method: Any) -> dict[str, Any]:
 
 
 def after(method: Method, found: dict[str, Any], step: gradients.Step) -> None:
-    """Remember the state that a step left, if it found one that had learned nothing yet."""
-    if found and not step.overflow:
+    """Remember the state that a step left, if it found one that had learned nothing yet.
+
+    An overflow goes to the learned weights as well: a GradScaler asks each optimiser for itself.
+    """
+    if step.overflow:
+        for p in method.parameters():
+            p.grad = torch.full_like(p, torch.inf)
+    elif found:
         STILL[method] = (STILL.get(method, (0, {}))[0] + 1, method.state_dict())
 
 
@@ -127,9 +162,9 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _graph(loss: Tensor) -> set[Node]:
-    assert loss.grad_fn is not None
-    found, stack = {loss.grad_fn}, [loss.grad_fn]
+def _graph(root: Node | None) -> set[Node]:
+    assert root is not None
+    found, stack = {root}, [root]
     while stack:
         for child, _ in stack.pop().next_functions:
             if child is not None and child not in found:

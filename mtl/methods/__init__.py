@@ -104,6 +104,11 @@ def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Me
     for key in hyper:
         if key not in valid:
             raise _unknown(f"hyperparameter of {name}", key, valid)
+    if isinstance(base := hyper.get("base"), Method):
+        if hyper.get("base_hyper"):
+            raise ValueError(f"base_hyper: must be left out where base is made already, found {hyper['base_hyper']!r}")
+        if base.n_tasks != n_tasks:
+            raise ValueError(f"base: must be made for {n_tasks} tasks as well, found one for {base.n_tasks}")
     if seed is not None and "seed" in valid:
         hyper["seed"] = seed
     made: Method = kind(n_tasks, **hyper)

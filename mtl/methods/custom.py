@@ -11,11 +11,13 @@ from mtl.methods import METHODS
 from mtl.methods.base import Heads, Method, Needs
 
 
-def _digest(code: CodeType) -> str:
-    """Eight digits of what the function does; its place in a file or notebook does not count."""
+def _digest(code: CodeType, *more: Any) -> str:
+    """Eight digits of what the function does, and of `more`; its place in a file or notebook does not count."""
     digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        digest.update((_digest(constant) if isinstance(constant, CodeType) else repr(constant)).encode())
+    for value in (*code.co_consts, *more):
+        if isinstance(value, frozenset):  # whose order differs from process to process
+            value = sorted(map(repr, value))
+        digest.update((_digest(value) if isinstance(value, CodeType) else repr(value)).encode())
     return digest.hexdigest()[:8]
 
 
@@ -23,9 +25,9 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
     """Register w = weights(losses, K) as a method and return its name, e.g. "inverse-norm@1f0c2a9b".
 
     losses (T,), K (T, T) the Gram matrix of the task gradients; weights (T,). With needs="losses" the function
-    gets the losses alone. The digits in the name are a hash of the function, so that a ledger never takes the
-    runs of an edited rule for those of the old one; values that the function reads from outside are not part
-    of it. Raises ValueError for a name that a built-in method has.
+    gets the losses alone. The digits in the name are a hash of the function, its defaults, needs and heads, so that
+    a ledger never takes the runs of an edited rule for those of the old one; values that the function reads from
+    outside are not part of it. Raises ValueError for a name that a built-in method has.
 
     >>> import torch, mtl
     >>> name = rule("inverse-norm", lambda losses, K: 1 / K.diagonal().sqrt())
@@ -57,7 +59,8 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
                 )
             return w.to(losses.dtype)
 
-    full = f"{name}@{_digest(weights.__code__)}"
+    given = (weights.__defaults__, sorted((weights.__kwdefaults__ or {}).items()), chosen)
+    full = f"{name}@{_digest(weights.__code__, *given)}"
     Rule.__qualname__ = full  # by which checkpoints tell rules apart
     METHODS[full] = Rule
     return full

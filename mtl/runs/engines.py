@@ -156,6 +156,11 @@ def run_grid(
             tell("done", name, row=rows[name])
 
     arguments = (ledger, device, checkpoints, not rerun_stale)
+    here = engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1))
+    own = [name for name in missing if "@" in names[name].method and not here]  # rules that no other process knows
+    if own and engine in ("ray", "ranks"):
+        raise ValueError(f"engine: must be here for {names[own[0]].method}, a rule of this process, found {engine!r}")
+    missing = [name for name in missing if name not in own]
     if engine == "ray" and missing:
         from mtl.runs import cluster  # which only some have
 
@@ -166,7 +171,7 @@ def run_grid(
             name = missing.pop(0)
             rows[name] = ranks.run_cell(names[name], *arguments)
             tell("done", name, row=rows[name])
-    elif engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1)):
+    elif here:
         queue = _groups([names[name] for name in missing]) if together else [[names[name]] for name in missing]
         while queue and not late():
             for cell, result in _results(queue.pop(0), *arguments):
@@ -179,7 +184,10 @@ def run_grid(
             if again:
                 failed[name] = "its worker process died twice (killed, or out of memory)"
                 tell("failed", name, error=failed[name])
-    for name in missing:
+    while own and not late():
+        name = own.pop(0)
+        finish(name, partial(run_cell, names[name], *arguments))
+    for name in (*missing, *own):
         tell("left", name)
     if failed:
         said = "; ".join(f"{names[name]} ({why})" for name, why in failed.items())

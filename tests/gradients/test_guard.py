@@ -163,3 +163,60 @@ def test_an_overflow_is_no_step_that_taught_nothing():
         for _ in range(2 * PATIENCE):
             step = mtl.backward([1e3 * value for value in losses()[1]], **how, scale=1e38)
             assert step.overflow
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_stacked_losses_in_another_order_than_heads_are_refused(collect):
+    """Only a list was looked at."""
+    trunk, heads, losses = net()
+    values = torch.stack(losses()[1][::-1])
+    how = {"shared": list(trunk.parameters()), "heads": own(heads), "method": mtl.method("mgda", 3)}
+    with pytest.raises(ValueError, match=r"heads\[0\]: must hold parameters that losses\[0\] depends on, found none"):
+        mtl.Accumulator(**how).add(values) if collect else mtl.backward(values, **how)
+
+
+def test_a_shared_parameter_that_no_loss_depends_on_is_said_once():
+    trunk, heads, losses = net()
+    other = torch.nn.Linear(2, 7)
+    method = mtl.method("mgda", 3)
+    shared = [*trunk.parameters(), *other.parameters()]
+    with pytest.warns(UserWarning, match=r"shared: no loss depends on 2 of its parameters, of shapes \(7, 2\), \(7,\)"):
+        mtl.backward(losses()[1], shared=shared, heads=own(heads), method=method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mtl.backward(losses()[1], shared=shared, heads=own(heads), method=method)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_that_hides_parameters_is_refused(reentrant):
+    """Those inside had no gradient, where plain torch trains them."""
+    first, second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    x = torch.randn(8, 4, requires_grad=True)
+    z = second(torch.utils.checkpoint.checkpoint(first, x, use_reentrant=reentrant))
+    values = [z[:, 0].square().mean(), z[:, 1].square().mean()]
+    how = {"shared": [*first.parameters(), *second.parameters()], "method": mtl.method("mgda", 2)}
+    if reentrant:
+        with pytest.raises(ValueError, match="losses: must show what they depend on, found a checkpoint with use_reen"):
+            mtl.backward(values, **how)
+    else:
+        mtl.backward(values, **how)
+        assert first.weight.grad is not None
+
+
+def test_complex_parameters_and_modules_as_heads_are_named():
+    trunk, heads, losses = net()
+    with pytest.raises(TypeError, match=r"shared, heads: must hold real parameters, found torch\.complex64"):
+        mtl.backward(
+            losses()[1], shared=[torch.randn(2, dtype=torch.cfloat, requires_grad=True)], method=mtl.method("ls", 3)
+        )
+    with pytest.raises(TypeError, match=r"heads\[0\]: must"):
+        mtl.backward(losses()[1], shared=trunk.parameters(), heads=heads, method=mtl.method("ls", 3))
+
+
+def test_an_overflow_reaches_learned_weights_too():
+    """A GradScaler asks each optimiser whether its gradients are finite."""
+    trunk, heads, losses = net()
+    method = mtl.method("gradnorm", 3)
+    how = {"shared": list(trunk.parameters()), "heads": own(heads), "method": method}
+    assert mtl.backward([1e3 * value for value in losses()[1]], **how, scale=1e38).overflow
+    assert method.parameters()[0].grad.isinf().all()
