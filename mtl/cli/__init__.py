@@ -107,7 +107,7 @@ def reproduce(
                 console().print(f"{job.name}: {'unchanged' if done else 'would run'}", highlight=False)
             return
         outcomes = go(todo, jobs, fresh, console(), engine, address)
-        summary(outcomes, console(), time.monotonic() - started)
+        summary(outcomes, console(), time.monotonic() - started, "smoke/" * (scale == "smoke"))
         if any(one.ok for one in outcomes):
             from mtl.report.html import write
 

@@ -38,8 +38,10 @@ def clock_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def summary(outcomes: Sequence[Outcome], console: Console, wall: float) -> None:
-    """What ran, how long, what it made, which verdicts, which embedded defaults, what failed."""
+def summary(outcomes: Sequence[Outcome], console: Console, wall: float, below: str = "") -> None:
+    """What ran, how long, what it made, which verdicts, which embedded defaults, what failed.
+
+    `below`: the folder of figures and tables where they do not lie at the top."""
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     table = Table("notebook", "status", "time", "figures", "tables", "verdicts", box=None, pad_edge=False)
     for one in outcomes:
@@ -65,5 +67,5 @@ def summary(outcomes: Sequence[Outcome], console: Console, wall: float) -> None:
             console.print(f"\n{one.name} FAILED in {one.error}", **plain)
     made = Counter(line["kind"] for line in lines)
     said = f"\n{sum(one.ok for one in outcomes)} of {len(outcomes)} notebooks, {made['figure']} figures, "
-    said += f"{made['table']} tables, {clock_text(wall)}. Figures: figures/, tables: paper/generated/."
+    said += f"{made['table']} tables, {clock_text(wall)}. Figures: figures/{below}, tables: paper/generated/{below}."
     console.print(said, highlight=False, soft_wrap=True)

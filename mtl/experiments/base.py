@@ -211,6 +211,7 @@ class Experiment:
     ) -> Study:
         """The rows that the repository brings along, without the data: each method at the point that the published
         trials give by validation; seeds that lack a run are left out. NoRowsError where no seed is whole."""
+        checked(scale, self.seeds)
         (variant,) = self.chosen(scale, **options)
         find = {
             "name": self.book or self.name,

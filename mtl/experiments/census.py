@@ -56,6 +56,8 @@ class CensusStudy(Study):
     def answer(self) -> str:
         """Which methods are better than equal weights after Holm's correction, which apart from STL."""
         raw = self.raw
+        if not {"LS", "STL"} <= set(raw.index) or len(self.seeds) < 2:
+            return f"Needs rows of LS and STL and two seeds, found {', '.join(raw.index)} and seeds {self.seeds}."
         tested, mean = raw.drop(index=["LS", "STL"]), raw["score", "mean"]
         sure = zip(tested.index, holm(tested["score", "p"]), strict=True)
         better = [name for name, p in sure if p < 0.05 and mean[name] > mean["LS"]]

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from mtl.errors import RunError
 from mtl.experiments.timer import FLOOR, PLAIN, Step, Workload, floors, net, one_thread, ours, peak, turns
 from mtl.files import root
 from mtl.ledger import plain
@@ -182,7 +184,8 @@ class CostStudy:
 def study(scale: str, device: str = "cpu") -> CostStudy:
     """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
     setting = SETTINGS[checked(scale)]
-    device_type(device)  # names what is none
+    if (kind := device_type(device)) != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
+        raise RunError(f"device: must be cpu, or cuda where there is one, found {device!r} and no such device here")
     rows = measure(**setting, device=device)
     config = plain({"device": device, **setting, "rows_measured": rows.to_dict("records")})
     facts = {"scale": scale, "data": "noise", "synthetic": True, "n": f"{setting['rounds']} rounds"}

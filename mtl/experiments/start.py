@@ -44,5 +44,10 @@ START = Experiment(
 
 
 def with_rule(label: str, name: str, **point: Any) -> Experiment:
-    """The same comparison with one more method: a name from METHODS or of one's own `mtl.rule`."""
+    """The same comparison with one more method: a name from METHODS or of one's own `mtl.rule`.
+
+    Raises ValueError for a label that the comparison has already.
+    """
+    if label in (labels := [one for one, _, _ in START.entries("quick")]):
+        raise ValueError(f"label: must be none of {', '.join(labels)}, found {label!r}")
     return replace(START, methods=(*START.methods, (label, name, point)))

@@ -63,7 +63,9 @@ class Study:
         return self._results(primary="score")
 
     def _results(self, **how: Any) -> pd.DataFrame:
-        said: dict[str, Any] = {"by": self.by, "reference_row": self.reference, "baseline": self.baseline}
+        there = set(self.frame[self.by])  # of methods that were chosen, the reference need be none
+        said: dict[str, Any] = {"by": self.by, "baseline": self.baseline if self.baseline in there else None}
+        said["reference_row"] = self.reference if self.reference in there else None
         return results_table(self.frame, self.metrics, **said, **how)
 
     def findings(self) -> list[Finding]:
@@ -113,6 +115,8 @@ class Study:
 
     def moved(self, metric: str, label: str, base: str) -> float:
         """How far doubled epochs move a paired difference, mean over the trials' seeds; needs `doubled`."""
+        if not self.doubled:
+            raise ValueError("doubled: must hold the runs of the convergence check, found none")
         once, twice = (differences(runs, metric, label, base, self.by).mean() for runs in self.lengths)
         return float(twice - once)
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
+from mtl.methods.base import number
 from mtl.report import Table, captioned, style
 from mtl.report.captions import checked
 from mtl.report.claims import Finding
@@ -321,6 +322,7 @@ class TheoremStudy:
 
 def study(scale: str, delta: float = 0.05) -> TheoremStudy:
     """Every bound by enumeration on finite classes, every constant of the KL ball on random cases."""
+    delta = number("delta", delta)
     config = {"delta": delta, "cases": CASES[checked(scale)], "sizes": [2**k for k in range(1, SIZES[scale])]}
     facts = {"scale": scale, "synthetic": True, "notebook": "07_theory_emtl", "config": config}
     return TheoremStudy(facts, violation_table(scale, delta), sandwich_cases(CASES[scale]), steps.table(delta), delta)

@@ -157,8 +157,9 @@ def run_grid(
 
     arguments = (ledger, device, checkpoints, not rerun_stale)
     here = engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1))
-    own = [name for name in missing if "@" in names[name].method and not here]  # rules that no other process knows
-    if own and engine in ("ray", "ranks"):
+    afar = not here and engine != "ranks"  # ranks run one script, and know its rules
+    own = [name for name in missing if afar and "@" in names[name].method]  # rules that no worker knows
+    if own and engine == "ray":
         raise ValueError(f"engine: must be here for {names[own[0]].method}, a rule of this process, found {engine!r}")
     missing = [name for name in missing if name not in own]
     if engine == "ray" and missing:

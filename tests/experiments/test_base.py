@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mtl.errors import RunError
 from mtl.experiments import ab_test, alpha, base, cost, fairness, figure1, gallery, gap, loss_scale, readings, theorem
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
@@ -144,6 +145,34 @@ def test_a_notebook_shows_what_is_published_or_says_the_command(
 def test_one_more_method_for_the_first_table() -> None:
     assert [label for label, _, _ in with_rule("mine", "mgda").entries("smoke")][-1] == "mine"
     assert "mine" not in [label for label, _, _ in EXPERIMENTS["start"].entries("smoke")]
+
+
+def test_a_label_of_the_first_table_is_taken() -> None:
+    with pytest.raises(ValueError, match="label: must be none of STL, LS, FairGrad, EMTL, found 'LS'"):
+        with_rule("LS", "mgda")
+
+
+def test_a_scale_without_published_rows_is_named() -> None:
+    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'study'"):
+        EXPERIMENTS["start"].published()
+
+
+def test_values_that_a_notebook_cannot_use_are_named() -> None:
+    for call, said in (
+        (lambda: gap.study("smoke", 0), "draws: must be a whole number of at least 1, found 0"),
+        (lambda: fairness.study("smoke", -1), "seed: must be a whole number of at least 0, found -1"),
+        (lambda: theorem.study("smoke", "a"), "delta: must be a finite number"),  # type: ignore[arg-type]
+        (lambda: cost.study("smoke", "mps"), "device: must be cpu, or cuda where there is one, found 'mps'"),
+    ):
+        with pytest.raises((ValueError, RunError), match=re.escape(said)):
+            call()
+
+
+def test_a_table_without_its_reference_row_has_none(tmp_path: Path) -> None:
+    some = TINY.study("smoke", methods=["MGDA"], ledger=Ledger(tmp_path))
+    assert list(some.table.index) == ["MGDA"]
+    with pytest.raises(ValueError, match="doubled: must hold the runs of the convergence check, found none"):
+        some.moved("score", "MGDA", "LS")
 
 
 def test_pairs_are_of_common_seeds_and_the_best_other_is_never_oneself() -> None:

@@ -1,5 +1,9 @@
 """A method from one function: its name follows its text, its weights are checked, it trains."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -33,7 +37,32 @@ def test_an_edited_function_gets_another_name_and_an_unchanged_one_the_same():
 
     assert mtl.rule("mine", one) == mtl.rule("mine", same)
     assert mtl.rule("mine", lambda losses, K: losses * 2) != mtl.rule("mine", lambda losses, K: losses * 3)
+    power = [
+        mtl.rule("mine", eval(f"lambda losses, K, {star}p={p}: losses ** p")) for star in ("", "*, ") for p in (1, 2)
+    ]
+    raw, losses = mtl.rule("mine", one, heads="raw"), mtl.rule("mine", lambda losses: losses, needs="losses")
+    assert len({*power, raw, losses, mtl.rule("mine", one), mtl.rule("mine", lambda losses: losses)}) == 8
     assert mtl.rule("mine", lambda losses, K: losses.exp()) != mtl.rule("mine", lambda losses, K: losses.log())
+
+
+def test_a_rule_has_one_name_in_every_process():
+    """The order of a set's members differs from process to process."""
+    said = "import mtl; print(mtl.rule('mine', lambda losses, K: losses if 'a' in {'a', 'b', 'cde'} else K))"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", said], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(names) == 1
+
+
+def test_a_base_that_is_made_already_takes_no_hyperparameters():
+    for name in ("emtl", "cr-mogm", "fair-loss"):
+        with pytest.raises(ValueError, match=r"base_hyper: must be left out where base is made already, found \{'c'"):
+            mtl.method(name, 2, base=mtl.method("cagrad", 2), base_hyper={"c": 0.1})
+        with pytest.raises(ValueError, match="base: must be made for 2 tasks as well, found one for 3"):
+            mtl.method(name, 2, base=mtl.method("cagrad", 3))
 
 
 def test_bad_rules_are_refused():

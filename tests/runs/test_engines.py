@@ -20,6 +20,8 @@ import torch
 
 from mtl.errors import RunError
 from mtl.ledger import Ledger, key, provenance, publish, stale
+from mtl.methods import METHODS
+from mtl.methods.custom import rule
 from mtl.report import frame
 from mtl.runs import cells as runs
 from mtl.runs import engines as pool
@@ -295,6 +297,17 @@ def test_rows_of_another_device_are_taken_if_accepted(book: Ledger) -> None:
     assert run_grid([cell], ledger=book, device="cuda")[0]["key"] == cell.key("cuda")
     assert run_grid([cell], ledger=book, accept=("cuda",))[0]["key"] == cell.key("cuda")
     assert run_grid([cell], ledger=book)[0]["key"] == cell.key("cpu")
+
+
+def test_a_rule_runs_in_the_process_that_knows_it(book: Ledger, request: pytest.FixtureRequest) -> None:
+    """Workers did not know it, so that its runs failed once all others were made."""
+    name = rule("mine", lambda losses, K: torch.ones_like(losses))
+    request.addfinalizer(lambda: METHODS.pop(name))
+    made = cells((0, 1), [*TWO, ("mine", name, {})])
+    rows = run_grid(made, ledger=book, jobs=2)
+    assert [row["label"] for row in rows] == ["LS", "MGDA", "mine"] * 2
+    with pytest.raises(ValueError, match=f"engine: must be here for {name}, a rule of this process, found 'ray'"):
+        run_grid(cells((2,), [("mine", name, {})]), ledger=book, engine="ray")
 
 
 def test_bad_numbers_are_refused(book: Ledger) -> None:

@@ -16,7 +16,9 @@ from mtl.experiments.gap.runs import study as run_all
 from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import gap_claims
 from mtl.ledger import Row, ledger
+from mtl.methods.base import whole
 from mtl.report import Table, captioned
+from mtl.report.captions import checked
 from mtl.report.claims import Finding
 
 SENTENCES = ("gap-observational", "gap-causal", "emtl-lowers-variance")
@@ -92,7 +94,7 @@ def study(scale: str, draws: int = 30) -> GapStudy:
 
     `draws` bootstrap draws at scale smoke; elsewhere the registered 2,000.
     """
-    book, smoke = ledger("gap"), scale == "smoke"
+    book, smoke, draws = ledger("gap"), checked(scale) == "smoke", whole("draws", draws, 1)
     fresh, rows = run_all(scale, available(), book), recorded("paper", book)
     tests = hypotheses.registered(rows, draws=draws if smoke else 2_000)
     runs = sum(len(row["config"]["units"]) * row["config"]["seeds"] for row in rows)
