@@ -146,9 +146,14 @@ class Study:
 
     @property
     def command(self) -> str:
-        """What runs these rows anew."""
+        """What runs these rows anew; of a budget that a reader changed there is no command."""
+        from mtl.experiments.registry import EXPERIMENTS  # which holds the studies themselves
+
         if self.commands:
             return self.commands
+        known = EXPERIMENTS.get(self.experiment.name, self.experiment).budget[self.scale]
+        if (own := self.experiment.budget[self.scale]) != known:
+            return f"none: {self.experiment.name} at scale {self.scale} with {own.settings()}"
         words = [f"-p {name}={value}" for name, value in self.options.items()]
         if any(row.get("embedded_default") for row in self.rows):
             words.append(f"-p fallback={self.experiment.fallback}")

@@ -17,6 +17,7 @@ from mtl.experiments.declared import declared, level
 from mtl.experiments.gap import rates
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
+from mtl.experiments.study import Study
 from mtl.files import root
 from mtl.ledger import Ledger, ledger, publish
 from mtl.methods import METHODS
@@ -166,6 +167,15 @@ def test_values_that_a_notebook_cannot_use_are_named() -> None:
     ):
         with pytest.raises((ValueError, RunError), match=re.escape(said)):
             call()
+
+
+def test_a_changed_budget_has_no_command(tmp_path: Path) -> None:
+    """The side-car named one that makes other rows."""
+    start = EXPERIMENTS["start"]
+    rows = TINY.study("smoke", ledger=Ledger(tmp_path)).rows
+    changed = replace(start, budget={**start.budget, "smoke": replace(start.budget["smoke"], lr=5e-3)})
+    assert Study(replace(start, shows=Study), "smoke", rows, "", ()).command.startswith("mtl run start --scale smoke")
+    assert "'lr': 0.005" in (said := Study(changed, "smoke", rows, "", ()).command) and said.startswith("none: start")
 
 
 def test_a_table_without_its_reference_row_has_none(tmp_path: Path) -> None:
