@@ -43,7 +43,8 @@ def results_table(
     `metrics` maps a column to "higher is better". p is the exact sign-flip test over common seeds against `baseline`,
     or else against the best other row. `reference_row` (STL) comes first, is neither ranked nor a competitor.
     Formatted: bold what cannot be told from the best mean (the 95 % t interval of the paired difference holds 0), p of
-    the `primary` (else first) metric where n is enough for one below .05; no interval and no bold where n < 3. `raw`:
+    the `primary` (else first) metric where n is enough for one below .05; no interval and no bold where n < 3; `digits`
+    after the point, one where a mean has three before it. `raw`:
     numbers, columns (metric, mean | ci | n | p | smallest p | level) and ("", "mean rank"). Raises ValueError for two
     runs of one row and seed, and where real and synthetic runs would share a column.
 
@@ -109,11 +110,12 @@ def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, 
     enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table
     speaks = numbers[primary, "smallest p"].min() <= 0.05  # else the test cannot reject, whatever the numbers
     for metric, up in higher.items():
+        places = min(digits, 1) if numbers[metric, "mean"].abs().max() >= 100 else digits
         cells = []
         columns = (numbers[metric, name] for name in ("mean", "ci", "level"))
         for mean, half, level, told in zip(*columns, enough, strict=True):
-            spread = f" ± {half:.{digits}f}" if told and half == half else ""
-            text = "–" if mean != mean else f"{mean:.{digits}f}{spread}"
+            spread = f" ± {half:.{places}f}" if told and half == half else ""
+            text = "–" if mean != mean else f"{mean:.{places}f}{spread}"
             cells.append(f"**{text}**" if level else text)
         shown[f"{metric} {'↑' if up else '↓'}"] = cells
     shown["n"] = [f"{count:.0f}" for count in numbers[primary, "n"]]
