@@ -40,15 +40,20 @@ def claims() -> list[dict[str, Any]]:
     return list(found)
 
 
+DECIDE = (
+    *("data/ledger/*.jsonl", "data/ledger/figures/table1.jsonl", "data/ledger/figure1.npz", "paper/reported/*.csv"),
+    *("paper/claims.yml", "mtl/report/claims.py", "mtl/report/findings.py", "mtl/report/stats.py"),
+    *("mtl/report/tables.py", "mtl/experiments/**/*.py", "mtl/theory/*.py"),
+)
+
+
 def inputs() -> str:
     """A hash of all that decides the words: rows, printed tables, claims, the rule and what applies it."""
-    places = ["data/ledger/*.jsonl", "data/ledger/figures/table1.jsonl", "paper/reported/*.csv", "paper/claims.yml"]
-    places += ["mtl/report/claims.py", "mtl/report/findings.py"]
-    places += ["mtl/experiments/*.py", "mtl/experiments/table[12]/*.py"]
-    files = sorted(path for place in places for path in root().glob(place))
+    files = sorted({path for place in DECIDE for path in root().glob(place)})
     whole = hashlib.sha256()
     for path in files:
-        whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        said = path.relative_to(root()).as_posix().encode()
+        whole.update(said + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mtl.experiments.verdicts import findings
+from mtl.files import root
 from mtl.report import verdicts
 from mtl.report.findings import known
 
@@ -22,6 +23,13 @@ def test_the_file_is_what_the_committed_rows_say() -> None:
         json.dumps([here[name].plain() for name in made])
     )
     assert verdicts.recorded(current=True) == here, "`mtl claims --record` after a change of rows, rule or experiments"
+
+
+def test_what_decides_the_words_is_there() -> None:
+    """Studies in folders of their own were left out, and so were the statistics."""
+    found = {path.relative_to(root()).as_posix(): place for place in verdicts.DECIDE for path in root().glob(place)}
+    assert set(found.values()) == set(verdicts.DECIDE), "a pattern that matches nothing"
+    assert {"mtl/experiments/gap/rates.py", "mtl/experiments/figure1/ends.py", "mtl/report/stats.py"} <= set(found)
 
 
 def test_every_claim_has_a_word_of_the_rule_and_a_reason() -> None:
