@@ -76,7 +76,9 @@ def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> No
     cut = [z for z in ([features] if isinstance(features, Tensor) else features or ()) if isinstance(z, Tensor)]
     if cut and not any(z.grad_fn in nodes if z.grad_fn is not None else _leaf(z, nodes) for z in cut):
         raise ValueError("features: the losses must depend on them, found that none does; give the tensor that went on")
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+    trunk = [p for p in shared if isinstance(p, Tensor) and p.requires_grad] if isinstance(shared, Sequence) else []
+    idle = [p for p in trunk if id(p) not in reached]
+    if idle and any(node.name() == "CheckpointFunctionBackward" for node in nodes):
         raise ValueError(
             "losses: must show what they depend on, found a checkpoint with use_reentrant=True, whose parameters would "
             "get no gradient; use_reentrant=False"
@@ -88,8 +90,6 @@ def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> No
             f"gradient, of shapes {_shapes(lost.values())}",
             stacklevel=3,
         )
-    trunk = [p for p in shared if isinstance(p, Tensor) and p.requires_grad] if isinstance(shared, Sequence) else []
-    idle = [p for p in trunk if id(p) not in reached]
     if len(new) == len(roots) and 0 < len(idle) < len(trunk):
         warnings.warn(
             f"shared: no loss depends on {len(idle)} of its parameters, of shapes {_shapes(idle)}",
