@@ -32,10 +32,10 @@ TABLES = {  # what a table is, in words, where its rows are shown away from it
     "census": "Census-Income in a small net, nothing tuned",
     "table3": "Short videos (KuaiRand), a small run",
     "ab_test": "A simulated A/B test, a small run",
-    "qm9": "QM9, eleven targets, a small run",
-    "many_tasks": "Forty binary tasks, a small run",
-    "sim_to_real": "Trained on one kind of scenes, tested on another, a small run",
-    "mt10": "Three tasks of Meta-World, a small run",
+    "qm9_study": "QM9, eleven targets",
+    "many_tasks_study": "Forty binary tasks",
+    "sim_to_real_study": "Trained in rendered rooms, tested there and on photographs",
+    "mt10": "Three tasks of Meta-World, three seeds",
 }
 RESULTS = TABLES | {  # those whose rows are no methods by name, or say something else of them
     "alpha_sweep_study": "FairGrad for several alpha",
