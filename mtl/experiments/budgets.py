@@ -36,7 +36,8 @@ def line(study: Study) -> dict[str, Any]:
     told = [value for value in study.options.values() if isinstance(value, str)] * (len(made.variants[study.scale]) > 1)
     nets = dict.fromkeys(row["config"]["model"] for row in study.rows if row["config"]["method"] != "stl")
     rule = budget.get("optimizer", "adam")
-    length = f"{budget['epochs']} epochs" if "epochs" in budget else f"{budget['steps']:,} steps"
+    steps = budget.get("evaluations", 0) * budget.get("every", 0)  # of MT10, of each task
+    length = f"{budget['epochs']} epochs" if "epochs" in budget else f"{steps:,} steps"
     trials, grids = made.trials.get(study.scale), made.grids(study.scale, **study.options)
     many = {len(points) for points in grids.values()} - {1}
     counts = "–".join(map(str, sorted({min(many), max(many)}))) if many else ""

@@ -1,6 +1,7 @@
 """The paper's table of studies says what rows were made with."""
 
 from mtl.experiments import budgets
+from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.table1.equal import EQUAL
 from mtl.experiments.table2 import GROUP_A, UNET
 from mtl.files import root
@@ -14,3 +15,8 @@ def test_a_study_says_its_data_net_budget_tuning_and_seeds() -> None:
     untuned = budgets.line(UNET.published("gpu", methods=GROUP_A))
     assert untuned["study"] == "table2_unet (gpu)" and untuned["tuned"] == "–" and "adamw" in untuned["training"]
     assert f"| {said['study']} | " in (root() / "paper/generated/studies.md").read_text()
+
+
+def test_steps_stand_where_there_are_no_epochs() -> None:
+    """MT10 counts evaluations; its line ended in KeyError as soon as its rows were whole."""
+    assert "60,000 steps" in budgets.line(EXPERIMENTS["mt10"].published("study"))["training"]
