@@ -4,6 +4,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,10 +92,11 @@ class Experiment:
         if seeds is None:
             return tuple(self.seeds[scale])
         found = tuple(seeds) if isinstance(seeds, Iterable) else ()
-        if not found or len(set(found)) < len(found) or not all(type(seed) is int and seed >= 0 for seed in found):
+        whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) and seed >= 0 for seed in found)
+        if not found or len(set(found)) < len(found) or not whole:
             shown = list(found) or seeds  # a seed named twice would count as two runs
             raise ValueError(f"seeds: must be a list of different whole numbers of at least 0, found {shown!r}")
-        return found
+        return tuple(map(int, found))  # NumPy's own are none for JSON
 
     def chosen(self, scale: str, **options: Any) -> list[dict[str, Any]]:
         """The variants of a scale that agree with `options`, each with the switches given."""

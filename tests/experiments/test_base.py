@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -69,6 +70,7 @@ def test_seeds_and_methods_are_lists_that_say_nothing_twice(name: str) -> None:
     for seeds in wrong:
         with pytest.raises(ValueError, match=r"seeds: must be a list of different whole numbers of at least 0, found"):
             one.study("smoke", seeds)
+    assert one.asked("smoke", np.arange(2)) == (0, 1) and one.asked("smoke", range(3, 5)) == (3, 4)
     for methods in ("LS", 3, []):
         with pytest.raises(ValueError, match=r"methods: must be a list among .*, found"):
             one.study("smoke", [0], methods)  # type: ignore[arg-type]
