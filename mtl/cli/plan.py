@@ -15,7 +15,7 @@ from typing import Any
 from mtl import sources
 from mtl.cli.arguments import literal, nearest
 from mtl.files import atomic, root
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.scales import NOTEBOOKS
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
@@ -98,7 +98,7 @@ def plan(scale: str, notebooks: Sequence[str] = (), parameters: Mapping[str, Any
     A notebook names those it must follow in its metadata: `"mtl": {"after": ["02"]}`, or `["*"]` for all others.
     Raises ValueError for an unknown scale, notebook or parameter and for a circle of notebooks.
     """
-    checked(scale)
+    known_scale(scale)
     if "scale" in (parameters := parameters or {}):
         raise ValueError("parameters: the scale is given by --scale, found it among the parameters too")
     chosen, stems = find(notebooks), {path.stem[:2]: path.stem for path in find()}

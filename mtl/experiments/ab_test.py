@@ -25,7 +25,7 @@ from mtl.models import MultiTaskModel
 from mtl.problems.data.raw import permutation
 from mtl.problems.shortvideo import CHUNK, Ranker, ShortVideo, World
 from mtl.report import captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.stats import cuped, difference_ci, mean_ci, users_needed
 from mtl.runs.cells import fresh, one_thread
 from mtl.training.fit import fit
@@ -286,7 +286,7 @@ class ABTest:
 
 def study(scale: str, book: Ledger | None = None) -> ABTest:
     """The replicates of a scale, from the ledger or run; resumable after each of them."""
-    checked(scale, DESIGNS)
+    known_scale(scale, DESIGNS)
     book, source = book or ledger("ab_test"), "simulated short-video app"
     return _study(
         scale, lambda config, make: once(book, config, "simulated", make, [__name__], source=source, synthetic=True)

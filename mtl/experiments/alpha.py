@@ -17,7 +17,7 @@ from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.methods import METHODS
 from mtl.report import captioned, frame, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide, passed, same_check
 from mtl.report.stats import mean_ci
 from mtl.runs.tuning import NoRowsError
@@ -353,7 +353,7 @@ def lines(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 def study(family: Mapping[str, Experiment], scale: str, **how: Any) -> AlphaStudy:
     """All data sets of a family at a scale as one study."""
-    made = [family[name].study(scale, **how) for name in WHERE[checked(scale, WHERE)] if name in family]
+    made = [family[name].study(scale, **how) for name in WHERE[known_scale(scale, WHERE)] if name in family]
     first, *others = made
     return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made)))
 

@@ -14,7 +14,7 @@ from mtl.experiments.once import once
 from mtl.experiments.study import Options, Study
 from mtl.ledger import Row, ledger
 from mtl.problems import problem
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import NoRowsError, Tuning, choose, combine_stl, published, tried, tune
@@ -76,7 +76,7 @@ class Experiment:
         self, scale: str, methods: Sequence[str] | None = None, best: Mapping[str, Point] | None = None, **options: Any
     ) -> list[tuple[str, str, Point]]:
         """The methods with their points: the `best`, or else the first of their grid, or their own."""
-        checked(scale, self.seeds)
+        known_scale(scale, self.seeds)
         every = _at(self.methods, scale)
         labels = [label for label, _, _ in every]
         if methods is not None and (isinstance(methods, str) or not isinstance(methods, Sequence) or not methods):
@@ -213,7 +213,7 @@ class Experiment:
     ) -> Study:
         """The rows that the repository brings along, without the data: each method at the point that the published
         trials give by validation; seeds that lack a run are left out. NoRowsError where no seed is whole."""
-        checked(scale, self.seeds)
+        known_scale(scale, self.seeds)
         (variant,) = self.chosen(scale, **options)
         find = {
             "name": self.book or self.name,

@@ -17,7 +17,7 @@ from mtl.files import root
 from mtl.ledger import plain
 from mtl.methods import METHODS
 from mtl.report import captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.runs.engines import device_type
 
 SOME = ("ls", "mgda", "fairgrad", "emtl")
@@ -183,7 +183,7 @@ class CostStudy:
 
 def study(scale: str, device: str = "cpu") -> CostStudy:
     """Measure at `scale` on `device`; scale "paper" also shows the benchmarks' workloads."""
-    setting = SETTINGS[checked(scale)]
+    setting = SETTINGS[known_scale(scale)]
     if (kind := device_type(device)) != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
         raise RunError(f"device: must be cpu, or cuda where there is one, found {device!r} and no such device here")
     rows = measure(**setting, device=device)

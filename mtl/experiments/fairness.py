@@ -16,7 +16,7 @@ from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.methods.base import whole
 from mtl.report import Table, captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
 from mtl.theory import fairness
 
@@ -238,7 +238,7 @@ class FairStudy:
 
 def study(scale: str, seed: int = 0) -> FairStudy:
     """Both solvers over gradient norms and alpha, and descents on three quadratics."""
-    problems, steps = SIZES[checked(scale)]
+    problems, steps = SIZES[known_scale(scale)]
     seed = whole("seed", seed, 0)
     rows = fairness.solver_errors(NORMS, STEEPNESS, draws=problems, seed=seed)
     runs = fairness.quadratic_descents(STEEPNESS, steps)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from mtl import methods
 from mtl.report import captioned
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.style import RED, look, subplots
 
 Cases = Mapping[str, tuple[str, Mapping[str, Any]]]  # label: method, hyperparameters
@@ -193,6 +193,11 @@ def study(scale: str) -> GalleryStudy:
     losses = np.array([2.0, 0.5])
     found = {family: first_updates(cases, grads, losses) for family, cases in FAMILIES.items()}
     rows = pd.concat(found, names=["family", "method"]).reset_index()
-    facts = {"scale": checked(scale), "data": "two gradients in the plane", "synthetic": True, "notebook": "10_methods"}
+    facts = {
+        "scale": known_scale(scale),
+        "data": "two gradients in the plane",
+        "synthetic": True,
+        "notebook": "10_methods",
+    }
     facts |= {"n": "1 update", "config": {"grads": grads.tolist(), "losses": losses.tolist(), "seed": 0}}
     return GalleryStudy(facts, rows, grads)

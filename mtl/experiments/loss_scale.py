@@ -15,7 +15,7 @@ from mtl.experiments.table1.equal import EQUAL, EqualTerms
 from mtl.experiments.table1.grids import BUDGET
 from mtl.experiments.table1.says import READINGS, D
 from mtl.report import captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import (
     Check,
     Finding,
@@ -191,7 +191,7 @@ def published(experiment: Experiment = LOSS_SCALE, scale: str = "study", at: str
 
 def study(scale: str, jobs: int = 1) -> LossScale:
     """The published study once it is whole, else the rows of the notebook's own scale, run where they are missing."""
-    checked(scale, LOSS_SCALE.seeds)
+    known_scale(scale, LOSS_SCALE.seeds)
     if scale != "smoke":
         try:
             found = published(at=scale)

@@ -15,7 +15,7 @@ from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
 from mtl.methods.base import number
 from mtl.report import Table, captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
 from mtl.theory import bounds, steps
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
@@ -323,6 +323,6 @@ class TheoremStudy:
 def study(scale: str, delta: float = 0.05) -> TheoremStudy:
     """Every bound by enumeration on finite classes, every constant of the KL ball on random cases."""
     delta = number("delta", delta)
-    config = {"delta": delta, "cases": CASES[checked(scale)], "sizes": [2**k for k in range(1, SIZES[scale])]}
+    config = {"delta": delta, "cases": CASES[known_scale(scale)], "sizes": [2**k for k in range(1, SIZES[scale])]}
     facts = {"scale": scale, "synthetic": True, "notebook": "07_theory_emtl", "config": config}
     return TheoremStudy(facts, violation_table(scale, delta), sandwich_cases(CASES[scale]), steps.table(delta), delta)

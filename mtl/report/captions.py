@@ -27,10 +27,10 @@ _TEX = str.maketrans(
 )
 
 
-def checked(scale: str, known: Iterable[str] = NOTEBOOKS) -> str:
+def known_scale(scale: str, known: Iterable[str] = NOTEBOOKS) -> str:
     """`scale` itself if it is among those known; else ValueError lists them.
 
-    >>> checked("quick")
+    >>> known_scale("quick")
     'quick'
     """
     names = list(known)
@@ -47,7 +47,7 @@ def caption(
     >>> caption("Trajectories.", data="two-loss landscape", scale="quick", n="5 starts", synthetic=True)
     'Trajectories. Data: two-loss landscape (synthetic). Scale: quick. n = 5 starts.'
     """
-    checked(scale, SCALES)
+    known_scale(scale, SCALES)
     kinds = {bool(row.get("synthetic")) for row in rows} | ({True} if synthetic else set())
     notes = [] if True not in kinds else ["synthetic" if kinds == {True} else "partly synthetic"]
     if any(map(embedded, rows)):

@@ -21,7 +21,7 @@ from mtl.files import atomic, plain, root
 from mtl.ledger import provenance
 from mtl.problems.data import raw
 from mtl.report import Table, captioned
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
 
 SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
@@ -170,7 +170,7 @@ def _listed(scales: Iterable[float]) -> str:
 
 def study(scale: str) -> ToyStudy:
     """Paths of one length: smoke in 500 steps; quick: the kept study of 50,000; paper: all settings of EMTL too."""
-    if checked(scale, ("quick", *STEPS)) == "quick":
+    if known_scale(scale, ("quick", *STEPS)) == "quick":
         return kept()
     steps, rate = STEPS[scale]
     configs = grid([*shown(), *bounded(), *VARIANTS], SCALES)

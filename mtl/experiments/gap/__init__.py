@@ -18,7 +18,7 @@ from mtl.experiments.theory_claims import gap_claims
 from mtl.ledger import Row, ledger
 from mtl.methods.base import whole
 from mtl.report import Table, captioned
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
 
 SENTENCES = ("gap-observational", "gap-causal", "emtl-lowers-variance")
@@ -94,7 +94,7 @@ def study(scale: str, draws: int = 30) -> GapStudy:
 
     `draws` bootstrap draws at scale smoke; elsewhere the registered 2,000.
     """
-    book, smoke, draws = ledger("gap"), checked(scale) == "smoke", whole("draws", draws, 1)
+    book, smoke, draws = ledger("gap"), known_scale(scale) == "smoke", whole("draws", draws, 1)
     fresh, rows = run_all(scale, available(), book), recorded("paper", book)
     tests = hypotheses.registered(rows, draws=draws if smoke else 2_000)
     runs = sum(len(row["config"]["units"]) * row["config"]["seeds"] for row in rows)

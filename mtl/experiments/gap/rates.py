@@ -24,7 +24,7 @@ from mtl.experiments.study import judged
 from mtl.ledger import Ledger, Row, ledger
 from mtl.methods import Method, method
 from mtl.report import Table, captioned, style
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
 from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
 
@@ -58,7 +58,7 @@ class Setting:
 
 def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Setting]:
     """The strata of a scale: of the gap study with n = 100 at scale paper, else small ones of the digits."""
-    if checked(scale) == "paper":
+    if known_scale(scale) == "paper":
         return [Setting(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
     return [Setting("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
 
@@ -120,7 +120,7 @@ def _found(table: Mapping[str, Tensor]) -> dict[str, Any]:
 def study(scale: str) -> "Rates":
     """The published design where its rows are there, else the strata of `scale`, from the ledger or run."""
     book = ledger("gap")
-    if checked(scale) != "smoke" and (rows := published(book)):
+    if known_scale(scale) != "smoke" and (rows := published(book)):
         return Rates("paper", rows, scale)
     return Rates(scale, [_row(cell, book) for cell in design(scale, available())], scale)
 

@@ -16,7 +16,7 @@ from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, dra
 from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
 from mtl.experiments.once import once
 from mtl.ledger import Ledger, Row, canonical
-from mtl.report.captions import checked
+from mtl.report.captions import known_scale
 from mtl.theory.rates import relative_rate, relative_rate_variance
 
 LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
@@ -61,7 +61,7 @@ class Stratum:
 def strata(scale: str, conditions: Iterable[str]) -> list[Stratum]:
     """The design at a scale: "paper" is the pre-registered one (48 strata), the others smaller replicates of it."""
     conditions, kinds = list(conditions), get_args(Kind)
-    if checked(scale) == "paper":
+    if known_scale(scale) == "paper":
         cells = [(c, a, f) for c in conditions for a in WIDTH for f in (True, False)]
         seen = [Stratum("observational", c, a, f, n, 8) for n in (100, 300) for c, a, f in cells]
         return seen + [Stratum("causal", c, a, f, 100, 12) for c, a, f in cells]
