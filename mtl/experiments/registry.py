@@ -7,7 +7,7 @@ from mtl.experiments.census import CENSUS
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.hyperparameters_nyuv2 import HYPERPARAMETERS_NYUV2
 from mtl.experiments.loss_scale import LOSS_SCALE
-from mtl.experiments.many_tasks import MANY_TASKS
+from mtl.experiments.many_tasks import LONGER, MANY_TASKS
 from mtl.experiments.mt10 import MT10
 from mtl.experiments.qm9 import QM9
 from mtl.experiments.qm9_messages import QM9_MESSAGES
@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "qm9": QM9,
     "qm9_messages": QM9_MESSAGES,
     "many_tasks": MANY_TASKS,
+    "many_tasks_longer": LONGER,
     "sim_to_real": SIM_TO_REAL,
     "sim_to_real_levels": REFERENCES,
     "mt10": MT10,

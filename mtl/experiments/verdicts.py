@@ -12,7 +12,7 @@ from mtl.experiments import alpha, loss_scale
 from mtl.experiments.base import Experiment
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
-from mtl.experiments.many_tasks import MANY_TASKS
+from mtl.experiments.many_tasks import LONGER, MANY_TASKS
 from mtl.experiments.mt10 import latest
 from mtl.experiments.study import Study
 from mtl.experiments.table1 import TABLE1
@@ -36,9 +36,10 @@ def findings() -> list[Finding]:
     grid = _committed(HYPERPARAMETERS).published("quick")
     found = [*table1_findings(*_table1()), *TABLE2.published().findings(), *_table2()]
     found += [*grid.findings(), *_scaled().findings()]
-    for made in (
+    for made in (  # a later study of a sentence decides in place of an earlier one
         lambda: TABLE3.published(at="study", targets="natural"), lambda: MANY_TASKS.published(at="study"),
         lambda: alpha.published(alpha.SWEEPS), lambda: alpha.published(alpha.LOSSES),
+        lambda: HYPERPARAMETERS.published(at="study"), lambda: LONGER.published(at="study", methods=LONGER.doubled),
     ):  # fmt: skip
         found += _whole(made)
     if mt10 := latest("study"):
