@@ -15,7 +15,7 @@ from mtl.experiments.readings import READINGS
 from mtl.experiments.sim_to_real import REFERENCES, SIM_TO_REAL
 from mtl.experiments.start import START
 from mtl.experiments.table1 import CLICK, TABLE1
-from mtl.experiments.table1.equal import EQUAL, HEADS, KUAIRAND, KUAIRAND_HEADS
+from mtl.experiments.table1.equal import EQUAL, HEADS, KUAIRAND, KUAIRAND_HEADS, SIXTEEN
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 
@@ -24,6 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "census": CENSUS,
     "table1": TABLE1,
     "table1_equal": EQUAL,
+    "table1_longer": SIXTEEN,
     "table1_click": CLICK,
     "table1_kuairand": KUAIRAND,
     "table1_heads": HEADS,
