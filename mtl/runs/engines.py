@@ -222,7 +222,7 @@ def _run_pool(
         except BaseException:  # Ctrl-C, SIGTERM: what is at work resumes from its checkpoint
             for worker in multiprocessing.active_children():
                 worker.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # waits for its thread, which would write to a closed pipe at our exit
             raise
     return queue, []
 
