@@ -39,7 +39,7 @@ def findings() -> list[Finding]:
     for made in (  # a later study of a sentence decides in place of an earlier one
         lambda: TABLE3.published(at="study", targets="natural"), lambda: MANY_TASKS.published(at="study"),
         lambda: alpha.published(alpha.SWEEPS), lambda: alpha.published(alpha.LOSSES),
-        lambda: HYPERPARAMETERS.published(at="study"), lambda: LONGER.published(at="study", methods=LONGER.doubled),
+        lambda: HYPERPARAMETERS.published(at="study"), lambda: LONGER.published(at="study"),
     ):  # fmt: skip
         found += _whole(made)
     if mt10 := latest("study"):
