@@ -1,9 +1,13 @@
 """Every experiment that is made of rows in the ledger, by the name that `mtl run` takes."""
 
+from collections.abc import Callable
+from typing import Any
+
 from mtl.experiments import ab_test
 from mtl.experiments.alpha import LOSSES, SWEEPS
 from mtl.experiments.base import Experiment
 from mtl.experiments.census import CENSUS
+from mtl.experiments.gap import dose
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.hyperparameters_nyuv2 import HYPERPARAMETERS_NYUV2
 from mtl.experiments.loss_scale import LOSS_SCALE
@@ -47,4 +51,4 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 # Studies of a design of their own, which has nothing to choose but its scale.
-DESIGNED = {"ab_test": ab_test.study}
+DESIGNED: dict[str, Callable[[str], Any]] = {"ab_test": ab_test.study, "gap_dose": dose.study}

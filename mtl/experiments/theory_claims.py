@@ -116,30 +116,41 @@ def gap_claims(
     dose, and what `hypotheses.averaged` says, are said beside them and decide nothing.
     """
     works = [name for name in table.index if name.startswith("control") and table.loc[name, "verdict"] == "works"]
-    control = Check("control", bool(works), f"L2 lowers the gap ({len(works)} of 2 doses)")
-    lost = float(table["lost"].max())
-    matched = Check("matched training loss", lost <= 0.1, f"{100 * lost:.0f} % of runs did not cross the level")
+    _, control = gate = gap_gate(float(table["lost"].max()), len(works))
     seen: Any = table.loc["H1 observational, RRV"]
     penalty: Any = table.loc["H2 causal, RRV"]
-    halved = Check("manipulation", bool(penalty.manipulation <= 0.5),
-                   f"penalised variance is {penalty.manipulation:.2f} of the base's, needed: .5")  # fmt: skip
     strong: Any = arms.loc["rrv 1"]
     dose = f"descriptive, ten times the dose: variance {strong['RRV ratio']:.2f} of the base's, gap "
     dose += f"{strong['gap change']:+.3f} [{strong.low:+.3f}, {strong.high:+.3f}]"
     rank = bounded("rank correlation", float(seen.estimate), float(seen.low), float(seen.high), 0.2, int(seen.strata))
-    less = bounded(
-        "gap, less", -float(penalty.estimate), -float(penalty.high), -float(penalty.low), 0.05, int(penalty.strata)
-    )
     parts = [compare(name, x, 0.05) for name, x in changes.items() if "rho .3," in name]
     beside = tuple(compare(name, x, 0.05) for name, x in changes.items() if "rho .3," not in name)
     return [
-        decide("gap-observational", "best", [rank], gate=[matched, control],
+        decide("gap-observational", "best", [rank], gate=gate,
                said="; ".join(filter(None, [f"registered: {seen.verdict}", exploratory]))),
-        decide("gap-causal", "best", [less], gate=[matched, control, halved],
-               said=f"registered: {penalty.verdict}; {dose}"),
+        causal_claim((float(penalty.estimate), float(penalty.low), float(penalty.high)), float(penalty.manipulation),
+                     int(penalty.strata), gate, f"registered: {penalty.verdict}; {dose}"),
         decide("emtl-lowers-variance", "parts", parts, gate=[pairs, control], beside=beside,
                said="log ratio of the variance of its base (MGDA) to EMTL's, clusters (condition, seed); normalised"),
     ]  # fmt: skip
+
+
+def causal_claim(
+    change: tuple[float, float, float], ratio: float, strata: int, gate: Sequence[Check], said: str
+) -> Finding:
+    """From the change of the gap with its interval, and the penalised variance over the base's."""
+    halved = Check("manipulation", ratio <= 0.5, f"penalised variance is {ratio:.2f} of the base's, needed: .5")
+    value, low, high = change
+    less = bounded("gap, less", -value, -high, -low, 0.05, strata)
+    return decide("gap-causal", "best", [less], gate=[*gate, halved], said=said)
+
+
+def gap_gate(lost: float, works: int) -> list[Check]:
+    """Is the training loss matched (share of runs `lost`), and does the positive control (doses of L2) work?"""
+    return [
+        Check("matched training loss", lost <= 0.1, f"{100 * lost:.0f} % of runs did not cross the level"),
+        Check("control", works > 0, f"L2 lowers the gap ({works} of 2 doses)"),
+    ]
 
 
 def gradient_families() -> dict[str, Tensor]:
