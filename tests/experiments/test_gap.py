@@ -1,6 +1,6 @@
 """mtl.experiments.gap: the study finds a planted effect, misses one that is not there, and resumes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mtl.experiments.gap import dose
 from mtl.experiments.gap import hypotheses as gap_tests
 from mtl.experiments.gap import runs as gap
 from mtl.experiments.gap.data import CONDITIONS, available, condition, draw
@@ -32,7 +33,8 @@ def planted(kind: str, correlation: float, effect: float, seed: int = 0, missing
             y = correlation * x + np.sqrt(1 - correlation**2) * noise[1] * 0.5
             if kind == "causal":
                 x = np.where(np.array(units) == "base", 1.0, 0.1) * np.ones((8, 1))
-                change = np.array([{"base": 0.0, "rrv .1": effect, "l2 .01": -0.1}.get(u, 0.0) for u in units])
+                planned = {"rrv .1": effect, "rrv 1": effect, "l2 .01": -0.1}
+                change = np.array([planned.get(u, 0.0) for u in units])
                 y = 0.2 * (1 + change + 0.01 * noise[1])
             lost = rng.random(x.shape) < missing
             config = {"kind": kind, "condition": c, "arch": arch, "units": list(units), "full": True, "n": 100}
@@ -162,6 +164,34 @@ def test_a_study_resumes_from_its_ledger(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(ledger.rows()) == 2
     assert [r["key"] for r in gap.recorded("smoke", ledger)] == [r["key"] for r in first]
     assert {"key", "config", "fingerprint", "status", "metrics", "wall_s", "provenance"} <= set(first[0])
+
+
+@pytest.mark.parametrize(("effect", "word"), [(-0.2, "reproduced"), (0.2, "contradicted"), (0.0, "practically equal")])
+def test_the_second_dose_is_judged_by_its_own_runs(effect: float, word: str) -> None:
+    found = dose.Dose("study", planted("causal", 0, effect)).finding(draws=50)  # type: ignore[arg-type]
+    assert (found.word, found.claim) == (word, "gap-causal") and all(check.passed for check in found.gate)
+
+
+def test_the_second_dose_shows_fresh_seeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Ledger(tmp_path / "gap.jsonl")
+    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, study, paper, found 'gpu'"):
+        dose.study("gpu", book)
+    few = [gap.Stratum("causal", "digits", "shared-bottom", True, 40, 14, 6)]
+    monkeypatch.setattr(dose, "design", lambda scale: few)
+    made = dose.study("smoke", book)
+    (whole,), (row,) = book.rows(), made.rows
+    assert len(whole["metrics"]["gap"]["0.8"]) == 14 and row["key"] == whole["key"]
+    assert row["metrics"]["gap"]["0.8"] == whole["metrics"]["gap"]["0.8"][12:]
+    monkeypatch.setattr(Ledger, "published", lambda self: [whole])
+    shown = dose.published(at="quick")
+    assert shown is not None and shown.rows == made.rows and (shown.scale, shown.at) == ("study", "quick")
+    monkeypatch.setattr(Ledger, "published", lambda self: [])
+    assert dose.published(at="quick") is None
+
+
+def test_the_second_dose_has_the_registered_strata() -> None:
+    registered = [c for c in CELLS if c.kind == "causal"]
+    assert [replace(c, seeds=12) for c in dose.design("study")] == registered
 
 
 def test_runs_are_reproducible() -> None:

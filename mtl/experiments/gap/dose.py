@@ -48,12 +48,12 @@ class Dose:
             "mean; change of the gap as a share of the base gap at equal training loss, 95 % interval over strata and "
             "seeds"
         )
-        return captioned(figures.doses(self.rows, draws=2_000), said, digits=3)
+        return captioned(figures.doses(self.rows, draws=2_000), said)
 
-    def finding(self) -> Finding:
+    def finding(self, draws: int = 2_000) -> Finding:
         """`gap-causal` by paper/decision_rule.md, with what the registered rule says of one hypothesis beside it."""
-        found = hypotheses.causal(self.rows, ARM, "rrv")
-        controls = [hypotheses.causal(self.rows, arm) for arm in hypotheses.CONTROLS.values()]
+        found = hypotheses.causal(self.rows, ARM, "rrv", draws=draws)
+        controls = [hypotheses.causal(self.rows, arm, draws=draws) for arm in hypotheses.CONTROLS.values()]
         adjusted = holm([one.p for one in controls])
         works = sum(bool(p < 0.05) and one.value < 0 for p, one in zip(adjusted, controls, strict=True))
         gate = gap_gate(max(one.dropped for one in (found, *controls)), works)
@@ -86,10 +86,9 @@ def study(scale: str, book: Ledger | None = None) -> Dose:
 
 def published(at: str) -> Dose | None:
     """The rows of scale study that the repository brings along; None where one is missing. `at`: the notebook's."""
-    there = {runs._name(row["config"]): row for row in ledger("gap").published()}
-    names = [runs._name(cell.design) for cell in design("study")]
-    rows = [_fresh(there[name]) for name in names if name in there]
-    return Dose("study", rows, at) if len(rows) == len(names) else None
+    there, wanted = ledger("gap").published(), [cell.design for cell in design("study")]
+    rows = [_fresh(row) for one in wanted for row in there if one.items() <= row["config"].items()]
+    return Dose("study", rows, at) if len(rows) == len(wanted) else None
 
 
 def _fresh(row: Row) -> Row:
