@@ -54,21 +54,23 @@ class ManyTasks(Study):
         shown["score ↑"] = scores["score ↑"].reindex(shown.index)
         counts = results_table(self.frame, {GINI: False}, by="label", reference_row="STL", digits=3)
         shown[f"{GINI} ↓"] = counts[f"{GINI} ↓"].reindex(shown.index)
-        first = results_table(self.early, {MEDIAN: False}, **how)[f"{MEDIAN} ↓"].reindex(shown.index)
-        shown[f"median after {self.steps(0)} steps ↓"] = first
+        if whole := all(row.get("history") for row in self.rows):  # not every study publishes it
+            first = results_table(self.early, {MEDIAN: False}, **how)[f"{MEDIAN} ↓"].reindex(shown.index)
+            shown[f"median after {self.steps(0)} steps ↓"] = first
         if (level := self.blind_means(lambda table: lines(table, self.tasks))) is not None:
             digits = {"score": 4, GINI: 3}
             own = [f"{level[name]:.{digits.get(name, 1)}f}" for name in SHOWN]
             shown.loc[BLIND] = [*own, *["–"] * (shown.shape[1] - len(own))]
         shown.attrs["note"] = "Bold: cannot be told from the best. No interval where n < 3."
+        most = max(row["steps"] for row in self.rows if row["status"] == "ok")
+        last = "last column: validation rows after the first epoch. " if whole else ""
         said = (
             "Forty one-vs-rest tasks, one shared layer: mean test AUC; delta-m: change of the test log-loss against "
             "STL of the same seed in per cent (below 0 is better), its mean and median over tasks, its worst task; how "
-            f"many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most "
-            f"{self.steps(-1)} steps, the epoch chosen on validation; last column: validation rows after the first "
-            "epoch. STL: forty nets of the shared net's size, one rate and epoch for all; STL matched: forty that are "
-            "together as large as it. Near-deterministic tasks, whose log-loss is all but 0, pull the mean. "
-            "Input-blind: base rates alone"
+            f"many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most {most} steps, "
+            f"the epoch chosen on validation; {last}STL: forty nets of the shared net's size, one rate and epoch for all; "
+            "STL matched: forty that are together as large as it. Near-deterministic tasks, whose log-loss is all but 0, "
+            "pull the mean. Input-blind: base rates alone"
         )
         return captioned(shown, said)
 
