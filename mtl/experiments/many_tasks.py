@@ -67,10 +67,10 @@ class ManyTasks(Study):
         said = (
             "Forty one-vs-rest tasks, one shared layer: mean test AUC; delta-m: change of the test log-loss against "
             "STL of the same seed in per cent (below 0 is better), its mean and median over tasks, its worst task; how "
-            f"many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most {most} steps, "
-            f"the epoch chosen on validation; {last}STL: forty nets of the shared net's size, one rate and epoch for all; "
-            "STL matched: forty that are together as large as it. Near-deterministic tasks, whose log-loss is all but 0, "
-            "pull the mean. Input-blind: base rates alone"
+            "many tasks are worse than with their own net; Gini coefficient of the ratios to STL. At most "
+            f"{most} steps, the epoch chosen on validation; {last}STL: forty nets of the shared net's size, one rate "
+            "and epoch for all; STL matched: forty that are together as large as it. Near-deterministic tasks, whose "
+            "log-loss is all but 0, pull the mean. Input-blind: base rates alone"
         )
         return captioned(shown, said)
 
