@@ -4,10 +4,11 @@ The registered first dose did not halve the variance, so that its test could not
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mtl.experiments.gap import figures, hypotheses, runs
 from mtl.experiments.gap.data import CONDITIONS, condition
@@ -40,7 +41,7 @@ class Dose:
             "command": f"mtl run gap_dose --scale {self.scale}",
         }  # fmt: skip
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
         """Each arm: what it did to the variances, and to the gap."""
         said = (
@@ -49,6 +50,10 @@ class Dose:
             "seeds"
         )
         return captioned(figures.doses(self.rows, draws=2_000), said)
+
+    def figure(self) -> Figure:
+        """What each arm did to the variance, and what became of the gap."""
+        return figures.intervention(self.rows, self.table)
 
     def finding(self, draws: int = 2_000) -> Finding:
         """`gap-causal` by paper/decision_rule.md, with what the registered rule says of one hypothesis beside it."""
