@@ -34,6 +34,7 @@ TABLES = {  # what a table is, in words, where its rows are shown away from it
     "ab_test": "A simulated A/B test, a small run",
     "qm9_study": "QM9, eleven targets",
     "many_tasks_study": "Forty binary tasks",
+    "many_tasks_longer": "Forty binary tasks, twice the epochs",
     "sim_to_real_study": "Trained in rendered rooms, tested there and on photographs",
     "mt10": "Three tasks of Meta-World, three seeds",
 }
@@ -42,7 +43,7 @@ RESULTS = TABLES | {  # those whose rows are no methods by name, or say somethin
     "fair_losses_study": "Fair losses under other methods: what they change",
     "loss_scale": "A loss in another unit",
     "15_relative_rates": "Relative rates of EMTL and others",
-    "emtl_hyperparameters": "EMTL's hyperparameters",
+    "hyperparameters_study": "EMTL's hyperparameters",
 }
 PICTURES = {"loss": "loss", "gram": "gram", "surgery": "surgery", "EMTL and fair": "emtl"}
 NEEDS = {
