@@ -49,7 +49,7 @@ class Dose:
             "mean; change of the gap as a share of the base gap at equal training loss, 95 % interval over strata and "
             "seeds"
         )
-        return captioned(figures.doses(self.rows, draws=2_000), said)
+        return captioned(figures.doses(self.rows, draws=2_000).drop(columns="p"), said)
 
     def figure(self) -> Figure:
         """What each arm did to the variance, and what became of the gap."""
