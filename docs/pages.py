@@ -31,7 +31,7 @@ TABLES = {  # what a table is, in words, where its rows are shown away from it
     "table1_study_3": "Census-Income, first study, three tasks, two networks",
     "census": "Census-Income in a small net, nothing tuned",
     "table3": "Short videos (KuaiRand), a small run",
-    "ab_test": "A simulated A/B test, a small run",
+    "ab_test_study": "A simulated A/B test, eight worlds",
     "qm9_study": "QM9, eleven targets",
     "many_tasks_study": "Forty binary tasks",
     "many_tasks_longer": "Forty binary tasks, twice the epochs",
