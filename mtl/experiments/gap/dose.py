@@ -36,7 +36,8 @@ class Dose:
     def facts(self) -> dict[str, Any]:
         return {
             "rows": self.rows, "scale": self.scale, "at": self.at or self.scale, "notebook": "08_theory_gap",
-            "data": "digits, digits with label noise, Census-Income, QM9", "config": {"arms": runs.ARMS},
+            "data": ", ".join(dict.fromkeys(row["config"]["condition"] for row in self.rows)),
+            "config": {"arms": runs.ARMS},
             "n": f"{SEEDS[self.scale] - SEEN} fresh seeds in {len(self.rows)} strata",
             "command": f"mtl run gap_dose --scale {self.scale}",
         }  # fmt: skip
@@ -45,9 +46,9 @@ class Dose:
     def table(self) -> pd.DataFrame:
         """Each arm: what it did to the variances, and to the gap."""
         said = (
-            "Fresh seeds: each arm's variance of relative rates (RRV) and of losses (CV) over the base's, geometric "
-            "mean; change of the gap as a share of the base gap at equal training loss, 95 % interval over strata and "
-            "seeds"
+            "Fresh seeds: each penalty's variance of relative rates (RRV) and of losses (CV) over the base's, "
+            "geometric mean; change of the gap as a share of the base gap at equal training loss, 95 % interval over "
+            "seeds. rrv, cv: that weight on one of these variances; l2: on the squared norm, the positive control"
         )
         return captioned(figures.doses(self.rows, draws=2_000).drop(columns="p"), said)
 
