@@ -23,8 +23,8 @@ class EqualTerms(Table1):
     @property
     def name(self) -> str:
         data = "Census" if self.experiment.problem == "census" else "KuaiRand"
-        longer = f", {self.epochs} epochs" if self.experiment.name == "table1_longer" else ""
-        return f"{data}, {len(self.tasks)} tasks, equal terms{longer}"
+        other = f", {self.epochs} epochs" if self.epochs != BUDGET[self.scale].epochs else ""
+        return f"{data}, {len(self.tasks)} tasks, equal terms{other}"
 
     @property
     def epochs(self) -> int:
