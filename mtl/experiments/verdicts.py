@@ -10,6 +10,7 @@ from typing import Any, cast
 from mtl.errors import DataError
 from mtl.experiments import alpha, loss_scale
 from mtl.experiments.base import Experiment
+from mtl.experiments.gap import dose
 from mtl.experiments.hyperparameters import HYPERPARAMETERS
 from mtl.experiments.loss_scale import LOSS_SCALE, LossScale
 from mtl.experiments.many_tasks import LONGER, MANY_TASKS
@@ -47,6 +48,8 @@ def findings() -> list[Finding]:
     for row in ledger("checks").rows():
         made = row["metrics"]["findings"]
         found += [replace(Finding.of(one), scale=row["config"]["scale"], rows=(row["key"],)) for one in made]
+    if again := dose.published(at="study"):
+        found.append(again.finding())
     known = {one.claim: one for one in found}
     names = [claim["id"] for claim in claims()]
     if unknown := set(known) - set(names):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtl.experiments.gap import dose, figures, hypotheses, rates
+from mtl.experiments.gap import figures, hypotheses, rates
 from mtl.experiments.gap.data import CONDITIONS, available
 from mtl.experiments.gap.runs import ARMS, LEVELS, METHODS, recorded, strata
 from mtl.experiments.gap.runs import study as run_all
@@ -67,8 +67,6 @@ class GapStudy:
         explored = str(hypotheses.averaged(self.rows))
         *found, lowers = gap_claims(self.primary, *figures.own_base(self.rows), self.arms, explored)
         more = rates.published(ledger("gap"))
-        if again := dose.published(self.facts["scale"]):
-            found = [again.finding() if one.claim == "gap-causal" else one for one in found]
         return [*found, rates.lowered(more, lowers), *rates.equitable(more)]
 
     def at_hand(self) -> str:

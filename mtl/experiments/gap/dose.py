@@ -3,7 +3,7 @@
 The registered first dose did not halve the variance, so that its test could not decide (paper/decision_rule.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -66,7 +66,8 @@ class Dose:
         word = hypotheses.causal_rule(found, found.p, works > 0)
         said = f"fresh seeds, ten times the dose; by the registered rule: {word} (p {found.p:.4f})"
         change = found.value, found.low, found.high
-        return causal_claim(change, found.manipulation, found.strata - found.not_evaluable, gate, said)
+        one = causal_claim(change, found.manipulation, found.strata - found.not_evaluable, gate, said)
+        return replace(one, scale=self.scale, rows=tuple(row["key"] for row in self.rows))
 
 
 def design(scale: str) -> list[runs.Stratum]:
