@@ -168,7 +168,8 @@ def test_a_study_resumes_from_its_ledger(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("effect", "word"), [(-0.2, "reproduced"), (0.2, "contradicted"), (0.0, "practically equal")])
 def test_the_second_dose_is_judged_by_its_own_runs(effect: float, word: str) -> None:
-    found = dose.Dose("study", planted("causal", 0, effect)).finding(draws=50)  # type: ignore[arg-type]
+    rows: list[Any] = [row | {"key": f"{i}"} for i, row in enumerate(planted("causal", 0, effect))]
+    found = dose.Dose("study", rows).finding(draws=50)
     assert (found.word, found.claim) == (word, "gap-causal") and all(check.passed for check in found.gate)
 
 
