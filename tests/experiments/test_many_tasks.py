@@ -30,7 +30,7 @@ def rows(levels, seeds=(10, 11, 12, 13, 14)):
             config = {"method": "ls", "seed": seed, "options": {}}
             made.append({
                 "key": f"{label}{seed}", "label": label, "status": "ok", "metrics": metrics, "history": history,
-                "config": config, "fingerprint": "",
+                "config": config, "fingerprint": "", "steps": 158,
             })  # fmt: skip
     return made
 
@@ -43,6 +43,12 @@ LEVELS = {
 
 def study(levels=LEVELS):
     return Shown(MANY_TASKS, "study", rows(levels), "constructed", NAMES)
+
+
+def test_rows_that_are_published_without_their_history_have_no_column_of_the_first_epoch():
+    shown = Shown(MANY_TASKS, "study", [row | {"history": []} for row in rows(LEVELS)], "constructed", NAMES).table
+    assert [*shown.columns, "median after 79 steps ↓"] == [*study().table.columns]
+    assert "At most 158 steps" in shown.attrs["caption"] and "first epoch" not in shown.attrs["caption"]
 
 
 def test_a_near_deterministic_task_pulls_the_mean_and_not_the_median():
