@@ -56,7 +56,7 @@ class ManyTasks(Study):
         shown[f"{GINI} ↓"] = counts[f"{GINI} ↓"].reindex(shown.index)
         if whole := all(row.get("history") for row in self.rows):  # not every study publishes it
             first = results_table(self.early, {MEDIAN: False}, **how)[f"{MEDIAN} ↓"].reindex(shown.index)
-            shown[f"median after {self.steps(0)} steps ↓"] = first
+            shown[f"median after {self.first_steps} steps ↓"] = first
         if (level := self.blind_means(lambda table: lines(table, self.tasks))) is not None:
             digits = {"score": 4, GINI: 3}
             own = [f"{level[name]:.{digits.get(name, 1)}f}" for name in SHOWN]
@@ -74,14 +74,15 @@ class ManyTasks(Study):
         )
         return captioned(shown, said)
 
-    def steps(self, epoch: int) -> int:
-        """How many steps the runs had made at the end of an epoch."""
-        return max(row["history"][epoch]["steps"] for row in self.rows if row["status"] == "ok")
+    @property
+    def first_steps(self) -> int:
+        """How many steps the runs had made after the first epoch."""
+        return max(row["history"][0]["steps"] for row in self.rows if row["status"] == "ok")
 
     def figure(self, methods: Sequence[str] = ("LS", "MGDA", "FairGrad (alpha=2)")) -> Figure:
         """Each task's gain over STL as sorted bars: after one epoch, and at the epoch that validation chose."""
         kept = [name for name in methods if name in set(self.frame["label"])]
-        parts = ((f"validation, {self.steps(0)} steps", self.early), ("test, chosen epoch", self.frame))
+        parts = ((f"validation, {self.first_steps} steps", self.early), ("test, chosen epoch", self.frame))
         fig, axes = style.subplots(2, len(kept), height=3.4, sharey=True, sharex=True)
         for line, (said, table) in zip(axes, parts, strict=True):
             gains = -against_stl(table, log_losses(self.tasks))
@@ -146,7 +147,7 @@ class ManyTasks(Study):
     def answer(self) -> str:
         """Who leads LS after one epoch and at the end, by the whole interval where there are three seeds."""
         told = []
-        for said, table in ((f"after {self.steps(0)} steps", self.early), ("at the chosen epoch", self.frame)):
+        for said, table in ((f"after {self.first_steps} steps", self.early), ("at the chosen epoch", self.frame)):
             wide = table.pivot(index="seed", columns="label", values="score")
             leads = {name: mean_ci((wide[name] - wide["LS"]).dropna()) for name in wide if name != "LS"}
             ahead = [

@@ -290,23 +290,30 @@ def registered(rows: Sequence[Row], *, draws: int = 2_000) -> dict[str, Result]:
     return results | {name: causal(rows, arm, draws=draws) for name, arm in CONTROLS.items()}
 
 
+def _holm(results: Mapping[str, Result]) -> dict[str, float]:
+    return dict(zip(results, map(float, holm([one.p for one in results.values()])), strict=True))
+
+
+def working(controls: Mapping[str, Result]) -> list[str]:
+    """The positive controls that lower the gap, Holm's correction over them all."""
+    return [name for name, p in _holm(controls).items() if p < 0.05 and controls[name].value < 0]
+
+
 def primary(results: Mapping[str, Result]) -> pd.DataFrame:
     """Holm's correction over the four hypotheses (and over the two controls) and the verdict of each by rule.
 
     Columns: hypothesis, estimate, low, high, p, holm, verdict, manipulation, strata, lost, and one per condition.
     """
-    adjusted: dict[str, float] = {}
-    for group in (HYPOTHESES, CONTROLS):
-        adjusted |= zip(group, map(float, holm([results[name].p for name in group])), strict=True)
-    works = {c: adjusted[c] < 0.05 and results[c].value < 0 for c in CONTROLS}
+    adjusted = _holm({name: results[name] for name in HYPOTHESES}) | _holm({name: results[name] for name in CONTROLS})
+    works = working({name: results[name] for name in CONTROLS})
     lines = []
     for name, r in results.items():
         if name in CONTROLS:
-            verdict = "works" if works[name] else "fails"
+            verdict = "works" if name in works else "fails"
         elif "observational" in name:
             verdict = observational_rule(r, adjusted[name])
         else:
-            verdict = causal_rule(r, adjusted[name], any(works.values()))
+            verdict = causal_rule(r, adjusted[name], bool(works))
         line: dict[str, Any] = {"hypothesis": name, "estimate": r.value, "low": r.low, "high": r.high, "p": r.p}
         line |= {"holm": adjusted[name], "verdict": verdict, "manipulation": r.manipulation}
         line |= {"strata": r.strata - r.not_evaluable, "lost": r.dropped}
