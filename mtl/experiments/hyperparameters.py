@@ -23,7 +23,7 @@ RHOS = {"smoke": (0.3, 0.8, 1.2)} | dict.fromkeys(("quick", *WHOLE), RADII)
 ETAS = {"smoke": (0.05, 0.5), "quick": (0.05, 0.5, 5.0)} | dict.fromkeys(WHOLE, (0.005, 0.05, 0.5, 5.0, 50.0))
 D = 0.001  # ours, in AUC
 SEEDS = {"smoke": (0,), "quick": (0, 1)} | dict.fromkeys(WHOLE, (10, 11, 12, 13, 14))
-MIDDLE = {"alpha": 0.5, "rho": 0.3, "eta": 0.5}  # as the paper sets them
+MIDDLE = {"alpha": 0.5, "rho": 0.3, "eta": 0.5}  # our defaults: what the paper sets is not legible to us
 # the rate that validation chose for EMTL with MMoE in so few epochs, `table1_equal`
 RATES = BUDGET | {"study": replace(BUDGET["study"], lr=0.016)}
 

@@ -15,7 +15,7 @@ from mtl.experiments.table2.results import DELTA, formatted, lines
 from mtl.report import captioned, style
 
 LN = math.log(3)  # three tasks: from here on the ball is the whole simplex
-MIDDLE = {"alpha": 0.5, "rho": 0.3}  # as the paper sets them; each is varied while the other stays
+MIDDLE = {"alpha": 0.5, "rho": 0.3}  # our defaults; each is varied while the other stays
 VALUES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "smoke": {"alpha": (0.0, 0.5), "rho": (0.3, 1.2)},
     "study": {"alpha": (0.0, 0.1, 0.25, 0.4, 0.5), "rho": RHOS["paper"]},
