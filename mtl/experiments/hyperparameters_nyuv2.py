@@ -59,7 +59,7 @@ class HyperparametersNYUv2(Study):
         table = ranges({name: self.line(name) for name in MIDDLE}, own, [*MIDDLE], DELTA, higher=False)
         return captioned(
             table,
-            "Range of EMTL's mean delta-m in points over the values of one hyperparameter, the other as published, "
+            "Range of EMTL's mean delta-m in points over the values of one hyperparameter, the other at its default, "
             "beside the spread over seeds (median over points)",
         )
 
@@ -74,7 +74,7 @@ class HyperparametersNYUv2(Study):
         return captioned(
             fig,
             "EMTL's delta-m against STL over rho (from the dashed line, ln 3, on the ball is the whole simplex) and "
-            "over alpha, the other as published; lines are means, dots are seeds",
+            "over alpha, the other at its default; lines are means, dots are seeds",
         )
 
 
