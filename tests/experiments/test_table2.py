@@ -138,6 +138,14 @@ def test_rivals_that_lack_rows_are_waited_for() -> None:
     assert "waits for SI, RLW" in one.said
 
 
+def test_the_rows_that_run_first_decide_the_two_sentences_that_need_no_others() -> None:
+    first = rows(LS=1.0, EMTL=GOOD, **{"FairGrad (alpha=2)": GOOD**2})
+    made = {one.claim: one for one in results.findings(first, results.lines(first), None)}
+    assert [*made] == ["emtl-table2-stl", "fairgrad-conflict"]
+    assert made["fairgrad-conflict"].would == "reproduced" and made["emtl-table2-stl"].would == "reproduced"
+    assert set(UNET.doubled) <= set(table2.GROUP_A) and "MGDA" not in UNET.doubled
+
+
 def test_rows_of_a_gpu_say_who_leads_and_why_they_decide_nothing() -> None:
     some, twice = (rows(LS=1.0, MGDA=1.0, EMTL=emtl, **FAIR) for emtl in (GOOD, GOOD**2))
     for row in [*some, *twice]:

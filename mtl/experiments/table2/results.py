@@ -228,12 +228,16 @@ def findings(
         parts = [favoured(rows), compare("mean angle against MGDA", lead(own, "MGDA")[angle], small)]
         return decide("emtl-table2-mgda", "parts", parts, **shared([angle], [own, "MGDA"], small))
 
-    found = [by_reading([(r, make(r)) for r in READINGS if r in there]) for make in (best, metrics, stl, mgda)]
-    d = float(fair.loc["Nash-MTL", DELTA]) / 2
-    first = _conjunction("fairgrad-best", there, lead, FAIRGRAD, FAIR_RIVALS, fair, shared([DELTA], [FAIRGRAD], d))
-    heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
-    found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
+    rivals = "MGDA" in there  # of the rows that run first none is a rival: two sentences need none
+    made = (best, metrics, stl, mgda) if rivals else (stl,)
+    found = [by_reading([(r, make(r)) for r in READINGS if r in there]) for make in made]
     found.append(conflict(lead, shared))
+    if rivals:
+        d = float(fair.loc["Nash-MTL", DELTA]) / 2
+        named = shared([DELTA], [FAIRGRAD], d)
+        first = _conjunction("fairgrad-best", there, lead, FAIRGRAD, FAIR_RIVALS, fair, named)
+        heads = "one benchmark of several; Nash-MTL's heads are weighted, FairGrad's raw"
+        found.append(replace(first, said="; ".join(filter(None, [first.said, heads]))))
     if FAIR_LS in there:
         part = compare("LS", lead(FAIR_LS, "LS")[DELTA], POINT)
         named = {"needed": 1, "said": "one base, one alpha", **shared([DELTA], [], 1)}
