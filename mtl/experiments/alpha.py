@@ -171,10 +171,20 @@ class Sweep(AlphaStudy):
             "learning; where errors change by more than 30 per cent, linear up to 10 and logarithmic beyond",
         )
 
+    def room(self, name: str) -> Check:
+        """Is there anything to emphasise: do equal weights set the hardest task back by d?"""
+        table, task = self.deciding(name), self.hard[name]
+        back = float(table.loc[table["label"] == "LS", task].mean())
+        said = f"LS behind STL by {back:.3g} ({task}), d = {D:g}"
+        return Check(f"a task is set back by d, {name}", back >= D, said)
+
     def findings(self) -> list[Finding]:
         """Does a larger alpha lift the hardest task? One part per data set, alpha .5 against 10."""
         ends = (fair(0.5), fair(10.0))
-        gates = {name: self.gate(name, [self.hard[name]], ("STL", "LS", *ends), ("STL", *ends)) for name in self.test}
+        gates = {
+            name: [*self.gate(name, [self.hard[name]], ("STL", "LS", *ends), ("STL", *ends)), self.room(name)]
+            for name in self.test
+        }
         kept = [name for name in gates if passed(gates[name])] or list(gates)
         parts = {name: compare(f"{name}, {task}", differences(self.deciding(name), task, *ends), D)
                  for name, task in self.hard.items()}  # fmt: skip

@@ -1,7 +1,7 @@
 """What each published study ran on, and for how long: a table of the paper that `mtl claims --record` writes."""
 
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import pandas as pd
@@ -9,41 +9,51 @@ import pandas as pd
 from mtl.experiments.readings import Combinations
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.study import NO_ROWS, Study
+from mtl.experiments.table2 import GROUP_A, UNET
 from mtl.report import save_table
 from mtl.runs.tuning import NO_STUDY
 
 SCALES = ("study", "gpu")
+# Rows of one experiment that came in groups, of which the first have more seeds.
+GROUPS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    UNET.name: {"first rows": UNET.doubled, "group A": GROUP_A, "all rows": None}
+}
 
 
-def studies() -> list[Study]:
-    """Every experiment with published rows of these scales, a study per variant, in the order of the registry."""
-    found = []
+def studies() -> list[tuple[str, Study]]:
+    """Every experiment with published rows of these scales, a study per variant (and group of rows, unless a larger one
+    has the same seeds), in the order of the registry."""
+    found = dict[tuple[Any, ...], tuple[str, Study]]()
     for one in EXPERIMENTS.values():
         if isinstance(one, Combinations):  # of parts of EMTL, which no entry of `METHODS` has
             continue
         for scale in (scale for scale in SCALES if scale in one.seeds):
-            for options in one.chosen(scale):
+            groups = GROUPS.get(one.name, {"": None})
+            for options, (group, methods) in product(one.chosen(scale), groups.items()):
                 try:
-                    found.append(one.published(scale, **options))
+                    study = one.published(scale, methods, **options)
                 except NO_STUDY:
                     continue
-    return found
+                found[one.name, scale, str(options), *study.seeds] = (group, study)
+    return [*found.values()]
 
 
-def line(study: Study) -> dict[str, Any]:
+def line(study: Study, group: str = "") -> dict[str, Any]:
     """One study: name and options in words, data, nets, budget, how it was tuned, seeds and rows."""
     made, budget = study.experiment, study.experiment.budget[study.scale].settings()
     told = [value for value in study.options.values() if isinstance(value, str)] * (len(made.variants[study.scale]) > 1)
     nets = dict.fromkeys(row["config"]["model"] for row in study.rows if row["config"]["method"] != "stl")
     rule = budget.get("optimizer", "adam")
     steps = budget.get("evaluations", 0) * budget.get("every", 0)  # of MT10, of each task
-    length = f"{budget['epochs']} epochs" if "epochs" in budget else f"{steps:,} steps"
+    length = f"{steps:,} steps"
+    if epochs := budget.get("epochs"):
+        length = f"{epochs} epochs of {max(row['steps'] for row in study.rows) // epochs} steps"
     trials, grids = made.trials.get(study.scale), made.grids(study.scale, **study.options)
     many = {len(points) for points in grids.values()} - {1}
     counts = "–".join(map(str, sorted({min(many), max(many)}))) if many else ""
     tuned = f"{counts} points, seeds {spans(trials.seeds)}" if many and trials else f"{counts} points" if many else "–"
     return {
-        "study": ", ".join([made.name, *told]) + f" ({study.scale})" * (study.scale != "study"),
+        "study": ", ".join(filter(None, [made.name + f" ({study.scale})" * (study.scale != "study"), *told, group])),
         "data": study.data,
         "nets": ", ".join(map(str, nets)),
         "training": f"{rule}, batch {budget['batch_size']}, {length}, rate {budget['lr']:g}",
@@ -66,7 +76,7 @@ def spans(seeds: Iterable[int]) -> str:
 
 def save() -> None:
     """paper/generated/studies.*"""
-    lines = pd.DataFrame([line(study) for study in studies()])
+    lines = pd.DataFrame([line(study, group) for group, study in studies()])
     heads = [head for head in lines if head != "rows"]  # variants that differ in a number alone are one line
     table = lines.groupby(heads, sort=False, as_index=False).agg({"rows": "sum"})
     said = (

@@ -2,7 +2,6 @@
 
 from mtl.experiments.base import Experiment
 from mtl.experiments.study import Options, Study
-from mtl.ledger import ledger
 from mtl.runs.tuning import NO_STUDY
 
 
@@ -27,22 +26,6 @@ def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
         return (found[0] if found else None), "\n".join(said)
     first, *others = found
     return first.also(*others, data="; ".join(dict.fromkeys(one.data for one in found))), "\n".join(said)
-
-
-def level(*made: Experiment) -> str:
-    """The score of the gate's input-blind predictor on the data of scale study, or the command that finds it."""
-    rows, there, lacking = ledger("blind").published(), list[str](), dict[str, None]()
-    for one in made:
-        for options in one.chosen("study"):
-            own = {"problem": one.problem, "scale": "study", "options": {**options}}
-            scores = [row["metrics"]["score"] for row in rows if own.items() <= row["config"].items()]
-            if scores:
-                there.append(f"{_name(one, options)}: {scores[-1]:.4f}")
-            else:
-                lacking[f"mtl run {one.name} --scale study --blind"] = None
-    said = [f"Score of the input-blind predictor: {'; '.join(there)}."] if there else []
-    said += [f"No input-blind rows yet: `{' && '.join(lacking)}`."] if lacking else []
-    return "\n".join(said)
 
 
 def _name(one: Experiment, options: Options) -> str:

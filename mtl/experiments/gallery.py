@@ -117,7 +117,7 @@ FAMILIES: dict[str, Cases] = {
     | {f"fairgrad (α={a:g})": ("fairgrad", {"alpha": a}) for a in (0.5, 10.0)},
     "surgery": _plain("pcgrad", "gradvac", "graddrop", "adatask", "db-mtl", "moco")
     | {"graddrop (leak .5)": ("graddrop", {"leak": 0.5})},
-    "EMTL and fair": _plain("emtl")
+    "EMTL and fair": _plain("emtl", "cr-mogm")
     | {"emtl (α=0)": ("emtl", {"alpha": 0.0}), "emtl (raw rate)": ("emtl", {"rate": "raw"})}
     | {f"emtl ({form.replace('_', ' ')})": ("emtl", {"combine": form}) for form in ("frozen_norm", "product")}
     | {f"emtl (on {name})": ("emtl", {"base": name}) for name in ("nash", "cagrad")}

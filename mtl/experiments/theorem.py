@@ -174,10 +174,10 @@ def regret(rounds: Sequence[int]) -> Figure:
     r = torch.rand(1500, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gain = kl_ball_sup(r, 0.1).value - r.mean(-1)
     right.scatter(r.var(-1, correction=0), gain, s=3, c=style.BLACK, alpha=0.4, lw=0, rasterized=True)
-    right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10 as printed needs this to fall")
+    right.set(xlabel="variance V", ylabel="sup − mean", title="Eq. 10, as we read it, needs this to fall")
     said = (
-        "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. Right: Eq. 10 as "
-        "printed says that a larger supremum means a smaller variance; at equal mean it means a larger one"
+        "Left: worst regret of the mirror step over the bound of Proposition 7, 40 games of 3 tasks. Right: Eq. 10, as "
+        "we read it, says that a larger supremum means a smaller variance; at equal mean it means a larger one"
     )
     return captioned(fig, said, data="random and adversarial payoffs", n="40 games per point")
 
@@ -315,8 +315,9 @@ class TheoremStudy:
         return (
             f"Theorems: {len(holds)} exact checks, largest violation {holds.violation.max():.1e} "
             f"(delta {self.delta:g}). Negative controls: {worst:.2f}.\n"
-            f"So: no. A repaired theorem holds, but of T = {sizes} it says something for {useful} only (below 10 it "
-            "cannot), it does not decay with n, and its variance is that between tasks, which does not fluctuate."
+            f"So: as the population's ratio (B) no. As a mean over samples (C) a repaired theorem holds, but of "
+            f"T = {sizes} it says something for {useful} only (below 10 it cannot), it does not decay with n, and its "
+            "variance is that between tasks, which does not fluctuate."
         )
 
 

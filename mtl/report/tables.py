@@ -84,7 +84,7 @@ def results_table(
     first = next(iter(metrics))
     least = numbers[first, "smallest p"].min()
     numbers.attrs["note"] = note + (f"; {least:.2g} is the smallest that n can give." if least == least else ".")
-    return numbers if raw else _formatted(numbers, metrics, primary or first, digits)
+    return numbers if raw else _formatted(numbers, metrics, primary or first, digits, reference_row)
 
 
 def _cell(runs: pd.DataFrame, name: str, other: str | None) -> dict[str, float]:
@@ -105,7 +105,9 @@ def _level(own: "pd.Series[float]", best: "pd.Series[float]") -> bool:
     return len(lead) >= 3 and abs((estimate := mean_ci(lead)).value) <= estimate.half
 
 
-def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, digits: int) -> pd.DataFrame:
+def _formatted(
+    numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, digits: int, aside: str | None
+) -> pd.DataFrame:
     shown = pd.DataFrame(index=numbers.index)
     enough = numbers[primary, "n"] >= 3  # with less an interval is as wide as the table
     speaks = numbers[primary, "smallest p"].min() <= 0.05  # else the test cannot reject, whatever the numbers
@@ -128,7 +130,8 @@ def _formatted(numbers: pd.DataFrame, higher: Mapping[str, bool], primary: str, 
             "No p: with so few seeds none can fall below .05." if enough.any() else "No interval, nothing bold: n < 3."
         )
     if any("**" in text for text in shown.to_numpy().ravel()):
-        note = f"{note} Bold: cannot be told from the best mean (paired 95 % interval)."
+        out = f", {aside} aside" if aside else ""
+        note = f"{note} Bold: cannot be told from the best mean{out} (paired 95 % interval)."
     shown.attrs["note"] = note
     return shown
 

@@ -138,8 +138,8 @@ def mixture_risk_bound(losses: Tensor, M: float, n: int, rho: float, delta: floa
 def eq10_static(r: Tensor, rho: float) -> tuple[float, float]:
     """Spearman correlations with V over the rows of r (N, T) of sup_P p.r - mean r, and of sup_P p.r itself.
 
-    Eq. 10 as printed needs them negative. They are positive: at equal mean the supremum grows with the variance (Prop.
-    6, static part); the second mixes that with how V goes with the mean.
+    Eq. 10 as reconstructed needs them negative. They are positive: at equal mean the supremum grows with the variance
+    (Prop. 6, static part); the second mixes that with how V goes with the mean.
     """
     sup, variance = kl_ball_sup(r, rho).value, relative_rate_variance(r).numpy()
     less, plain = (float(spearmanr(x.numpy(), variance).statistic) for x in (sup - r.mean(-1), sup))

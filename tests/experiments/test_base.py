@@ -14,7 +14,7 @@ from mtl.errors import RunError
 from mtl.experiments import ab_test, alpha, base, cost, fairness, figure1, gallery, gap, loss_scale, readings, theorem
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
-from mtl.experiments.declared import declared, level
+from mtl.experiments.declared import declared
 from mtl.experiments.gap import rates
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
@@ -131,18 +131,13 @@ def test_a_notebook_shows_what_is_published_or_says_the_command(
     made = replace(TINY, **scales, methods=TINY.methods[:1], variants={"study": ({"tasks": 2}, {"tasks": 3})})  # type: ignore[arg-type]
     other = replace(made, name="late", book="late")
     assert declared(made, at="quick") == (None, "No study rows yet: `mtl run tiny --scale study`.")
-    assert level(made) == "No input-blind rows yet: `mtl run tiny --scale study --blind`."
     made.run("study", [10])
-    made.blind("study", tasks=3)
-    for name in ("tiny", "blind"):
-        publish(ledger(name))
+    publish(ledger("tiny"))
     study, said = declared(made, other, at="quick")
     assert study is not None and len(study) == 2 and study.facts["at"] == "quick" and study.seeds == [10]
     there, lacking = said.splitlines()
     assert there == "Study rows: tiny tasks=2: 1 of 2 seeds; tiny tasks=3: 1 of 2 seeds."
     assert lacking == "No study rows yet: `mtl run late --scale study`."
-    assert level(made).startswith("Score of the input-blind predictor: tiny tasks=3: 0.") and "late" not in level(made)
-    assert level(made).endswith("No input-blind rows yet: `mtl run tiny --scale study --blind`.")
 
 
 def test_one_more_method_for_the_first_table() -> None:

@@ -10,10 +10,13 @@ from mtl.files import root
 def test_a_study_says_its_data_net_budget_tuning_and_seeds() -> None:
     said = budgets.line(EQUAL.published("study"))
     assert (said["study"], said["nets"], said["seeds"]) == ("table1_equal", "mmoe, ple", "10–19")
-    assert said["training"] == "adam, batch 2048, 4 epochs, rate 0.008"
+    assert said["training"] == "adam, batch 2048, 4 epochs of 88 steps, rate 0.008"
     assert said["tuned"] == "4 points, seeds 100–101" and said["rows"] == 390 and "Census" in said["data"]
     untuned = budgets.line(UNET.published("gpu", methods=GROUP_A))
     assert untuned["study"] == "table2_unet (gpu)" and untuned["tuned"] == "–" and "adamw" in untuned["training"]
+    every = {(study.experiment.name, group): study.seeds for group, study in budgets.studies()}
+    assert len(every["table2_unet", "group A"]) == 10 > len(every["table2_unet", "all rows"]) > 0
+    assert ("table2_unet", "first rows") not in every, "the larger group has the same seeds"
     assert f"| {said['study']} | " in (root() / "paper/generated/studies.md").read_text()
 
 

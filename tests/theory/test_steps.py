@@ -9,7 +9,7 @@ from mtl.theory import steps
 from mtl.theory.finite import FiniteClass
 
 
-def test_every_printed_step_fails_and_every_repaired_one_holds() -> None:
+def test_every_reconstructed_step_fails_and_every_repaired_one_holds() -> None:
     table = steps.table()
     holds = table["left / right"] <= 1
     assert holds.to_dict() == table["must hold"].to_dict()

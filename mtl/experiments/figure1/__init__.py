@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -97,7 +96,6 @@ class ToyStudy:
                 "methods without weights. "
                 "Dagger: told that losses are above b = -21 (times s). Hyperparameters as in the side-car"
             )
-            plt.close(fig)
         else:
             fig, said = toy_figure(self.runs, SHOWN, [1.0, 0.1]), PATHS
         return captioned(fig, said + self.length)

@@ -53,12 +53,12 @@ class Table2(Study):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        return captioned(results.formatted(self.frame), f"{self.name}, epoch chosen on validation: {WORDS}")
+        return captioned(results.formatted(self.frame, self.blind), f"{self.name}, epoch chosen on validation: {WORDS}")
 
     @property
     def last(self) -> pd.DataFrame:
         """The papers' custom: the mean over the last epochs."""
-        table = results.formatted(results.lines(self.rows, "last"))
+        table = results.formatted(results.lines(self.rows, "last"), self.blind)
         return captioned(table, f"{self.name}, mean of the last two epochs: {WORDS}")
 
     @property
@@ -187,7 +187,7 @@ class Seeing(Table2):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        return captioned(results.formatted(self.frame), f"{self.name}, last epoch: {WORDS}")
+        return captioned(results.formatted(self.frame, self.blind), f"{self.name}, last epoch: {WORDS}")
 
     @cached_property
     def checks(self) -> dict[str, Check]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mtl.experiments.beside import recount, reported
-from mtl.experiments.study import keys
+from mtl.experiments.study import BLIND, keys
 from mtl.ledger import Row
 from mtl.problems.metrics import delta_m
 from mtl.problems.scenes.base import COLUMNS
@@ -51,8 +51,9 @@ def lines(rows: Sequence[Row], which: Literal["metrics", "last"] = "metrics") ->
     return table
 
 
-def formatted(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is shown: mean ± 95 % interval, both delta-m, n, p of delta-m, rank over the nine metrics."""
+def formatted(table: pd.DataFrame, blind: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The table as it is shown: mean ± 95 % interval, both delta-m, n, p of delta-m, rank over the nine metrics; last
+    the input-blind predictor."""
     parts = []
     for task in COLUMNS:
         own = {name: up for name, up in METRICS.items() if name.startswith(task)}
@@ -67,7 +68,21 @@ def formatted(table: pd.DataFrame) -> pd.DataFrame:
         last.attrs["note"].replace("p:", f"p ({DELTA}):")
         + " STL's own spread is not in the intervals of delta-m. Rank over the nine metrics, without STL."
     )
+    if blind is not None:
+        found = level(table, blind)
+        digits = [3 if name.startswith("depth") else 2 for name in METRICS]
+        cells = [f"{found[name]:.{n}f}" for name, n in zip(METRICS, digits, strict=True)]
+        cells += [f"{found[name]:.1f}" for name in (DELTA, FAIRER)]
+        whole.loc[BLIND] = [*cells, *["–"] * (whole.shape[1] - len(cells))]
     return whole
+
+
+def level(table: pd.DataFrame, blind: Mapping[str, float]) -> dict[str, float]:
+    """The nine metrics and both delta-m of the input-blind predictor beside STL's mean over seeds."""
+    base = table.loc[table["label"] == "STL", list(METRICS)].astype(float).mean()
+    own, up = np.array([blind[name] for name in METRICS]), list(METRICS.values())
+    found = dict(zip(METRICS, own.tolist(), strict=True))
+    return found | {DELTA: float(delta_m(own, base, up)), FAIRER: float(delta_m(own, base, up, TASKS))}
 
 
 def ranks(table: pd.DataFrame) -> "pd.Series[float]":
@@ -151,16 +166,12 @@ def gate(
     blind: Mapping[str, float] | None, d: float, moves: Mapping[str, float] | None = None,
 ) -> list[Check]:  # fmt: skip
     """Input-blind level, convergence, control, A/A rows; delta-m is in points, the other metrics as they are."""
-    level = None
-    if blind is not None:
-        base = table.loc[table["label"] == "STL", list(METRICS)].astype(float).mean()
-        level = {name: blind[name] for name in METRICS}
-        level[DELTA] = float(delta_m(np.array([blind[name] for name in METRICS]), base, list(METRICS.values())))
+    least = None if blind is None else level(table, blind)
     runs = {
         str(label): {m: own[m].dropna().to_numpy(float) for m in [*METRICS, DELTA]}
         for label, own in table.groupby("label")
     }
-    check, marks = blind_check(runs, level, {**METRICS, DELTA: False}, named, metrics)
+    check, marks = blind_check(runs, least, {**METRICS, DELTA: False}, named, metrics)
     if marks:
         check = replace(check, said=f"{check.said}; at or below it, kept in the means: {', '.join(marks)}")
     depth = compare("depth", lead("LS", "STL")["depth/abs"], POINT)
