@@ -38,7 +38,8 @@ def test_every_claim_has_a_word_of_the_rule_and_a_reason() -> None:
     for name, one in here.items():
         assert known(one.word) and known(one.would), name
         assert f"verdict: {one.word}" in verdicts.why(one) and (one.parts or one.word == "not tested")
-    assert "34 sentences" in verdicts.footing(list(here.values()))
+    footing = verdicts.footing(list(here.values()))
+    assert "34 sentences, 20 of them" in footing and "at most 0.525 would" in footing
 
 
 def test_a_sentence_is_shown_where_its_rows_are() -> None:
