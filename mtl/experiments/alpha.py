@@ -158,8 +158,8 @@ class Sweep(AlphaStudy):
             ax.plot(xs, own[AVERAGE], "s-", color=style.BLUE, label=AVERAGE)
             ax.axhline(0, color="0.3", lw=0.6)
             ax.set(xscale="log", title=f"{name}\nhardest: {self.hard[name]}", xlabel="alpha")
-            if own.drop(columns="seed", errors="ignore").abs().to_numpy(float).max() > 30:
-                ax.set_yscale("symlog", linthresh=10)
+            if (most := own.drop(columns="seed", errors="ignore").abs().to_numpy(float).max()) > 10:
+                ax.set_yscale("symlog", linthresh=10 if most > 100 else 1)
                 ax.autoscale(axis="y")  # of the new scale
             ax.set_xticks(xs, ["LS" if x == 0.25 else "MGDA" if x == 20 else f"{x:g}" for x in xs], rotation=90)
             ax.set_xticks([], minor=True)
@@ -168,7 +168,7 @@ class Sweep(AlphaStudy):
         return captioned(
             fig,
             "FairGrad's alpha against each task's error (grey), mean over seeds; below 0 is better than single-task "
-            "learning; where errors change by more than 30 per cent, linear up to 10 and logarithmic beyond",
+            "learning; where errors change by more than 10 per cent (100), linear up to 1 (10) and logarithmic beyond",
         )
 
     def room(self, name: str) -> Check:
@@ -365,7 +365,7 @@ def study(family: Mapping[str, Experiment], scale: str, **how: Any) -> AlphaStud
     """All data sets of a family at a scale as one study."""
     made = [family[name].study(scale, **how) for name in WHERE[known_scale(scale, WHERE)] if name in family]
     first, *others = made
-    return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made)))
+    return cast(AlphaStudy, first.also(*others))
 
 
 def published(family: Mapping[str, Experiment]) -> AlphaStudy:
@@ -377,7 +377,7 @@ def published(family: Mapping[str, Experiment]) -> AlphaStudy:
     doubled = (
         tuple([row for one in made if one.doubled for row in one.doubled[i]] for i in (0, 1)) if first.doubled else ()
     )
-    return cast(AlphaStudy, first.also(*others, data="; ".join(one.data for one in made), doubled=doubled))
+    return cast(AlphaStudy, first.also(*others, doubled=doubled))
 
 
 STL: tuple[Entry, ...] = (("STL", "stl", {}),)

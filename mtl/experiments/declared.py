@@ -25,7 +25,7 @@ def declared(*made: Experiment, at: str) -> tuple[Study | None, str]:
     if len(found) < 2:
         return (found[0] if found else None), "\n".join(said)
     first, *others = found
-    return first.also(*others, data="; ".join(dict.fromkeys(one.data for one in found))), "\n".join(said)
+    return first.also(*others), "\n".join(said)
 
 
 def _name(one: Experiment, options: Options) -> str:

@@ -93,6 +93,9 @@ class LossScale(Study):
             ax.axhspan(-D, D, color="0.92", lw=0, zorder=0)
             ax.set(xscale="log", xlabel=f"factor in front of the {self.tasks[0]} loss")
             ax.set_yscale("symlog", linthresh=D, linscale=0.5)
+            ax.set_yticks(
+                [-0.005, -0.002, -D, 0, D], ["-.005", "-.002", f"-{D:g}".replace("0.", "."), "0", f"{D:g}"[1:]]
+            )
             ax.set_title(title)
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3 if ours[1:] else 5, fontsize=6)
         axes[0, 0].set_ylabel("change of the mean test AUC")

@@ -71,7 +71,8 @@ class SimToReal(Study):
             if str(line).endswith("(real)"):
                 axes[0, 0].axhline(own[TARGET].mean(), color=colour, lw=0.8, ls="--", label=line)
                 continue
-            fill = "none" if str(line).endswith(" A/A") else "left" if str(line).endswith("(palette)") else "full"
+            fill = "none" if str(line).endswith(" A/A") else "full"
+            marker = "X" if str(line).endswith("(palette)") else marker
             axes[0, 0].plot(own[SOURCE], own[TARGET], marker, color=colour, label=line, fillstyle=fill)
         axes[0, 0].set(xlabel="mIoU in rendered rooms [%]", ylabel="mIoU on photographs [%]")
         axes[0, 0].legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -178,9 +178,10 @@ class Study:
         return f"{self.data}\n{len(self)} rows at scale {self.scale}, seeds {seeds}, without a result: {broken}"
 
     def also(self, *others: "Study", **changes: Any) -> Self:
-        """The rows of all, for what is shown of them together; `changes` say what is true of them."""
+        """The rows of all, with their data, for what is shown of them together; `changes` say what else is true."""
         every: list[Study] = [self, *others]
         commands = " && ".join(dict.fromkeys(one.command for one in every))
+        changes = {"data": "; ".join(dict.fromkeys(one.data for one in every)), **changes}
         return replace(self, rows=[row for one in every for row in one.rows], commands=commands, **changes)
 
 

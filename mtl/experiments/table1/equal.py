@@ -207,4 +207,4 @@ def heads(pairs: Sequence[tuple[Table1, Table1]]) -> tuple[Table1, pd.DataFrame]
         f"interval; equal heads: the rival's heads move by its weights, as EMTL's do. Words that change: {changed} of "
     )
     every = [one for pair in pairs for one in pair]
-    return every[0].also(*every[1:]), captioned(table, f"{said}{len(table)} (d = {D})")
+    return every[0].also(*every[1:]), captioned(table, f"{said}{len(table)} (d = {D})", n="as in its column")
