@@ -283,7 +283,7 @@ def _changed(path: Path) -> str:
     note = path.with_name(f"{path.name}.sha256")
     if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path)):
         return ""
-    return f"{path.name} is not as it was published (see {note.name}): restore it, or publish again"
+    return f"{path.name} is not as it was published (see {note.name}): restore it"
 
 
 def _sum_of(path: Path) -> bytes:
@@ -357,16 +357,23 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
     """Write all rows of a ledger into its file of published ones, as they would be found, and return its path.
 
     Published rows keep their lines, new ones come after them in the order of their keys. `without` names fields that
-    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one is damaged.
+    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one or the file is damaged.
     """
     if len(book.also) != 1:
         raise ValueError(f"book: must have one file of published rows, found {len(book.also)}")
     made = [_row(path) for path in sorted(book.path.glob("[!.]*.json"))]
     if old := [row["key"] for row in made if stale(row)]:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
-    lines = {read()["key"]: line + b"\n" for line, read in _lines(book.also[0])}
+    lines = {row["key"]: line for line, row in _intact(book.also[0])}
     lines |= {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
     return _write(book.also[0], lines.values())
+
+
+def _intact(path: Path) -> list[tuple[bytes, Row]]:
+    """Lines and rows of a file that is to be written anew; DataError where it is damaged: a new sum would hide that."""
+    if why := damage(path):
+        raise DataError(why)
+    return [(line + b"\n", read()) for line, read in _lines(path)]
 
 
 def _write(path: Path, lines: Iterable[bytes]) -> Path:
@@ -404,11 +411,11 @@ def merge(file: Path) -> dict[str, int]:
     added: dict[str, list[Row]] = {}
     for name, rows in found.items():
         path = root() / "data" / "ledger" / f"{name}.jsonl"
-        known = {row["key"]: row for row in Ledger(path).published()}
+        known = {row["key"]: row for _, row in _intact(path)}
         if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
             raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
         added[name] = [row for k, row in rows.items() if k not in known]
     for name, new in added.items():
         path = root() / "data" / "ledger" / f"{name}.jsonl"
-        _write(path, [*(line + b"\n" for line, _ in _lines(path)), *map(_sealed, new)])
+        _write(path, [*(line for line, _ in _intact(path)), *map(_sealed, new)])
     return {name: len(new) for name, new in added.items()}
