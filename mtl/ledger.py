@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -357,16 +358,28 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
     """Write all rows of a ledger into its file of published ones, as they would be found, and return its path.
 
     Published rows keep their lines, new ones come after them in the order of their keys. `without` names fields that
-    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one or the file is damaged.
+    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one, or the
+    file, is damaged.
     """
     if len(book.also) != 1:
         raise ValueError(f"book: must have one file of published rows, found {len(book.also)}")
     made = [_row(path) for path in sorted(book.path.glob("[!.]*.json"))]
     if old := [row["key"] for row in made if stale(row)]:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
-    lines = {row["key"]: line for line, row in _intact(book.also[0])}
-    lines |= {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
-    return _write(book.also[0], lines.values())
+    new = {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
+    with _alone((path := book.also[0]).parent):
+        _write(path, ({row["key"]: line for line, row in _intact(path)} | new).values())
+    return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer of a folder's published rows at a time, from reading to writing: none drops what another added."""
+    from filelock import FileLock  # of the extra "commands", which reading needs not
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", timeout=60):
+        yield
 
 
 def _intact(path: Path) -> list[tuple[bytes, Row]]:
@@ -376,12 +389,11 @@ def _intact(path: Path) -> list[tuple[bytes, Row]]:
     return [(line + b"\n", read()) for line, read in _lines(path)]
 
 
-def _write(path: Path, lines: Iterable[bytes]) -> Path:
+def _write(path: Path, lines: Iterable[bytes]) -> None:
     with atomic(path) as part:
         part.write_bytes(b"".join(lines))
     with atomic(f"{path}.sha256") as part:
         part.write_bytes(_sum_of(path))
-    return path
 
 
 def merge(file: Path) -> dict[str, int]:
@@ -409,13 +421,14 @@ def merge(file: Path) -> dict[str, int]:
             raise DataError(f"{where}: {right} {why}")
         found.setdefault(name, {})[right] = row
     added: dict[str, list[Row]] = {}
-    for name, rows in found.items():
-        path = root() / "data" / "ledger" / f"{name}.jsonl"
-        known = {row["key"]: row for _, row in _intact(path)}
-        if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
-            raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
-        added[name] = [row for k, row in rows.items() if k not in known]
-    for name, new in added.items():
-        path = root() / "data" / "ledger" / f"{name}.jsonl"
-        _write(path, [*(line for line, _ in _intact(path)), *map(_sealed, new)])
+    with _alone(folder := root() / "data" / "ledger"):
+        for name, rows in found.items():
+            path = folder / f"{name}.jsonl"
+            known = {row["key"]: row for _, row in _intact(path)}
+            if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
+                raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
+            added[name] = [row for k, row in rows.items() if k not in known]
+        for name, new in added.items():
+            path = folder / f"{name}.jsonl"
+            _write(path, [*(line for line, _ in _intact(path)), *map(_sealed, new)])
     return {name: len(new) for name, new in added.items()}

@@ -7,6 +7,7 @@ import multiprocessing
 import platform
 import re
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -390,3 +391,28 @@ def test_other_metrics_under_one_key_are_not_merged(tmp_path, monkeypatch) -> No
     with pytest.raises(DataError, match=r"scenes.jsonl has a2c78a47eff0cfbe with other metrics"):
         merge(file)
     assert (tmp_path / "data/ledger/scenes.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("second", ["merge", "publish"])
+def test_two_that_write_published_rows_at_once_lose_none(second: str, tmp_path, monkeypatch) -> None:
+    file, row = foreign(tmp_path, monkeypatch)
+    book = Ledger(tmp_path / "data/ledger/scenes.jsonl")
+    book.append({"key": "a", "provenance": provenance("cpu", RUN)})
+    other = tmp_path / "other.jsonl"
+    config = CONFIG | {"seed": 1}
+    held = {"ledger": "scenes", "row": plain(row | {"config": config, "key": key(config, "f00d")})}
+    other.write_text(json.dumps(held) + "\n")
+    late = threading.Thread(target=getattr(module, second), args=(other if second == "merge" else book,))
+    real = module._write
+
+    def slow(*words: object) -> None:
+        if threading.current_thread() is not late:
+            late.start()
+            late.join(0.5)
+        real(*words)
+
+    monkeypatch.setattr(module, "_write", slow)
+    merge(file)
+    late.join(timeout=60)
+    kept = [one["key"] for one in Ledger(tmp_path / "none", also=[book.also[0]]).published()]
+    assert kept == [row["key"], held["row"]["key"] if second == "merge" else "a"]
