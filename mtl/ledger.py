@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -282,15 +282,15 @@ def _whole(reads: Iterable[Callable[[], Row]], changes: Iterable[str] = ()) -> l
 
 def _changed(path: Path) -> str:
     note = path.with_name(f"{path.name}.sha256")
-    if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path)):
+    if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path, path.name)):
         return ""
     return f"{path.name} is not as it was published (see {note.name}): restore it"
 
 
-def _sum_of(path: Path) -> bytes:
-    """As `sha256sum` writes it."""
+def _sum_of(path: Path, name: str) -> bytes:
+    """As `sha256sum` writes it of a file of this name."""
     with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode()
 
 
 def _refuse(word: str) -> float:
@@ -368,7 +368,7 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
     new = {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
     with _alone((path := book.also[0]).parent):
-        _write(path, ({row["key"]: line for line, row in _intact(path)} | new).values())
+        _write({path: ({row["key"]: line for line, row in _intact(path)} | new).values()})
     return path
 
 
@@ -384,16 +384,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _intact(path: Path) -> list[tuple[bytes, Row]]:
     """Lines and rows of a file that is to be written anew; DataError where it is damaged: a new sum would hide that."""
-    if why := damage(path):
+    if why := f"{path.name} must be a file, found a folder" if path.is_dir() else damage(path):
         raise DataError(why)
     return [(line + b"\n", read()) for line, read in _lines(path)]
 
 
-def _write(path: Path, lines: Iterable[bytes]) -> None:
-    with atomic(path) as part:
-        part.write_bytes(b"".join(lines))
-    with atomic(f"{path}.sha256") as part:
-        part.write_bytes(_sum_of(path))
+def _write(files: Mapping[Path, Iterable[bytes]]) -> None:
+    """Files of published rows with their sums, all or none: the last part is whole before the first is renamed."""
+    with ExitStack() as parts:
+        for path, lines in files.items():
+            part = parts.enter_context(atomic(path))
+            part.write_bytes(b"".join(lines))
+            parts.enter_context(atomic(f"{path}.sha256")).write_bytes(_sum_of(part, path.name))
 
 
 def merge(file: Path) -> dict[str, int]:
@@ -420,15 +422,16 @@ def merge(file: Path) -> dict[str, int]:
             why = "must name its commit and be made by the present sources; check that commit out"
             raise DataError(f"{where}: {right} {why}")
         found.setdefault(name, {})[right] = row
-    added: dict[str, list[Row]] = {}
+    files: dict[Path, list[bytes]] = {}
+    added: dict[str, int] = {}
     with _alone(folder := root() / "data" / "ledger"):
         for name, rows in found.items():
             path = folder / f"{name}.jsonl"
-            known = {row["key"]: row for _, row in _intact(path)}
+            lines = _intact(path)
+            known = {row["key"]: row for _, row in lines}
             if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
                 raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
-            added[name] = [row for k, row in rows.items() if k not in known]
-        for name, new in added.items():
-            path = folder / f"{name}.jsonl"
-            _write(path, [*(line for line, _ in _intact(path)), *map(_sealed, new)])
-    return {name: len(new) for name, new in added.items()}
+            new = [_sealed(row) for k, row in rows.items() if k not in known]
+            files[path], added[name] = [*(line for line, _ in lines), *new], len(new)
+        _write(files)
+    return added

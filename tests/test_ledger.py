@@ -416,3 +416,19 @@ def test_two_that_write_published_rows_at_once_lose_none(second: str, tmp_path, 
     late.join(timeout=60)
     kept = [one["key"] for one in Ledger(tmp_path / "none", also=[book.also[0]]).published()]
     assert kept == [row["key"], held["row"]["key"] if second == "merge" else "a"]
+
+
+def test_rows_of_several_ledgers_are_merged_or_none(tmp_path, monkeypatch) -> None:
+    file, _ = foreign(tmp_path, monkeypatch)
+    line = file.read_text()
+    file.write_text(line + line.replace('"ledger": "scenes"', '"ledger": "census"'))
+    folder = tmp_path / "data/ledger"
+    (folder / "census.jsonl").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"census.jsonl must be a file, found a folder"):
+        merge(file)
+    (folder / "census.jsonl").rmdir()
+    real = module._sum_of
+    monkeypatch.setattr(module, "_sum_of", lambda path, name: real(path, name) if name == "scenes.jsonl" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # as a full disk would, after the other file's part is written
+        merge(file)
+    assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -410,7 +410,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     rows.append(row | {"key": "elsewhere", "provenance": other})
     folder = root / "data" / "ledger"
     folder.mkdir(parents=True)
-    _write(folder / "demo.jsonl", [json.dumps(one).encode() + b"\n" for one in rows])
+    _write({folder / "demo.jsonl": [json.dumps(one).encode() + b"\n" for one in rows]})
     monkeypatch.setattr("mtl.runs.cells.again", lambda one: one | {"metrics": {"auc": 0.5}, "provenance": made})
     result = call("ledger", "again", "demo")
     assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
