@@ -320,7 +320,9 @@ def _parsed(text: bytes, where: str, name: str | None = None) -> Row:
     return cast(Row, row)
 
 
-_KINDS = {"config": dict, "provenance": dict, "metrics": dict, "validation": dict, "fingerprint": str, "status": str}
+_KINDS: dict[str, Any] = dict.fromkeys(("config", "provenance", "metrics", "validation"), dict)
+_KINDS |= dict.fromkeys(("fingerprint", "status", "source"), str) | {"wall_s": int | float}
+_KINDS |= dict.fromkeys(("synthetic", "embedded_default"), bool)
 
 
 def damage(path: Path) -> str:
@@ -398,40 +400,55 @@ def _write(files: Mapping[Path, Iterable[bytes]]) -> None:
             parts.enter_context(atomic(f"{path}.sha256")).write_bytes(_sum_of(part, path.name))
 
 
-def merge(file: Path) -> dict[str, int]:
+def merge(file: Path, books: Iterable[str] = ()) -> dict[str, int]:
     """Put rows of another machine (`rows.jsonl` of `benchmarks.gpu`) among the published ones: how many, by ledger.
 
-    Each line is {"ledger": name, "row": row}. A row that is there already, with the same metrics, is left as it is.
-    Raises DataError, and then writes nothing, for a line that is none, a key that is not that of its configuration
-    and data, a row without a commit, of other sources than the present ones, or with other metrics than the published.
+    Each line is {"ledger": name, "row": row}, the ledger one of `books` or of those that are there. A row that is there
+    already, with the same metrics, is left as it is. Raises DataError, and then writes nothing, for no line, one that is
+    none, a row that lacks what every row has, a key that is not that of its configuration and data, a row without a
+    commit, of other sources than the present ones, or with other metrics than another of its key.
     """
-    found: dict[str, dict[str, Row]] = {}
+    folder = root() / "data" / "ledger"
+    names = sorted({*books, *(path.stem for path in folder.glob("[!.]*.jsonl"))})
+    found: dict[str, dict[str, tuple[str, Row]]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         where = f"{file.name}: line {number}"
         try:
             held = json.loads(line)
             name, row = held["ledger"], _parsed(json.dumps(held["row"]).encode(), where)
-            right = key(row["config"], row["fingerprint"])
-            if not name or Path(name).name != name:
-                raise ValueError(f"the ledger is {name!r}")
         except (ValueError, TypeError, KeyError) as broken:
             raise DataError(f'{where} must be {{"ledger": name, "row": row}}, found {broken}') from broken
-        if row["key"] != right:
+        if name not in names:
+            raise DataError(f"{where}: the ledger must be one of {', '.join(names) or 'none'}, found {name!r}")
+        if lacking := sorted(Row.__required_keys__ - row.keys()):
+            raise DataError(f"{where}: {row['key']} must have all that a row has, found no {', '.join(lacking)}")
+        if row["key"] != (right := key(row["config"], row["fingerprint"])):
             raise DataError(f"{where}: the key must be that of configuration and data, {right}, found {row['key']!r}")
-        if not row.get("provenance", {}).get("git") or stale(row):
+        if not row["provenance"].get("git") or stale(row):
             why = "must name its commit and be made by the present sources; check that commit out"
             raise DataError(f"{where}: {right} {why}")
-        found.setdefault(name, {})[right] = row
+        _same(*found.setdefault(name, {}).setdefault(right, (where, row)), where, row)
+    if not found:
+        raise DataError(f"{file.name}: must hold a row or more, found none")
     files: dict[Path, list[bytes]] = {}
     added: dict[str, int] = {}
-    with _alone(folder := root() / "data" / "ledger"):
+    with _alone(folder):
         for name, rows in found.items():
             path = folder / f"{name}.jsonl"
             lines = _intact(path)
             known = {row["key"]: row for _, row in lines}
-            if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
-                raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
-            new = [_sealed(row) for k, row in rows.items() if k not in known]
+            for k, (where, row) in rows.items():
+                _same(path.name, known.get(k, row), where, row)
+            new = [_sealed(row) for k, (_, row) in rows.items() if k not in known]
             files[path], added[name] = [*(line for line, _ in lines), *new], len(new)
         _write(files)
     return added
+
+
+def _same(there: str, one: Row, where: str, other: Row) -> None:
+    """DataError where two rows of a key have other metrics; it says which lines or files they stand in."""
+    a, b = one.get("metrics") or {}, other["metrics"]
+    for name in {**a, **b}:
+        if (was := a.get(name, "none")) != (now := b.get(name, "none")):
+            why = f"with other metrics, {name} {was} and not {now}; which of them is right?"
+            raise DataError(f"{where}: {there} has {other['key']} {why}")

@@ -320,14 +320,15 @@ def row(
 def ledger_merge(folder: Path) -> None:
     """Add the rows of FOLDER/rows.jsonl to the published ones: all or none; keys, sources and duplicates are checked.
 
-    FOLDER is --out of `python -m benchmarks.gpu`.
+    FOLDER is --out of `python -m benchmarks.gpu`. A new ledger must be that of an experiment.
     """
+    from mtl.experiments.registry import EXPERIMENTS
     from mtl.ledger import merge
 
     with one_sentence():
         if not (folder / "rows.jsonl").is_file():
             raise DataError(f"folder: must hold rows.jsonl, found none in {folder}")
-        for name, count in merge(folder / "rows.jsonl").items():
+        for name, count in merge(folder / "rows.jsonl", [one.book or one.name for one in EXPERIMENTS.values()]).items():
             typer.echo(f"data/ledger/{name}.jsonl: {count} rows added")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -389,6 +390,12 @@ def test_an_incomplete_row_is_not_run_again(root: Path, row: dict[str, Any], lac
 
 def test_the_version_is_said() -> None:
     assert call("--version").output == f"mtl {mtl.__version__}\n"
+
+
+def test_a_merge_knows_the_ledgers_of_the_experiments(root: Path) -> None:
+    (root / "rows.jsonl").write_text('{"ledger": "scene", "row": {"key": "a"}}\n')
+    result = call("ledger", "merge", str(root))
+    assert result.exit_code == 1 and re.search(r"one of alpha, .*, scenes, .*found 'scene'", said(result))
 
 
 def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
