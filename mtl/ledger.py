@@ -404,8 +404,8 @@ def merge(file: Path, books: Iterable[str] = ()) -> dict[str, int]:
     """Put rows of another machine (`rows.jsonl` of `benchmarks.gpu`) among the published ones: how many, by ledger.
 
     Each line is {"ledger": name, "row": row}, the ledger one of `books` or of those that are there. A row that is there
-    already, with the same metrics, is left as it is. Raises DataError, and then writes nothing, for no line, one that is
-    none, a row that lacks what every row has, a key that is not that of its configuration and data, a row without a
+    already, with the same metrics, is left as it is. Raises DataError, and then writes nothing, for no line, one that
+    is none, a row that lacks what every row has, a key that is not that of its configuration and data, a row without a
     commit, of other sources than the present ones, or with other metrics than another of its key.
     """
     folder = root() / "data" / "ledger"
