@@ -118,6 +118,7 @@ def reproduce(
 
 @app.command()
 def run(
+    context: typer.Context,
     experiment: str,
     scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
@@ -150,6 +151,7 @@ def run(
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
         from mtl.experiments.registry import DESIGNED, EXPERIMENTS
+        from mtl.report.captions import known_scale
         from mtl.runs.engines import plain_progress
 
         if experiment not in (known := [*EXPERIMENTS, *DESIGNED]):
@@ -158,12 +160,13 @@ def run(
         if ledger:
             os.environ["MTL_LEDGER"] = str(ledger.resolve())
         if experiment in DESIGNED:
-            if seeds or methods or options or blind or jobs > 1 or engine != "auto":
-                raise ValueError(f"{experiment}: takes --scale and --ledger alone")
+            arguments.alone(context, experiment, ("--scale", "--ledger"))
             typer.echo(f"{len(DESIGNED[experiment](scale).rows)} rows", err=True)
             return
         if blind:
+            arguments.alone(context, "--blind", ("--scale", "--ledger", "-p"))
             made = EXPERIMENTS[experiment]
+            known_scale(scale, made.variants)
             for variant in made.chosen(scale, **options):
                 typer.echo(f"{made.blind(scale, **variant)['key']}: {made.problem} without inputs", err=True)
             return

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import typer
+
 
 def literal(text: str) -> Any:
     """A Python literal where the text is one, else the text itself.
@@ -93,6 +95,15 @@ def device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
         raise ValueError(f"device: cpu, cuda or cuda:N, found {name!r}")
     return name
+
+
+def alone(context: typer.Context, what: str, taken: Collection[str]) -> None:
+    """ValueError for an option that was given where `what`, which may be an option itself, takes only others."""
+    for one in context.command.params:
+        source = context.get_parameter_source(one.name or "")
+        other = one.param_type_name == "option" and one.opts[0] not in (what, *taken)
+        if other and source is not None and source.name != "DEFAULT":
+            raise ValueError(f"{what}: takes {', '.join(taken)} alone, found {one.opts[0]}")
 
 
 def cores() -> int:

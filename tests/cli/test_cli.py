@@ -219,10 +219,13 @@ class Fake:
         return [{"status": "ok"}] * self.rows
 
 
+DESIGNED = {"designed": lambda scale: SimpleNamespace(rows=[0, 1])}
+
+
 @pytest.fixture
 def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
     found = {"census": Fake(), "late": Fake(left=1), "bad": Fake(failed=1, left=1)}
-    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found, DESIGNED={}))
+    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found, DESIGNED=DESIGNED))
     monkeypatch.setenv("MTL_LEDGER", "")  # which a test may set, and gets back
     return found
 
@@ -252,12 +255,28 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
 
 def test_run_makes_the_row_without_inputs_of_every_variant(experiments: dict[str, Fake]) -> None:
     fake: Any = experiments["census"]
-    fake.problem, asked = "census", []
+    fake.problem, fake.variants, asked = "census", {"study": ()}, []
     fake.chosen = lambda scale, **options: [{"tasks": tasks} | options for tasks in (2, 3)]
     fake.blind = lambda scale, **variant: asked.append((scale, variant)) or {"key": f"k{len(asked)}"}
     result = call("run", "census", "--scale", "study", "--blind")
     assert result.exit_code == 0 and said(result).startswith("k1: census without inputs")
     assert asked == [("study", {"tasks": 2}), ("study", {"tasks": 3})] and fake.asked is None, "no run"
+    result = call("run", "census", "--scale", "nope", "--blind")
+    assert result.exit_code == 1 and said(result) == "mtl: scale: must be one of study, found 'nope'"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--jobs=-1",
+     "--seeds=99", "--methods=LS", "--engine=bogus"],
+)  # fmt: skip
+def test_what_a_run_does_not_take_is_refused(experiments: dict[str, Fake], option: str, tmp_path: Path) -> None:
+    flag = option.partition("=")[0]
+    result = call("run", "designed", "--scale", "study", "--ledger", str(tmp_path), option)
+    assert result.exit_code == 1 and said(result) == f"mtl: designed: takes --scale, --ledger alone, found {flag}"
+    result = call("run", "census", "--blind", "-p", "tasks=2", option)
+    assert result.exit_code == 1 and said(result) == f"mtl: --blind: takes --scale, --ledger, -p alone, found {flag}"
+    assert said(call("run", "designed", "--ledger", str(tmp_path))) == "2 rows"
 
 
 def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
@@ -275,7 +294,7 @@ def test_run_s_exit_code_tells(experiments: dict[str, Fake], name: str, code: in
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["cencus"], "experiment: one of census, late, bad, found 'cencus' (nearest: census)"),
+        (["cencus"], "experiment: one of census, late, bad, designed, found 'cencus' (nearest: census)"),
         (["census", "--seeds", "3-1"], "seeds: like 0-4 or 0,2,5, each range upwards, found '3-1'"),
         (["census", "--seeds", "x"], "seeds: like 0-4 or 0,2,5, each range upwards, found 'x'"),
         (["census", "--seeds", ","], "seeds: like 0-4 or 0,2,5, found ','"),
