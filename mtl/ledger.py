@@ -170,11 +170,12 @@ class Ledger:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row in the place of an earlier one with its key; when this returns it has been read back.
 
-        Raises ValueError for a row without a key, OSError where other bytes came back than were written.
+        Raises ValueError for a row without a key that can name its file, OSError where other bytes came back than were
+        written.
         """
         name = row.get("key")
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name or not name:
-            raise ValueError(f"row: a ledger row needs a key, found {name!r}")
+        if not isinstance(name, str) or not name or name[0] == "." or {*name} & {"/", "\\", "\0"}:
+            raise ValueError(f"row: a ledger row needs a key that names a file which is not hidden, found {name!r}")
         data = _sealed(row)
         with atomic(self.path / f"{name}.json") as part:
             part.write_bytes(data)

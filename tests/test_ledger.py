@@ -94,9 +94,11 @@ def test_a_row_that_json_cannot_hold_is_named(tmp_path) -> None:
         key({}, 3)
 
 
-@pytest.mark.parametrize("name", [None, "", 3, "../k", "\0", torch.zeros(2)], ids=str)
+@pytest.mark.parametrize("name", [None, "", 3, "../k", "a/k", "a\\k", ".k", "\0", torch.zeros(2)], ids=str)
 def test_row_needs_a_key(tmp_path, name: object) -> None:
-    with pytest.raises(ValueError, match=f"row: a ledger row needs a key, found {re.escape(repr(name))}"):
+    with pytest.raises(
+        ValueError, match=f"row: a ledger row needs a key that .* hidden, found {re.escape(repr(name))}"
+    ):
         Ledger(tmp_path / "a").append({"metrics": {}, "key": name})
     assert not (tmp_path / "a").exists()
 
