@@ -146,7 +146,7 @@ def run(
     with one_sentence():
         options = arguments.pairs(parameter or ())
         how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": None}
-        how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
+        how |= {"device": arguments.device(device), "deadline": arguments.seconds(deadline)}
         how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
@@ -347,13 +347,16 @@ def ledger_again(
     NAME is a ledger below data/ledger: table1, figures/census, ...
 
     Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, any rows,
-    with what the sources of a commit give here.
+    with what the sources of a commit give here. Where there is none to compare, the exit code is 1 too.
     """
     from mtl.files import root
     from mtl.ledger import Ledger, key, provenance, stale
     from mtl.report.again import comparable, record, sources_at
 
     with one_sentence():
+        arguments.seconds(longest, "longest")
+        if rows < 1:
+            raise ValueError(f"rows: at least 1, found {rows}")
         path = root() / "data" / "ledger" / f"{name}.jsonl"
         if not path.is_file():
             raise DataError(f"name: must be a file below data/ledger, found no {name}.jsonl")
@@ -373,6 +376,10 @@ def ledger_again(
             f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources; "
             f"{len(every) - len(same_bits)} more are of another processor or torch, or no training run"
         )
+        if not same:
+            raise DataError(
+                f"{name}: nothing was compared, no row of other sources that could be took {longest:g} s or less"
+            )
     raise typer.Exit(int(not all(same)))
 
 

@@ -83,11 +83,11 @@ def seeds(text: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(numbers)) or None
 
 
-def deadline(seconds: float | None) -> float | None:
-    """Seconds from now on; ValueError for what is no span of time."""
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"deadline: seconds, at least 0 and finite, found {seconds}")
-    return seconds
+def seconds(value: float | None, name: str = "deadline") -> float | None:
+    """The value itself; ValueError for what is no span of time."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: seconds, at least 0 and finite, found {value}")
+    return value
 
 
 def device(name: str) -> str:

@@ -444,6 +444,15 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
     assert "Code that 4 of 5 rows depend on was changed after they were run, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1
+    for words, told in (
+        (["--rows", "-1"], "rows: at least 1, found -1"),
+        (["--rows", "0"], "rows: at least 1, found 0"),
+        (["--longest", "-5"], "longest: seconds, at least 0 and finite, found -5.0"),
+        (["--longest", "nan"], "longest: seconds, at least 0 and finite, found nan"),
+        (["--longest", "0.5"], "demo: nothing was compared, no row of other sources that could be took 0.5 s or less"),
+    ):
+        result = call("ledger", "again", "demo", *words)
+        assert result.exit_code == 1 and f"mtl: {told}" in said(result)
     gave = lambda one: {"auc": 0.5 if one["key"] != "slow" else 0.6}  # noqa: E731
     monkeypatch.setattr("mtl.report.again.sources_at", lambda commit: nullcontext(gave))
     result = call("ledger", "again", "demo", "--at", "older", "--longest", "1e4", "--rows", "9")
