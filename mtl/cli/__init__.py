@@ -378,7 +378,7 @@ def ledger_again(
         )
         if not same:
             raise DataError(
-                f"{name}: nothing was compared, no row of other sources that could be took {longest:g} s or less"
+                f"{name}: nothing was compared, no comparable row of other sources took {longest:g} s or less"
             )
     raise typer.Exit(int(not all(same)))
 

@@ -449,7 +449,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
         (["--rows", "0"], "rows: at least 1, found 0"),
         (["--longest", "-5"], "longest: seconds, at least 0 and finite, found -5.0"),
         (["--longest", "nan"], "longest: seconds, at least 0 and finite, found nan"),
-        (["--longest", "0.5"], "demo: nothing was compared, no row of other sources that could be took 0.5 s or less"),
+        (["--longest", "0.5"], "demo: nothing was compared, no comparable row of other sources took 0.5 s or less"),
     ):
         result = call("ledger", "again", "demo", *words)
         assert result.exit_code == 1 and f"mtl: {told}" in said(result)
