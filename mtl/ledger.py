@@ -396,9 +396,10 @@ def _write(files: Mapping[Path, Iterable[bytes]]) -> None:
     """Files of published rows with their sums, all or none: the last part is whole before the first is renamed."""
     with ExitStack() as parts:
         for path, lines in files.items():
+            note = parts.enter_context(atomic(f"{path}.sha256"))  # renamed after its file, which alone counts as whole
             part = parts.enter_context(atomic(path))
             part.write_bytes(b"".join(lines))
-            parts.enter_context(atomic(f"{path}.sha256")).write_bytes(_sum_of(part, path.name))
+            note.write_bytes(_sum_of(part, path.name))
 
 
 def merge(file: Path, books: Iterable[str] = ()) -> dict[str, int]:

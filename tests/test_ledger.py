@@ -333,6 +333,18 @@ def test_a_file_that_lost_lines_is_not_sealed_anew(tmp_path, monkeypatch) -> Non
         assert path.read_bytes() == b"" and module.damage(path)
 
 
+@pytest.mark.parametrize("last", [".jsonl", ".sha256"])
+def test_a_first_publishing_that_ends_between_its_two_files_is_done_again(last, tmp_path, monkeypatch) -> None:
+    book = Ledger(tmp_path / "a.jsonl")
+    book.append({"key": "a", "provenance": provenance("cpu", RUN)})
+    real = Path.replace
+    with monkeypatch.context() as ended:
+        ended.setattr(Path, "replace", lambda one, to: 1 / 0 if to.suffix == last else real(one, to))
+        with pytest.raises(ZeroDivisionError):
+            publish(book)
+    assert module.damage(publish(book)) == "" and (tmp_path / "a.jsonl.sha256").exists()
+
+
 def test_git_state_in_and_outside_a_checkout(tmp_path, monkeypatch) -> None:
     package = tmp_path / "mtl"
     package.mkdir()
