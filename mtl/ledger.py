@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -169,11 +170,12 @@ class Ledger:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row in the place of an earlier one with its key; when this returns it has been read back.
 
-        Raises ValueError for a row without a key, OSError where other bytes came back than were written.
+        Raises ValueError for a row without a key that can name its file, OSError where other bytes came back than were
+        written.
         """
         name = row.get("key")
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name or not name:
-            raise ValueError(f"row: a ledger row needs a key, found {name!r}")
+        if not isinstance(name, str) or not name or name[0] == "." or {*name} & {"/", "\\", "\0"}:
+            raise ValueError(f"row: a ledger row needs a key that names a file which is not hidden, found {name!r}")
         data = _sealed(row)
         with atomic(self.path / f"{name}.json") as part:
             part.write_bytes(data)
@@ -281,15 +283,15 @@ def _whole(reads: Iterable[Callable[[], Row]], changes: Iterable[str] = ()) -> l
 
 def _changed(path: Path) -> str:
     note = path.with_name(f"{path.name}.sha256")
-    if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path)):
+    if not note.is_file() or (path.is_file() and note.read_bytes() == _sum_of(path, path.name)):
         return ""
-    return f"{path.name} is not as it was published (see {note.name}): restore it, or publish again"
+    return f"{path.name} is not as it was published (see {note.name}): restore it"
 
 
-def _sum_of(path: Path) -> bytes:
-    """As `sha256sum` writes it."""
+def _sum_of(path: Path, name: str) -> bytes:
+    """As `sha256sum` writes it of a file of this name."""
     with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode()
 
 
 def _refuse(word: str) -> float:
@@ -319,7 +321,9 @@ def _parsed(text: bytes, where: str, name: str | None = None) -> Row:
     return cast(Row, row)
 
 
-_KINDS = {"config": dict, "provenance": dict, "metrics": dict, "validation": dict, "fingerprint": str, "status": str}
+_KINDS: dict[str, Any] = dict.fromkeys(("config", "provenance", "metrics", "validation"), dict)
+_KINDS |= dict.fromkeys(("fingerprint", "status", "source"), str) | {"wall_s": int | float}
+_KINDS |= dict.fromkeys(("synthetic", "embedded_default"), bool)
 
 
 def damage(path: Path) -> str:
@@ -357,58 +361,96 @@ def publish(book: Ledger, without: Sequence[str] = ()) -> Path:
     """Write all rows of a ledger into its file of published ones, as they would be found, and return its path.
 
     Published rows keep their lines, new ones come after them in the order of their keys. `without` names fields that
-    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one is damaged.
+    are not published ("trace"). Raises ValueError where a local row is stale, DataError where one, or the
+    file, is damaged.
     """
     if len(book.also) != 1:
         raise ValueError(f"book: must have one file of published rows, found {len(book.also)}")
     made = [_row(path) for path in sorted(book.path.glob("[!.]*.json"))]
     if old := [row["key"] for row in made if stale(row)]:
         raise ValueError(f"book: rows to be published are made by the present sources, found {len(old)} stale: {old}")
-    lines = {read()["key"]: line + b"\n" for line, read in _lines(book.also[0])}
-    lines |= {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
-    return _write(book.also[0], lines.values())
-
-
-def _write(path: Path, lines: Iterable[bytes]) -> Path:
-    with atomic(path) as part:
-        part.write_bytes(b"".join(lines))
-    with atomic(f"{path}.sha256") as part:
-        part.write_bytes(_sum_of(path))
+    new = {row["key"]: _sealed({k: v for k, v in row.items() if k not in without}) for row in made}
+    with _alone((path := book.also[0]).parent):
+        _write({path: ({row["key"]: line for line, row in _intact(path)} | new).values()})
     return path
 
 
-def merge(file: Path) -> dict[str, int]:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One writer of a folder's published rows at a time, from reading to writing: none drops what another added."""
+    from filelock import FileLock  # of the extra "commands", which reading needs not
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", timeout=60):
+        yield
+
+
+def _intact(path: Path) -> list[tuple[bytes, Row]]:
+    """Lines and rows of a file that is to be written anew; DataError where it is damaged: a new sum would hide that."""
+    if why := f"{path.name} must be a file, found a folder" if path.is_dir() else damage(path):
+        raise DataError(why)
+    return [(line + b"\n", read()) for line, read in _lines(path)]
+
+
+def _write(files: Mapping[Path, Iterable[bytes]]) -> None:
+    """Files of published rows with their sums, all or none: the last part is whole before the first is renamed."""
+    with ExitStack() as parts:
+        for path, lines in files.items():
+            note = parts.enter_context(atomic(f"{path}.sha256"))  # renamed after its file, which alone counts as whole
+            part = parts.enter_context(atomic(path))
+            part.write_bytes(b"".join(lines))
+            note.write_bytes(_sum_of(part, path.name))
+
+
+def merge(file: Path, books: Iterable[str] = ()) -> dict[str, int]:
     """Put rows of another machine (`rows.jsonl` of `benchmarks.gpu`) among the published ones: how many, by ledger.
 
-    Each line is {"ledger": name, "row": row}. A row that is there already, with the same metrics, is left as it is.
-    Raises DataError, and then writes nothing, for a line that is none, a key that is not that of its configuration
-    and data, a row without a commit, of other sources than the present ones, or with other metrics than the published.
+    Each line is {"ledger": name, "row": row}, the ledger one of `books` or of those that are there. A row that is there
+    already, with the same metrics, is left as it is. Raises DataError, and then writes nothing, for no line, one that
+    is none, a row that lacks what every row has, a key that is not that of its configuration and data, a row without a
+    commit, of other sources than the present ones, or with other metrics than another of its key.
     """
-    found: dict[str, dict[str, Row]] = {}
+    folder = root() / "data" / "ledger"
+    names = sorted({*books, *(path.stem for path in folder.glob("[!.]*.jsonl"))})
+    found: dict[str, dict[str, tuple[str, Row]]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         where = f"{file.name}: line {number}"
         try:
             held = json.loads(line)
             name, row = held["ledger"], _parsed(json.dumps(held["row"]).encode(), where)
-            right = key(row["config"], row["fingerprint"])
-            if not name or Path(name).name != name:
-                raise ValueError(f"the ledger is {name!r}")
         except (ValueError, TypeError, KeyError) as broken:
             raise DataError(f'{where} must be {{"ledger": name, "row": row}}, found {broken}') from broken
-        if row["key"] != right:
+        if name not in names:
+            raise DataError(f"{where}: the ledger must be one of {', '.join(names) or 'none'}, found {name!r}")
+        if lacking := sorted(Row.__required_keys__ - row.keys()):
+            raise DataError(f"{where}: {row['key']} must have all that a row has, found no {', '.join(lacking)}")
+        if row["key"] != (right := key(row["config"], row["fingerprint"])):
             raise DataError(f"{where}: the key must be that of configuration and data, {right}, found {row['key']!r}")
-        if not row.get("provenance", {}).get("git") or stale(row):
+        if not row["provenance"].get("git") or stale(row):
             why = "must name its commit and be made by the present sources; check that commit out"
             raise DataError(f"{where}: {right} {why}")
-        found.setdefault(name, {})[right] = row
-    added: dict[str, list[Row]] = {}
-    for name, rows in found.items():
-        path = root() / "data" / "ledger" / f"{name}.jsonl"
-        known = {row["key"]: row for row in Ledger(path).published()}
-        if other := [k for k, row in rows.items() if k in known and known[k]["metrics"] != row["metrics"]]:
-            raise DataError(f"{file.name}: {path.name} has {other[0]} with other metrics; which of them is right?")
-        added[name] = [row for k, row in rows.items() if k not in known]
-    for name, new in added.items():
-        path = root() / "data" / "ledger" / f"{name}.jsonl"
-        _write(path, [*(line + b"\n" for line, _ in _lines(path)), *map(_sealed, new)])
-    return {name: len(new) for name, new in added.items()}
+        _same(*found.setdefault(name, {}).setdefault(right, (where, row)), where, row)
+    if not found:
+        raise DataError(f"{file.name}: must hold a row or more, found none")
+    files: dict[Path, list[bytes]] = {}
+    added: dict[str, int] = {}
+    with _alone(folder):
+        for name, rows in found.items():
+            path = folder / f"{name}.jsonl"
+            lines = _intact(path)
+            known = {row["key"]: row for _, row in lines}
+            for k, (where, row) in rows.items():
+                _same(path.name, known.get(k, row), where, row)
+            new = [_sealed(row) for k, (_, row) in rows.items() if k not in known]
+            files[path], added[name] = [*(line for line, _ in lines), *new], len(new)
+        _write(files)
+    return added
+
+
+def _same(there: str, one: Row, where: str, other: Row) -> None:
+    """DataError where two rows of a key have other metrics; it says which lines or files they stand in."""
+    a, b = one.get("metrics") or {}, other["metrics"]
+    for name in {**a, **b}:
+        if (was := a.get(name, "none")) != (now := b.get(name, "none")):
+            why = f"with other metrics, {name} {was} and not {now}; which of them is right?"
+            raise DataError(f"{where}: {there} has {other['key']} {why}")

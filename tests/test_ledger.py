@@ -7,6 +7,7 @@ import multiprocessing
 import platform
 import re
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -93,9 +94,11 @@ def test_a_row_that_json_cannot_hold_is_named(tmp_path) -> None:
         key({}, 3)
 
 
-@pytest.mark.parametrize("name", [None, "", 3, "../k", "\0", torch.zeros(2)], ids=str)
+@pytest.mark.parametrize("name", [None, "", 3, "../k", "a/k", "a\\k", ".k", "\0", torch.zeros(2)], ids=str)
 def test_row_needs_a_key(tmp_path, name: object) -> None:
-    with pytest.raises(ValueError, match=f"row: a ledger row needs a key, found {re.escape(repr(name))}"):
+    with pytest.raises(
+        ValueError, match=f"row: a ledger row needs a key that .* hidden, found {re.escape(repr(name))}"
+    ):
         Ledger(tmp_path / "a").append({"metrics": {}, "key": name})
     assert not (tmp_path / "a").exists()
 
@@ -298,7 +301,7 @@ def test_published_files_are_as_publishing_writes_them(name: str, tmp_path) -> N
     copy.write_bytes(source.read_bytes())
     assert publish(Ledger(copy)).read_bytes() == source.read_bytes()
     told = source.with_name(f"{source.name}.sha256").read_text().split()
-    assert told == [hashlib.sha256(source.read_bytes()).hexdigest(), source.name], "publish again"
+    assert told == [hashlib.sha256(source.read_bytes()).hexdigest(), source.name]
 
 
 def test_a_published_file_that_lost_lines_says_so(tmp_path) -> None:
@@ -316,6 +319,30 @@ def test_a_published_file_that_lost_lines_says_so(tmp_path) -> None:
     path.unlink()
     with pytest.warns(UserWarning, match=r"a.jsonl is not as it was published"):
         seen.published()
+
+
+def test_a_file_that_lost_lines_is_not_sealed_anew(tmp_path, monkeypatch) -> None:
+    file, _ = foreign(tmp_path, monkeypatch)
+    book = Ledger(tmp_path / "data/ledger/scenes.jsonl")
+    book.append({"key": "a", "provenance": provenance("cpu", RUN)})
+    path = publish(book)
+    path.write_bytes(b"")
+    for write in (lambda: merge(file, ["scenes"]), lambda: publish(book)):
+        with pytest.raises(DataError, match=r"scenes.jsonl is not as it was published \(see scenes.jsonl.sha256\)"):
+            write()
+        assert path.read_bytes() == b"" and module.damage(path)
+
+
+@pytest.mark.parametrize("last", [".jsonl", ".sha256"])
+def test_a_first_publishing_that_ends_between_its_two_files_is_done_again(last, tmp_path, monkeypatch) -> None:
+    book = Ledger(tmp_path / "a.jsonl")
+    book.append({"key": "a", "provenance": provenance("cpu", RUN)})
+    real = Path.replace
+    with monkeypatch.context() as ended:
+        ended.setattr(Path, "replace", lambda one, to: 1 / 0 if to.suffix == last else real(one, to))
+        with pytest.raises(ZeroDivisionError):
+            publish(book)
+    assert module.damage(publish(book)) == "" and (tmp_path / "a.jsonl.sha256").exists()
 
 
 def test_git_state_in_and_outside_a_checkout(tmp_path, monkeypatch) -> None:
@@ -341,7 +368,8 @@ def foreign(tmp_path: Path, monkeypatch, **changes: object) -> tuple[Path, dict[
     monkeypatch.setattr(module, "root", lambda: tmp_path)
     row = {"key": key(CONFIG, "f00d"), "config": CONFIG, "fingerprint": "f00d", "metrics": {"auc": 0.9}}
     row |= {"provenance": provenance("cpu", ["mtl.solvers.kl"]) | {"git": "abc"}}
-    row |= changes
+    row |= {"status": "ok", "wall_s": 1.0, "source": "made", "synthetic": True, "embedded_default": False}
+    row = {name: value for name, value in (row | changes).items() if value != "lacks"}
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"ledger": "scenes", "row": plain(row)}) + "\n")
     return file, row
@@ -349,9 +377,12 @@ def foreign(tmp_path: Path, monkeypatch, **changes: object) -> tuple[Path, dict[
 
 def test_rows_of_another_machine_are_merged_once(tmp_path, monkeypatch) -> None:
     file, row = foreign(tmp_path, monkeypatch)
-    assert merge(file) == {"scenes": 1}
-    assert merge(file) == {"scenes": 0}
+    assert merge(file, ["scenes"]) == {"scenes": 1}
+    assert merge(file, ["scenes"]) == {"scenes": 0}
     assert Ledger(tmp_path / "data/ledger/scenes.jsonl").published() == [plain(row)]
+
+
+NEEDED = ["config", "metrics", "status", "wall_s", "source", "synthetic", "embedded_default"]
 
 
 @pytest.mark.parametrize(
@@ -362,19 +393,85 @@ def test_rows_of_another_machine_are_merged_once(tmp_path, monkeypatch) -> None:
         ({"provenance": {"git": "abc", "modules": ["mtl.solvers.kl"], "sources": "x"}}, "made by the present sources"),
         ({"provenance": provenance("cpu", ["mtl.solvers.kl"]) | {"git": None}}, "must name its commit"),
         ({"config": None}, "line 1 is not a ledger row"),
+        ({"wall_s": "1"}, "line 1 is not a ledger row \\(its wall_s is str\\)"),
+        *(({name: "lacks"}, f"line 1: a2c.* must have all that a row has, found no {name}") for name in NEEDED),
     ],
 )
 def test_what_cannot_be_trusted_is_not_merged(changes, found, tmp_path, monkeypatch) -> None:
     file, _ = foreign(tmp_path, monkeypatch, **changes)
     with pytest.raises(DataError, match=found):
-        merge(file)
+        merge(file, ["scenes"])
     assert not (tmp_path / "data").exists()
 
 
 def test_other_metrics_under_one_key_are_not_merged(tmp_path, monkeypatch) -> None:
-    merge(foreign(tmp_path, monkeypatch)[0])
+    merge(foreign(tmp_path, monkeypatch)[0], ["scenes"])
     before = (tmp_path / "data/ledger/scenes.jsonl").read_bytes()
     file, _ = foreign(tmp_path, monkeypatch, metrics={"auc": 0.8})
-    with pytest.raises(DataError, match=r"scenes.jsonl has a2c78a47eff0cfbe with other metrics"):
-        merge(file)
+    with pytest.raises(
+        DataError, match=r"line 1: scenes.jsonl has a2c78a47eff0cfbe with other metrics, auc 0.9 and not 0.8"
+    ):
+        merge(file, ["scenes"])
+    file.write_text(file.read_text() + file.read_text().replace("0.8", "0.7"))
+    with pytest.raises(DataError, match=r"line 2: rows.jsonl: line 1 has a2c.* metrics, auc 0.8 and not 0.7"):
+        merge(file, ["scenes"])
     assert (tmp_path / "data/ledger/scenes.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["..", "scene", "", 1, ["scenes"], "b" * 300], ids=str)
+def test_a_ledger_that_nobody_has_is_not_made(name: object, tmp_path, monkeypatch) -> None:
+    file, row = foreign(tmp_path, monkeypatch)
+    merge(file, ["scenes"])
+    file.write_text(json.dumps({"ledger": name, "row": plain(row)}) + "\n")
+    sentence = f"rows.jsonl: line 1: the ledger must be one of census, scenes, found {name!r}"
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        merge(file, ["census"])
+    assert [path.name for path in (tmp_path / "data/ledger").glob("*.jsonl")] == ["scenes.jsonl"]
+
+
+def test_a_file_without_rows_is_not_merged(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(DataError, match=r"rows.jsonl: must hold a row or more, found none"):
+        merge(tmp_path / "rows.jsonl", ["scenes"])
+
+
+@pytest.mark.parametrize("second", ["merge", "publish"])
+def test_two_that_write_published_rows_at_once_lose_none(second: str, tmp_path, monkeypatch) -> None:
+    file, row = foreign(tmp_path, monkeypatch)
+    book = Ledger(tmp_path / "data/ledger/scenes.jsonl")
+    book.append({"key": "a", "provenance": provenance("cpu", RUN)})
+    other = tmp_path / "other.jsonl"
+    config = CONFIG | {"seed": 1}
+    held = {"ledger": "scenes", "row": plain(row | {"config": config, "key": key(config, "f00d")})}
+    other.write_text(json.dumps(held) + "\n")
+    given = (other, ["scenes"]) if second == "merge" else (book,)
+    late = threading.Thread(target=getattr(module, second), args=given)
+    real = module._write
+
+    def slow(*words: object) -> None:
+        if threading.current_thread() is not late:
+            late.start()
+            late.join(0.5)
+        real(*words)
+
+    monkeypatch.setattr(module, "_write", slow)
+    merge(file, ["scenes"])
+    late.join(timeout=60)
+    kept = [one["key"] for one in Ledger(tmp_path / "none", also=[book.also[0]]).published()]
+    assert kept == [row["key"], held["row"]["key"] if second == "merge" else "a"]
+
+
+def test_rows_of_several_ledgers_are_merged_or_none(tmp_path, monkeypatch) -> None:
+    file, _ = foreign(tmp_path, monkeypatch)
+    line = file.read_text()
+    file.write_text(line + line.replace('"ledger": "scenes"', '"ledger": "census"'))
+    folder = tmp_path / "data/ledger"
+    (folder / "census.jsonl").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"census.jsonl must be a file, found a folder"):
+        merge(file, ["scenes"])
+    (folder / "census.jsonl").rmdir()
+    real = module._sum_of
+    monkeypatch.setattr(module, "_sum_of", lambda path, name: real(path, name) if name == "scenes.jsonl" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # as a full disk would, after the other file's part is written
+        merge(file, ["scenes", "census"])
+    assert [path.name for path in folder.iterdir()] == [".lock"]

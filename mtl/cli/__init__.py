@@ -118,6 +118,7 @@ def reproduce(
 
 @app.command()
 def run(
+    context: typer.Context,
     experiment: str,
     scale: Annotated[str, typer.Option(help=" ".join(f"{name}: {said}" for name, said in SCALES.items()))] = "quick",
     seeds: Annotated[str, typer.Option(help="0-4 or 0,2,5; default: those of the scale")] = "",
@@ -145,11 +146,12 @@ def run(
     with one_sentence():
         options = arguments.pairs(parameter or ())
         how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": None}
-        how |= {"device": arguments.device(device), "deadline": arguments.deadline(deadline)}
+        how |= {"device": arguments.device(device), "deadline": arguments.seconds(deadline)}
         how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
         from mtl.experiments.registry import DESIGNED, EXPERIMENTS
+        from mtl.report.captions import known_scale
         from mtl.runs.engines import plain_progress
 
         if experiment not in (known := [*EXPERIMENTS, *DESIGNED]):
@@ -158,12 +160,13 @@ def run(
         if ledger:
             os.environ["MTL_LEDGER"] = str(ledger.resolve())
         if experiment in DESIGNED:
-            if seeds or methods or options or blind or jobs > 1 or engine != "auto":
-                raise ValueError(f"{experiment}: takes --scale and --ledger alone")
+            arguments.alone(context, experiment, ("--scale", "--ledger"))
             typer.echo(f"{len(DESIGNED[experiment](scale).rows)} rows", err=True)
             return
         if blind:
+            arguments.alone(context, "--blind", ("--scale", "--ledger", "-p"))
             made = EXPERIMENTS[experiment]
+            known_scale(scale, made.variants)
             for variant in made.chosen(scale, **options):
                 typer.echo(f"{made.blind(scale, **variant)['key']}: {made.problem} without inputs", err=True)
             return
@@ -320,14 +323,15 @@ def row(
 def ledger_merge(folder: Path) -> None:
     """Add the rows of FOLDER/rows.jsonl to the published ones: all or none; keys, sources and duplicates are checked.
 
-    FOLDER is --out of `python -m benchmarks.gpu`.
+    FOLDER is --out of `python -m benchmarks.gpu`. A new ledger must be that of an experiment.
     """
+    from mtl.experiments.registry import EXPERIMENTS
     from mtl.ledger import merge
 
     with one_sentence():
         if not (folder / "rows.jsonl").is_file():
             raise DataError(f"folder: must hold rows.jsonl, found none in {folder}")
-        for name, count in merge(folder / "rows.jsonl").items():
+        for name, count in merge(folder / "rows.jsonl", [one.book or one.name for one in EXPERIMENTS.values()]).items():
             typer.echo(f"data/ledger/{name}.jsonl: {count} rows added")
 
 
@@ -343,13 +347,16 @@ def ledger_again(
     NAME is a ledger below data/ledger: table1, figures/census, ...
 
     Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, any rows,
-    with what the sources of a commit give here.
+    with what the sources of a commit give here. Where there is none to compare, the exit code is 1 too.
     """
     from mtl.files import root
     from mtl.ledger import Ledger, key, provenance, stale
     from mtl.report.again import comparable, record, sources_at
 
     with one_sentence():
+        arguments.seconds(longest, "longest")
+        if rows < 1:
+            raise ValueError(f"rows: at least 1, found {rows}")
         path = root() / "data" / "ledger" / f"{name}.jsonl"
         if not path.is_file():
             raise DataError(f"name: must be a file below data/ledger, found no {name}.jsonl")
@@ -369,6 +376,10 @@ def ledger_again(
             f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources; "
             f"{len(every) - len(same_bits)} more are of another processor or torch, or no training run"
         )
+        if not same:
+            raise DataError(
+                f"{name}: nothing was compared, no comparable row of other sources took {longest:g} s or less"
+            )
     raise typer.Exit(int(not all(same)))
 
 

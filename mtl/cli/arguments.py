@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import typer
+
 
 def literal(text: str) -> Any:
     """A Python literal where the text is one, else the text itself.
@@ -81,11 +83,11 @@ def seeds(text: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(numbers)) or None
 
 
-def deadline(seconds: float | None) -> float | None:
-    """Seconds from now on; ValueError for what is no span of time."""
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"deadline: seconds, at least 0 and finite, found {seconds}")
-    return seconds
+def seconds(value: float | None, name: str = "deadline") -> float | None:
+    """The value itself; ValueError for what is no span of time."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: seconds, at least 0 and finite, found {value}")
+    return value
 
 
 def device(name: str) -> str:
@@ -93,6 +95,15 @@ def device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
         raise ValueError(f"device: cpu, cuda or cuda:N, found {name!r}")
     return name
+
+
+def alone(context: typer.Context, what: str, taken: Collection[str]) -> None:
+    """ValueError for an option that was given where `what`, which may be an option itself, takes only others."""
+    for one in context.command.params:
+        source = context.get_parameter_source(one.name or "")
+        other = one.param_type_name == "option" and one.opts[0] not in (what, *taken)
+        if other and source is not None and source.name != "DEFAULT":
+            raise ValueError(f"{what}: takes {', '.join(taken)} alone, found {one.opts[0]}")
 
 
 def cores() -> int:

@@ -45,6 +45,13 @@ def _sample(x: Any, name: str = "x") -> Array:
     return values
 
 
+def _paired(a: Any, b: Any, first: str, second: str) -> tuple[Array, Array]:
+    one, other = _sample(a, first), _sample(b, second)
+    if one.size != other.size:
+        raise ValueError(f"{second}: must be paired with {first}, found {other.size} values for {one.size}")
+    return one, other
+
+
 def mean_ci(x: Any) -> Estimate:
     """Mean and 95 % t interval, mean ± t_{n-1} s / sqrt(n); NaN bounds for n = 1.
 
@@ -72,10 +79,11 @@ def paired_permutation(
     >>> t.difference, t.p, t.smallest
     (3.0, 0.0625, 0.0625)
     """
-    first, second = _sample(a, "a"), _sample(b, "b")
-    if first.size != second.size:
-        raise ValueError(f"b: must be paired with a, found {second.size} values for {first.size}")
-    d = first - second
+    first, second = _paired(a, b, "a", "b")
+    with np.errstate(over="ignore"):
+        d = first - second
+        if not np.isfinite(total := np.abs(d).sum()):
+            raise ValueError(f"b: needs differences from a of a finite sum, found {total}")
     n, exact = d.size, d.size <= 16
     # Not scipy.stats.permutation_test: the same p, but 25 times slower at n = 16, and an error at n = 1.
     if exact:
@@ -146,7 +154,7 @@ def cuped(y: Any, before: Any) -> Array:
     >>> cuped([1.0, 3.0, 5.0], [0.0, 1.0, 2.0]).tolist()
     [3.0, 3.0, 3.0]
     """
-    outcome, x = _sample(y, "y"), _sample(before, "before")
+    outcome, x = _paired(y, before, "y", "before")
     centred = x - x.mean()
     spread = float(centred @ centred)
     return outcome - (float(centred @ outcome) / spread if spread > 0 else 0.0) * centred
@@ -161,5 +169,12 @@ def users_needed(effect: float, cv: float, correlation: float = 0.0) -> float:
     >>> round(users_needed(0.05, 1.2)), round(users_needed(0.01, 1.2))
     (9042, 226048)
     """
+    for name, value, rule, holds in (
+        ("effect", effect, "must be finite and not 0", effect != 0),
+        ("cv", cv, "must be finite and at least 0", cv >= 0),
+        ("correlation", correlation, "must lie in [-1, 1]", abs(correlation) <= 1),
+    ):
+        if not (holds and np.isfinite(value)):
+            raise ValueError(f"{name}: {rule}, found {value}")
     z = float(scipy_stats.norm.ppf(0.975) + scipy_stats.norm.ppf(0.8))
     return 2 * z**2 * cv**2 * (1 - correlation**2) / effect**2

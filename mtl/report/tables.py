@@ -52,6 +52,13 @@ def results_table(
     >>> results_table(runs, {"auc": True}, digits=2).loc["a"].tolist()
     ['0.85', '2', '1.0']
     """
+    for column, up in metrics.items():
+        if not isinstance(up, bool):
+            raise ValueError(f"metrics: {column!r} must be True where higher is better, else False, found {up!r}")
+    if not metrics:
+        raise ValueError("metrics: must name a column or more, found none")
+    if primary not in (None, *metrics):
+        raise ValueError(f"primary: one of {', '.join(metrics)}, found {primary!r}")
     data = rows if isinstance(rows, pd.DataFrame) else frame(rows)
     if lost := [name for name in (*metrics, by, "seed") if name not in data]:
         raise ValueError(f"rows: no column {lost[0]!r}; found {', '.join(map(str, data.columns))}")
@@ -79,7 +86,8 @@ def results_table(
     numbers = pd.DataFrame(cells).reindex(order).rename_axis(by)
     ranked = {metric: up for metric, up in metrics.items() if metric != "score"} or metrics  # the mean of the others
     means = pd.DataFrame({metric: numbers[metric, "mean"] for metric in ranked}).loc[contest]
-    numbers["", "mean rank"] = mean_rank(means.dropna(), ranked)
+    whole = means.dropna()
+    numbers["", "mean rank"] = np.nan if whole.empty else mean_rank(whole, ranked)  # all failed, or nothing to compare
     note = f"p: paired sign-flip test against {baseline or 'the best other row'}"
     first = next(iter(metrics))
     least = numbers[first, "smallest p"].min()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,10 +219,13 @@ class Fake:
         return [{"status": "ok"}] * self.rows
 
 
+DESIGNED = {"designed": lambda scale: SimpleNamespace(rows=[0, 1])}
+
+
 @pytest.fixture
 def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
     found = {"census": Fake(), "late": Fake(left=1), "bad": Fake(failed=1, left=1)}
-    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found, DESIGNED={}))
+    monkeypatch.setitem(sys.modules, "mtl.experiments.registry", SimpleNamespace(EXPERIMENTS=found, DESIGNED=DESIGNED))
     monkeypatch.setenv("MTL_LEDGER", "")  # which a test may set, and gets back
     return found
 
@@ -251,12 +255,28 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
 
 def test_run_makes_the_row_without_inputs_of_every_variant(experiments: dict[str, Fake]) -> None:
     fake: Any = experiments["census"]
-    fake.problem, asked = "census", []
+    fake.problem, fake.variants, asked = "census", {"study": ()}, []
     fake.chosen = lambda scale, **options: [{"tasks": tasks} | options for tasks in (2, 3)]
     fake.blind = lambda scale, **variant: asked.append((scale, variant)) or {"key": f"k{len(asked)}"}
     result = call("run", "census", "--scale", "study", "--blind")
     assert result.exit_code == 0 and said(result).startswith("k1: census without inputs")
     assert asked == [("study", {"tasks": 2}), ("study", {"tasks": 3})] and fake.asked is None, "no run"
+    result = call("run", "census", "--scale", "nope", "--blind")
+    assert result.exit_code == 1 and said(result) == "mtl: scale: must be one of study, found 'nope'"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--jobs=-1",
+     "--seeds=99", "--methods=LS", "--engine=bogus"],
+)  # fmt: skip
+def test_what_a_run_does_not_take_is_refused(experiments: dict[str, Fake], option: str, tmp_path: Path) -> None:
+    flag = option.partition("=")[0]
+    result = call("run", "designed", "--scale", "study", "--ledger", str(tmp_path), option)
+    assert result.exit_code == 1 and said(result) == f"mtl: designed: takes --scale, --ledger alone, found {flag}"
+    result = call("run", "census", "--blind", "-p", "tasks=2", option)
+    assert result.exit_code == 1 and said(result) == f"mtl: --blind: takes --scale, --ledger, -p alone, found {flag}"
+    assert said(call("run", "designed", "--ledger", str(tmp_path))) == "2 rows"
 
 
 def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
@@ -274,7 +294,7 @@ def test_run_s_exit_code_tells(experiments: dict[str, Fake], name: str, code: in
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["cencus"], "experiment: one of census, late, bad, found 'cencus' (nearest: census)"),
+        (["cencus"], "experiment: one of census, late, bad, designed, found 'cencus' (nearest: census)"),
         (["census", "--seeds", "3-1"], "seeds: like 0-4 or 0,2,5, each range upwards, found '3-1'"),
         (["census", "--seeds", "x"], "seeds: like 0-4 or 0,2,5, each range upwards, found 'x'"),
         (["census", "--seeds", ","], "seeds: like 0-4 or 0,2,5, found ','"),
@@ -391,6 +411,12 @@ def test_the_version_is_said() -> None:
     assert call("--version").output == f"mtl {mtl.__version__}\n"
 
 
+def test_a_merge_knows_the_ledgers_of_the_experiments(root: Path) -> None:
+    (root / "rows.jsonl").write_text('{"ledger": "scene", "row": {"key": "a"}}\n')
+    result = call("ledger", "merge", str(root))
+    assert result.exit_code == 1 and re.search(r"one of alpha, .*, scenes, .*found 'scene'", said(result))
+
+
 def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,7 +436,7 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     rows.append(row | {"key": "elsewhere", "provenance": other})
     folder = root / "data" / "ledger"
     folder.mkdir(parents=True)
-    _write(folder / "demo.jsonl", [json.dumps(one).encode() + b"\n" for one in rows])
+    _write({folder / "demo.jsonl": [json.dumps(one).encode() + b"\n" for one in rows]})
     monkeypatch.setattr("mtl.runs.cells.again", lambda one: one | {"metrics": {"auc": 0.5}, "provenance": made})
     result = call("ledger", "again", "demo")
     assert result.exit_code == 1 and "1 of 2 identical, drawn from 2 rows of other sources" in said(result)
@@ -418,6 +444,15 @@ def test_rows_of_other_sources_are_run_again_and_captions_say_how_it_went(
     text = caption("T.", data="d", scale="quick", n=1, rows=rows)
     assert "Code that 4 of 5 rows depend on was changed after they were run, 2 of them run again: 1 identical." in text
     assert call("ledger", "again", "nothing").exit_code == 1
+    for words, told in (
+        (["--rows", "-1"], "rows: at least 1, found -1"),
+        (["--rows", "0"], "rows: at least 1, found 0"),
+        (["--longest", "-5"], "longest: seconds, at least 0 and finite, found -5.0"),
+        (["--longest", "nan"], "longest: seconds, at least 0 and finite, found nan"),
+        (["--longest", "0.5"], "demo: nothing was compared, no comparable row of other sources took 0.5 s or less"),
+    ):
+        result = call("ledger", "again", "demo", *words)
+        assert result.exit_code == 1 and f"mtl: {told}" in said(result)
     gave = lambda one: {"auc": 0.5 if one["key"] != "slow" else 0.6}  # noqa: E731
     monkeypatch.setattr("mtl.report.again.sources_at", lambda commit: nullcontext(gave))
     result = call("ledger", "again", "demo", "--at", "older", "--longest", "1e4", "--rows", "9")

@@ -106,6 +106,18 @@ def test_one_seed_and_failed_runs_are_shown_as_such() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "how", "cells"),
+    [
+        ([row("a", seed, None, status="non-finite") for seed in (0, 1)], {}, ["–", "0", "–"]),
+        ([row("stl", 0, 0.5)], {"reference_row": "stl", "digits": 2}, ["0.50", "1", "–"]),
+    ],
+    ids=["all failed", "the reference row alone"],
+)
+def test_rows_without_a_rank_make_a_table(rows: Any, how: Any, cells: list[str]) -> None:
+    assert report.results_table(rows, {"t/auc": True}, **how).iloc[0].tolist() == cells
+
+
+@pytest.mark.parametrize(
     ("rows", "metrics", "wording"),
     [
         (
@@ -119,6 +131,8 @@ def test_one_seed_and_failed_runs_are_shown_as_such() -> None:
             "never share a column",
         ),
         (runs(), {"t/ap": True}, "no column 't/ap'; found"),
+        (runs(), {}, "metrics: must name a column or more, found none"),
+        (runs(), {"t/auc": "down"}, "metrics: 't/auc' must be True where higher is better, else False, found 'down'"),
     ],
 )
 def test_rows_that_make_no_table(rows: Any, metrics: Any, wording: str) -> None:
@@ -129,6 +143,8 @@ def test_rows_that_make_no_table(rows: Any, metrics: Any, wording: str) -> None:
 def test_baseline_must_be_a_row() -> None:
     with pytest.raises(ValueError, match="baseline: one of ls, stl, emtl, found 'mgda'"):
         report.results_table(runs(), {"t/auc": True}, baseline="mgda")
+    with pytest.raises(ValueError, match="primary: one of t/auc, found 'auc'"):
+        report.results_table(runs(), {"t/auc": True}, primary="auc")
 
 
 def test_table_is_booktabs_escaped_and_traced(folder: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from mtl.report.stats import holm, mean_ci, mean_rank, paired_permutation
+from mtl.report.stats import cuped, holm, mean_ci, mean_rank, paired_permutation, users_needed
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -136,3 +136,26 @@ def test_missing_values_are_not_averaged_away(bad: list[float]) -> None:
             call(bad)
     with pytest.raises(ValueError, match=r"x: needs a vector of at least 1 values, found shape \(0,\)"):
         mean_ci([])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((0.0, 1.2), r"effect: must be finite and not 0, found 0.0"),
+        ((math.nan, 1.2), r"effect: must be finite and not 0, found nan"),
+        ((0.05, -1.0), r"cv: must be finite and at least 0, found -1.0"),
+        ((0.05, math.inf), r"cv: must be finite and at least 0, found inf"),
+        ((0.05, 1.2, 2.0), r"correlation: must lie in \[-1, 1\], found 2.0"),
+    ],
+)
+def test_users_needed_names_what_cannot_be(given: tuple[float, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        users_needed(*given)
+
+
+def test_what_is_not_paired_or_too_large_to_subtract_is_named() -> None:
+    with pytest.raises(ValueError, match=r"before: must be paired with y, found 2 values for 3"):
+        cuped([1, 2, 3], [1, 2])
+    for b in (-1e308, 0):  # the differences themselves, and their sum
+        with pytest.raises(ValueError, match=r"b: needs differences from a of a finite sum, found inf"):
+            paired_permutation([1e308] * 5, [b] * 5)
