@@ -68,8 +68,8 @@ class CensusStudy(Study):
                 [name for name, one in found.items() if sign * one.value - one.half > 0] for sign in (1, -1)
             )
             said += [
-                f"{base}, paired by seed, 95 % intervals: above it {', '.join(text[name] for name in above) or 'none'}; "
-                f"below it {', '.join(text[name] for name in below) or 'none'}."
+                f"{base}, paired by seed, 95 % intervals: above it "
+                f"{', '.join(text[name] for name in above) or 'none'}; below it {', '.join(text[name] for name in below) or 'none'}."
             ]
         needed = math.ceil(math.log2(2 * len(tested) / 0.05))
         return "\n".join([
