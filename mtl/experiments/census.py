@@ -69,7 +69,8 @@ class CensusStudy(Study):
             )
             said += [
                 f"{base}, paired by seed, 95 % intervals: above it "
-                f"{', '.join(text[name] for name in above) or 'none'}; below it {', '.join(text[name] for name in below) or 'none'}."
+                f"{', '.join(text[name] for name in above) or 'none'}; "
+                f"below it {', '.join(text[name] for name in below) or 'none'}."
             ]
         needed = math.ceil(math.log2(2 * len(tested) / 0.05))
         return "\n".join([
