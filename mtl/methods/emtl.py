@@ -215,6 +215,7 @@ class CRMOGM(Method):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
+        self.base.dtype = self.dtype
         new = self.base.weights(losses, gram).detach().double()
         started = counted(self.started, new)
         if isinstance(started, Tensor):
