@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -324,7 +324,9 @@ def single(value: Any) -> bool:
 
 
 def numbers(name: str, values: Any, n_tasks: int, *, of: str = "number") -> list[Any]:
-    """One entry per task as a list, else ValueError."""
+    """One entry per task as a list, in the order in which they are given, else ValueError."""
+    if isinstance(values, Mapping | Set):
+        raise ValueError(f"{name}: must be in the order of the tasks, as a list is, found {values!r}")
     one = isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
     found = [values] if one else list(values)
     if len(found) != n_tasks or isinstance(values, str):

@@ -69,6 +69,12 @@ def test_unknown_names_and_hyperparameters_list_the_valid_ones() -> None:
         ("rlw", {"seed": 1.5}, "seed: must be a whole number, found 1.5"),
         ("scalarization", {"c": 1.0}, "c: must have one weight for each of 2 tasks, found 1"),
         ("scalarization", {"c": "12"}, "c: must have one weight for each of 2 tasks, found"),
+        ("scalarization", {"c": {0: 0.7, 1: 0.3}}, "c: must be in the order of the tasks, as a list is, found {0: 0.7,"),
+        ("scalarization", {"c": {0.7, 0.3}}, "c: must be in the order of the tasks, as a list is, found {0"),
+        ("stch", {"lam": {1: 0.7, 0: 0.3}}, "lam: must be in the order of the tasks"),
+        ("stch", {"z": frozenset((1, 2))}, "z: must be in the order of the tasks"),
+        ("pbi", {"lam": {0: 0.7, 1: 0.3}.keys()}, "lam: must be in the order of the tasks"),
+        ("graddrop", {"leak": {0: 0.7, 1: 0.3}}, "leak: must be in the order of the tasks"),
         ("graddrop", {"leak": [0.1, True]}, r"leak: must be in \[0, 1\], found True"),
     ],
 )
