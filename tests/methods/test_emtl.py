@@ -109,7 +109,7 @@ def test_cr_mogm_starts_at_each_task_s_own_first_weight() -> None:
 
 @pytest.mark.parametrize("base", ["aligned", "imtl-g", "fairgrad"])
 def test_cr_mogm_tells_its_base_in_which_type_the_gradients_came(base: str) -> None:
-    """The second of three gradients is 1.7 times the first, as far as bfloat16 can tell: what is between is rounding."""
+    """The second of three gradients is 1.7 times the first, as far as bfloat16 can tell: the rest is rounding."""
     G = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     G[1] = 1.7 * G[0]
     given = {"grads": G.bfloat16(), "losses": torch.ones(3, dtype=torch.bfloat16)}
