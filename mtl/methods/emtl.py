@@ -180,6 +180,9 @@ class FairLoss(Method):
     def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        self.base.check_state(state)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)
 
