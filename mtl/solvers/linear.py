@@ -43,7 +43,7 @@ def _equal(R: Array, rank: float, noise: float, coarse: bool, q: Array) -> tuple
     else:
         z = q - inside @ q  # then nothing but d = 0 makes all projections equal
         hidden = rank / float(np.square(f.F).sum(1).min(initial=1))  # of what lies outside, with the root of its error
-        if np.linalg.norm(z) <= (hidden if noise == rank else math.sqrt(hidden)) * np.linalg.norm(q):
+        if np.linalg.norm(z) <= min(hidden if noise == rank else math.sqrt(hidden / (4 * T)), 0.05) * np.linalg.norm(q):
             z = _least_unequal(f, q)
     with np.errstate(all="ignore"):
         return z / (q @ z), f.R, ones, f.definite
@@ -114,6 +114,8 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
     >>> inverse_root(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))[0].diagonal().tolist()
     [0.5, 1.0]
     """
+    if kind not in ("min", "median", "rmse"):
+        raise ValueError(f"kind: must be one of min, median, rmse, found {kind!r}")
     p = Gram(K, rounding)
     top = p.e.max(1)
     A = np.ldexp(p.hat, p.e[:, :, None] + p.e[:, None, :] - 2 * top[:, None, None])
