@@ -191,6 +191,8 @@ class AdaTask(Buffers):
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
                 first, second = (b if isinstance(b, float) else per_task(b, g, lead) for b in biases)
                 root = (v / second).sqrt_().add_(self.eps)
+                if self.eps == 0:  # never a gradient there: no step, and not 0/0
+                    root.masked_fill_(root == 0, 1.0)
                 torch.sum((m / first).div_(root), lead, out=d[0])
         return update
 
