@@ -84,6 +84,24 @@ def _unknown(kind: str, found: str, valid: Iterable[str]) -> ValueError:
     return ValueError(f"{kind}: must be one of {', '.join(valid) or '(none)'}, found {found!r}{hint}")
 
 
+def _valid(kind: Any) -> list[str]:
+    return list(inspect.signature(kind.__init__).parameters)[2:]  # after self and n_tasks
+
+
+def _seeded(name: Any, hyper: Any, seed: int) -> Any:
+    """Hyperparameters with the seed where the method takes one, or the base that it names, unless they hold one."""
+    kind = METHODS.get(name) if isinstance(name, str) else None
+    if kind is None or not isinstance(hyper, dict | None):
+        return hyper
+    if "seed" in _valid(kind):
+        return {"seed": seed, **(hyper or {})}
+    if not (kind.seeds_base and hyper and "base" in hyper):
+        return hyper
+    own = hyper.get("base_hyper")
+    found = _seeded(hyper["base"], own, seed)
+    return hyper if found is own else {**hyper, "base_hyper": found}
+
+
 def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Method:
     """A fresh method by name, with its published hyperparameters or those its docstring names; one draws by `seed`.
 
@@ -100,7 +118,7 @@ def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Me
     if name not in METHODS:
         raise _unknown("method", name, METHODS)
     kind: Any = METHODS[name]
-    valid = list(inspect.signature(kind.__init__).parameters)[2:]  # after self and n_tasks
+    valid = _valid(kind)
     for key in hyper:
         if key not in valid:
             raise _unknown(f"hyperparameter of {name}", key, valid)
@@ -109,9 +127,7 @@ def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Me
             raise ValueError(f"base_hyper: must be left out where base is made already, found {hyper['base_hyper']!r}")
         if base.n_tasks != n_tasks:
             raise ValueError(f"base: must be made for {n_tasks} tasks as well, found one for {base.n_tasks}")
-    if seed is not None and "seed" in valid:
-        hyper["seed"] = seed
-    made: Method = kind(n_tasks, **hyper)
+    made: Method = kind(n_tasks, **(hyper if seed is None else _seeded(name, hyper, seed)))
     return made
 
 

@@ -48,6 +48,8 @@ def _few(method: Method, index: Tensor) -> Method:
             setattr(few, name, _few(value, index))
         elif kind is not None:
             setattr(few, name, _taken(kind, value, index))
+        elif name == "generator":  # or its state, until the device is known
+            continue
         elif isinstance(value, Tensor) or (isinstance(value, list) and any(isinstance(x, Tensor) for x in value)):
             raise ValueError(
                 f"losses: {type(method).__name__} must say in `tasks` how {name!r} goes with the tasks "

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -47,6 +47,8 @@ class Method:
     """How attributes go with the tasks, for a step that lacks some of them (`mtl.methods.absent`): "each" has one entry
     per task, in its last dimension or as a list of numbers, "pairs" in its last two, "rows" in the first of each tensor
     of a list; a "share" is an "each" that sums to 1, a "log share" its logarithm."""
+    seeds_base: ClassVar[bool] = False
+    """`mtl.method` hands its seed to the base that this method names, if that draws."""
     alone: ClassVar[bool] = False
     """Each task has a model to itself, so that there is no common point."""
     official_hyper: ClassVar[dict[str, Any]] = {}
@@ -151,10 +153,17 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; unknown or missing keys, and states of another number of tasks, raise."""
-        if set(state) != set(self.state):
-            raise ValueError(f"state: {type(self).__name__} keeps {sorted(self.state)}, found {sorted(state)}")
+        self.check_state(state)
         for name, value in state.items():
-            setattr(self, name, _loaded(f"state[{name!r}]", getattr(self, name), value))
+            setattr(self, name, _loaded(getattr(self, name), value))
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError for what `load_state_dict` refuses, before it changes anything."""
+        if not isinstance(state, Mapping) or set(state) != set(self.state):
+            found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state: {type(self).__name__} keeps {sorted(self.state)}, found {found}")
+        for name, value in state.items():
+            _fits(f"state[{name!r}]", getattr(self, name), value, self.n_tasks)
 
     def check(self, losses: Tensor, gram: Tensor | None = None) -> None:
         """Raise ValueError unless losses are (..., T) and K, where the method needs it, is (..., T, T)."""
@@ -221,7 +230,28 @@ def _saved(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _loaded(name: str, present: Any, value: Any) -> Any:
+def _fits(name: str, present: Any, value: Any, n_tasks: int) -> None:
+    """Raise ValueError unless the value may take the place of what is present."""
+    if isinstance(present, Method):
+        present.check_state(value)
+    elif isinstance(present, torch.Generator):
+        try:
+            torch.Generator(present.device).set_state(value)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{name}: must be a generator's state, found {type(value).__name__}") from error
+    elif isinstance(present, Tensor):
+        if not isinstance(value, Tensor) or value.shape != present.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: must be a tensor of shape {tuple(present.shape)}, found {found}")
+    elif isinstance(present, list) and present and type(present[0]) in (int, bool):
+        kind = type(present[0])
+        if not isinstance(value, list) or len(value) != n_tasks or any(type(x) is not kind for x in value):
+            raise ValueError(f"{name}: must be a list of {n_tasks} of type {kind.__name__}, found {value!r}")
+    elif type(present) is int and type(value) is not int:
+        raise ValueError(f"{name}: must be a whole number, found {value!r}")
+
+
+def _loaded(present: Any, value: Any) -> Any:
     if isinstance(present, Method):
         present.load_state_dict(value)
         return present
@@ -229,9 +259,6 @@ def _loaded(name: str, present: Any, value: Any) -> Any:
         present.set_state(value)
         return present
     if isinstance(present, Tensor):
-        if not isinstance(value, Tensor) or value.shape != present.shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: must be a tensor of shape {tuple(present.shape)}, found {found}")
         if present.requires_grad:
             with torch.no_grad():
                 present.copy_(value)
@@ -324,7 +351,9 @@ def single(value: Any) -> bool:
 
 
 def numbers(name: str, values: Any, n_tasks: int, *, of: str = "number") -> list[Any]:
-    """One entry per task as a list, else ValueError."""
+    """One entry per task as a list, in the order in which they are given, else ValueError."""
+    if isinstance(values, Mapping | Set):
+        raise ValueError(f"{name}: must be in the order of the tasks, as a list is, found {values!r}")
     one = isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
     found = [values] if one else list(values)
     if len(found) != n_tasks or isinstance(values, str):

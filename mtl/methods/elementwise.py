@@ -1,6 +1,8 @@
 """Methods that need the task gradients themselves, coordinate by coordinate."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -101,7 +103,16 @@ class GradDrop(Method):
         leak = per_task(self.leak, g, lead)
         return leak + (1 - leak) * kept
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        fresh = copy.copy(self)
+        fresh.generator = None
+        Method.check_state(fresh, state)
+        found = state["generator"]
+        if found is not None and not (isinstance(found, Tensor) and found.dtype == torch.uint8 and found.dim() == 1):
+            raise ValueError(f"state['generator']: must be a generator's state or None, found {type(found).__name__}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.check_state(state)
         self.generator = None
         super().load_state_dict(state)
 
@@ -117,6 +128,17 @@ class Buffers(Method):
         self.steps = 0
         for name in self.kept:
             setattr(self, name, [])
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        for name in self.kept:
+            value = state[name]
+            if not isinstance(value, list) or not all(isinstance(x, Tensor) for x in value):
+                raise ValueError(f"state[{name!r}]: must be a list of tensors, found {type(value).__name__}")
+            found = [tuple(x.shape) for x in value]
+            alike = takewhile(lambda sizes: len(set(sizes)) == 1, zip(*found, strict=False))  # the leading dimensions
+            if value and not any(size == self.n_tasks for size, *_ in alike):
+                raise ValueError(f"state[{name!r}]: must have a row for each of {self.n_tasks} tasks, found {found}")
 
     def take(self, grads: Sequence[Tensor]) -> None:
         """One step more; buffers start at zero."""
@@ -169,6 +191,8 @@ class AdaTask(Buffers):
                 v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
                 first, second = (b if isinstance(b, float) else per_task(b, g, lead) for b in biases)
                 root = (v / second).sqrt_().add_(self.eps)
+                if self.eps == 0:  # never a gradient there: no step, and not 0/0
+                    root.masked_fill_(root == 0, 1.0)
                 torch.sum((m / first).div_(root), lead, out=d[0])
         return update
 

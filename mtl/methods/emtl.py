@@ -43,6 +43,7 @@ class EMTL(Method):
     label, family, marker = "EMTL", "rates", "o"
     needs: Needs = "gram"
     state = ("log_p", "base")
+    seeds_base = True
     tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
     solves = True
     player: Certificate | None = None
@@ -112,7 +113,8 @@ class FairLoss(Method):
 
     The method sees the transformed losses and the gradients f_t g_t, f_t = L_t^-alpha; w_t = f_t (its weight), heads
     move by f_t times its head factor. alpha = 0 is the method itself, base="ls" with alpha = 1 is SI. Losses must be
-    positive.
+    positive. A base that draws takes its seed from base_hyper={"seed": s} and not from `mtl.method`, 0 without it:
+    published rows drew so.
 
     >>> FairLoss(2, base="ls", alpha=1.0).weights(torch.tensor([4.0, 0.5])).tolist()
     [0.25, 2.0]
@@ -178,6 +180,9 @@ class FairLoss(Method):
     def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        self.base.check_state(state)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)
 
@@ -197,6 +202,7 @@ class CRMOGM(Method):
 
     label, family, marker = "CR-MOGM", "min-norm", "X"
     state = ("w", "started", "base")
+    seeds_base = True
     tasks: ClassVar[dict[str, Kind]] = {"w": "each", "started": "each"}
 
     def __init__(
@@ -215,6 +221,7 @@ class CRMOGM(Method):
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
+        self.base.dtype = self.dtype
         new = self.base.weights(losses, gram).detach().double()
         started = counted(self.started, new)
         if isinstance(started, Tensor):

@@ -231,7 +231,8 @@ class ConFIG(GramMethod):
         sizes = norms(K.double())
         per = 1 / sizes.masked_fill(sizes == 0, torch.inf)
         R = K.double() * per.unsqueeze(-1) * per.unsqueeze(-2)
-        root, proof = inverse_root(R.to(K.dtype))  # its square is R^+ up to a factor, which c takes out
+        small = self.rounding(K)
+        root, proof = inverse_root(R.to(K.dtype), rounding=small)  # its square is R^+ up to a factor, which c takes out
         B = root.double()
         half = B.sum(-1)
         z = (B @ half.unsqueeze(-1)).squeeze(-1)
@@ -239,7 +240,7 @@ class ConFIG(GramMethod):
         # squared length of 1 within the range of R, relative to the rank
         whole = ((B @ R) * B).sum((-1, -2)).clamp_min(torch.finfo(B.dtype).tiny)
         share = (half * (R @ half.unsqueeze(-1)).squeeze(-1)).sum(-1) / whole
-        none = share <= 4 * self.n_tasks * torch.finfo(K.dtype).eps
+        none = share <= 4 * self.n_tasks * small
         self.certificate = replace(proof, stationary=proof.stationary | none, converged=proof.converged | none)
         c = ((sizes * reached).sum(-1) / (z * reached).sum(-1)).unsqueeze(-1)
         return torch.where(none.unsqueeze(-1), 0.0, c * z * per)

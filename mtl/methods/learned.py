@@ -159,7 +159,7 @@ class FAMO(Method):
 
     def after_step(self, losses: Tensor) -> None:
         self.check(losses)
-        delta = on(self.before, losses) - (losses.double() - self.b + 1e-8).log()
+        delta = on(self.before, losses) - (losses.detach().double() - self.b + 1e-8).log()
         xi = on(self.xi, losses)
         z = torch.softmax(xi, -1)
         slope = z * (delta - (z * delta).sum(-1, keepdim=True)) + self.gamma * xi

@@ -176,11 +176,15 @@ def _solve(p: Gram, alpha: float, steps: int) -> tuple[Tensor, Certificate]:
             w[i] = np.ldexp(fine, -shift) * size if solved[i] else w[i]
         residual, _ = _judge(p, alpha, w)
     w[p.zero] = 0
-    if not (residual < TOLERANCE).all() or stationary.any():
-        for i in np.flatnonzero((stationary | ~(residual < TOLERANCE)) & ~p.zero.all(1)):
+    doubt = stationary | ~(residual < TOLERANCE)
+    if alpha < 1:  # w has a solution in the rounding of a singular R, too small to be told by its direction
+        doubt |= [lapack.dpotrf(R - p.cut * np.eye(p.T))[1] != 0 for R in p.R]
+    if doubt.any():
+        for i in np.flatnonzero(doubt & ~p.zero.all(1)):
             short = shortest(p, int(i))
             stationary[i] |= short.value <= p.cut
-            w[i] = short.w if stationary[i] else w[i]
+            if stationary[i]:
+                w[i], residual[i] = short.w, short.residual
     if p.zero.any():
         none = p.zero.all(1)
         stationary, w = stationary | none, np.where(none[:, None], 1 / p.T, w)

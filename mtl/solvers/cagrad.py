@@ -231,6 +231,8 @@ def cagrad_dual(K: Tensor, c: float, rounding: float | None = None) -> tuple[Ten
     >>> w.tolist()
     [1.0, 0.0]
     """
+    if not K.is_floating_point():
+        raise ValueError(f"K: must be floating point, found {K.dtype}")
     weights, proof = cagrad_step(K.double(), c, rounding)
     T = K.shape[-1]
     with np.errstate(all="ignore"):

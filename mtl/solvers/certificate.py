@@ -239,7 +239,8 @@ def read(K: Tensor, given: float | None) -> tuple[Array, float, bool]:
     """K (B, T, T) in float64 on the host, `Gram.cut`, and whether K is rounded more coarsely than float64.
 
     Raises:
-        ValueError: K is not square in its last two dimensions, is empty, or is not floating point.
+        ValueError: K is not square in its last two dimensions, is empty, is not floating point, or is not symmetric up
+            to the rounding of a product.
     """
     if K.ndim < 2 or K.shape[-1] != K.shape[-2] or K.shape[-1] == 0:
         raise ValueError(f"K: must have shape (..., T, T) with T >= 1, found {tuple(K.shape)}")
@@ -248,7 +249,20 @@ def read(K: Tensor, given: float | None) -> tuple[Array, float, bool]:
     if given is not None and not 0 <= given < 1:
         raise ValueError(f"rounding: must be in [0, 1), found {given}")
     T, small = K.shape[-1], max(torch.finfo(K.dtype).eps if given is None else given, EPS)
-    return host(K).reshape(-1, T, T), 4 * T * small, small > EPS
+    flat = host(K).reshape(-1, T, T)
+    if not np.logical_and.reduce(flat == flat.mT, None):
+        _symmetric(flat, torch.finfo(K.dtype))
+    return flat, 4 * T * small, small > EPS
+
+
+@np.errstate(all="ignore")
+def _symmetric(K: Array, kind: torch.finfo) -> None:
+    sizes = np.sqrt(_diagonal(K))
+    room = (0.01 + 4 * kind.eps) * sizes[:, :, None] * sizes[:, None, :] + 4 * kind.tiny
+    far = np.abs(K - K.mT) > room  # never where one is not finite
+    if far.any():
+        i, s, t = np.argwhere(far)[0]
+        raise ValueError(f"K: must be symmetric, found {K[i, s, t]:.6g} at ({s}, {t}), {K[i, t, s]:.6g} at ({t}, {s})")
 
 
 def checked(name: str, value: float | Tensor, T: int, *, zero: bool = False) -> None:

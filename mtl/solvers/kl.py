@@ -26,7 +26,7 @@ class KLStep:
 
 def kl_to_uniform(log_p: Tensor) -> Tensor:
     """KL(p || uniform) = log T + sum_t p_t log p_t, without cancellation near the uniform p."""
-    return back(_kl(host(log_p)), log_p)
+    return back(_kl(host(log_p)), log_p).reshape(log_p.shape[:-1])
 
 
 def _kl(log_p: Array) -> Array:

@@ -12,6 +12,7 @@ from mtl.solvers.certificate import (
     TOLERANCE,
     Array,
     Certificate,
+    Factor,
     Gram,
     Ints,
     back,
@@ -23,24 +24,37 @@ from mtl.solvers.certificate import (
 from mtl.solvers.pairs import sine, times
 
 
-def _equal(R: Array, rank: float, noise: float, q: Array) -> tuple[Array, Array, bool]:
-    """z with R z constant and q'z = 1, R as its rounding leaves it, and whether that is definite."""
+def _equal(R: Array, rank: float, noise: float, coarse: bool, q: Array) -> tuple[Array, Array, Array, bool]:
+    """z with R z constant and q'z = 1, R and the vector of ones as rounding leaves them, whether R is definite."""
     f, T = factor(R, rank, noise), len(R)
+    ones = np.ones(T)
     if f.basis is None:
         border = np.block([[R, -np.ones((T, 1))], [q[None], np.zeros((1, 1))]])
         try:
             z = np.linalg.solve(border, np.eye(T + 1)[T])
             z = z + np.linalg.solve(border, np.eye(T + 1)[T] - border @ z)
         except np.linalg.LinAlgError:
-            return np.full(T, np.nan), R, True
-        return z[:T], R, True
+            return np.full(T, np.nan), R, ones, True
+        return z[:T], R, ones, True
     inside = f.basis.T @ f.basis  # projector on the range of R
     if np.square(1 - inside.sum(1)).sum() <= rank * T:  # it holds (1, ..., 1): the pseudoinverse
         z = np.linalg.pinv(f.F) @ np.linalg.pinv(f.F.T) @ np.ones(T)
+        ones = inside.sum(1) if coarse else ones
     else:
         z = q - inside @ q  # then nothing but d = 0 makes all projections equal
+        hidden = rank / float(np.square(f.F).sum(1).min(initial=1))  # of what lies outside, with the root of its error
+        if np.linalg.norm(z) <= min(hidden if noise == rank else math.sqrt(hidden / (4 * T)), 0.05) * np.linalg.norm(q):
+            z = _least_unequal(f, q)
     with np.errstate(all="ignore"):
-        return z / (q @ z), f.R, f.definite
+        return z / (q @ z), f.R, ones, f.definite
+
+
+def _least_unequal(f: Factor, q: Array) -> Array:
+    """z of the range of R with the least variance of R z beside q'z, up to a factor."""
+    assert f.basis is not None
+    slopes = f.R @ f.basis.T
+    _, values, V = np.linalg.svd(slopes - slopes.mean(0), full_matrices=False)
+    return np.asarray(f.basis.T @ (V.T @ (V @ (f.basis @ q) / np.square(values))))
 
 
 def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:
@@ -48,7 +62,8 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
 
     Bordered system R z = kappa 1, sum z_t/|g_t| = 1, w = z/|g|. Where R is singular up to its rounding z is the
     pseudoinverse's if its range holds the vector of ones; else kappa = 0, so that d = 0 (`stationary`), and z is the
-    shortest such vector. Zero rows get weight 0.
+    shortest such vector. Where that does not exist either, as for a gradient that is the mean of two others, no w has
+    equal projections: not `converged`, w those with the least variance of them. Zero rows get weight 0.
     Residual: |R z - kappa| relative to |R||z| + |kappa|.
 
     >>> equal_angles(torch.tensor([[1.0, 0.0], [0.0, 9.0]], dtype=torch.float64))[0].tolist()
@@ -56,7 +71,7 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
     """
     p = Gram(K, rounding)
     z, q, R = np.zeros((len(p), p.T)), p.unit, p.R.copy()
-    q = np.where(p.zero, 0, q)
+    q, ones = np.where(p.zero, 0, q), np.ones((len(p), p.T))
     q = q / np.where(p.zero, 0, q).max(1, keepdims=True).clip(1e-300)
     if p.T == 2 and not p.zero.any():
         z[:] = 1 / q.sum(1, keepdims=True)
@@ -66,15 +81,17 @@ def equal_angles(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Cert
             at = np.flatnonzero(~p.zero[i])
             if len(at):
                 own = np.ix_(at, at)
-                z[i, at], R[i][own], definite = _equal(p.R[i][own], p.cut, p.noise, q[i, at])
+                found = _equal(p.R[i][own], p.cut, p.noise, p.coarse, q[i, at])
+                z[i, at], R[i][own], ones[i, at], definite = found
                 p.bad[i] |= not definite
     none = p.zero.all(1)
     w = np.where(none[:, None], 1 / p.T, q * z)
     slope = (R @ z[:, :, None])[:, :, 0]
     live = np.where(p.zero, 0, 1)
-    kappa = (slope * live).sum(1, keepdims=True) / np.maximum(live.sum(1, keepdims=True), 1)
+    told = live * ones
+    kappa = (slope * told).sum(1, keepdims=True) / np.maximum((told * ones).sum(1, keepdims=True), 1)
     size = (np.abs(R) @ np.abs(z)[:, :, None])[:, :, 0].max(1) + np.abs(kappa[:, 0])
-    residual = (np.abs(slope - kappa) * live).max(1) / np.where(none, 1, size)
+    residual = (np.abs(slope - kappa * ones) * live).max(1) / np.where(none, 1, size)
     residual = np.where(none, 0, np.maximum(residual, np.abs((q * z).sum(1) - 1)))
     W = np.abs(z).sum(1)
     value = (z * slope).sum(1)
@@ -97,6 +114,8 @@ def inverse_root(K: Tensor, kind: str = "min", rounding: float | None = None) ->
     >>> inverse_root(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)))[0].diagonal().tolist()
     [0.5, 1.0]
     """
+    if kind not in ("min", "median", "rmse"):
+        raise ValueError(f"kind: must be one of min, median, rmse, found {kind!r}")
     p = Gram(K, rounding)
     top = p.e.max(1)
     A = np.ldexp(p.hat, p.e[:, :, None] + p.e[:, None, :] - 2 * top[:, None, None])

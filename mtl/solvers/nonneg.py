@@ -232,6 +232,8 @@ def dual_cone(K: Tensor, v: Tensor, rounding: float | None = None) -> tuple[Tens
     >>> w.tolist()
     [1.0, 0.25]
     """
+    if v.shape[-1:] != K.shape[-1:]:
+        raise ValueError(f"v: must have one weight for each of {K.shape[-1]} tasks, found shape {tuple(v.shape)}")
     if K.shape[-1] > 2 and (alone := small.dual_cone(K, v, rounding)):
         return alone
     with np.errstate(all="ignore"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtl.errors import NonPositiveError
 from mtl.gradients import backward
 from mtl.methods import METHODS, aggregate, look_of, method
+from mtl.methods.absent import present
 from tests.golden_cases import ANSWERS
 from tests.methods.cases import CASES, GRAM, Case
 from tests.methods.families import FAMILIES, data, losses
@@ -164,8 +165,61 @@ def test_states_that_do_not_fit_are_refused(case: Case) -> None:
     with pytest.raises(ValueError, match=r"^state: \w+ keeps \["):
         case.make(3).load_state_dict({**state, "unknown": 1})
     if any(isinstance(v, Tensor) and v.shape[-1:] == (3,) for v in state.values()):
-        with pytest.raises(ValueError, match="must be a tensor of shape"):
+        with pytest.raises(ValueError, match=r"must be a tensor of shape|must be a list of 4 of type int"):
             case.make(4).load_state_dict(state)
+
+
+@every
+def test_a_state_that_is_refused_changes_nothing(case: Case) -> None:
+    m = case.make(3)
+    run(m, 2)
+    state = m.state_dict()
+    torch.save(state, kept := io.BytesIO())
+    for name in state:
+        with pytest.raises(ValueError, match="state"):
+            m.load_state_dict({**state, name: "no"})
+    torch.save(m.state_dict(), found := io.BytesIO())
+    assert found.getvalue() == kept.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "wrong"),
+    [
+        ("nash", {}, {"age": [1]}),
+        ("dwa", {}, {"count": [1, 2, 3]}),
+        ("cr-mogm", {}, {"started": "no"}),
+        ("cr-mogm", {}, {"started": [1, 1]}),
+        ("moco", {}, {"steps": 1.5}),
+        ("db-mtl", {}, {"mean": [torch.ones(3, 4), torch.ones(3, 2)]}),
+        ("adatask", {}, {"first": [torch.ones(3, 4), torch.ones(3)]}),
+        ("graddrop", {}, {"generator": torch.ones(2)}),
+        ("rlw", {}, {"generator": torch.ones(2)}),
+        ("emtl", {"rho": 0.1}, {"log_p": torch.zeros(2, dtype=torch.float64), "base": None}),
+        ("gradnorm", {}, {"s": torch.ones(2, dtype=torch.float64), "initial": torch.ones(3)}),
+        ("stch", {"form": "log"}, {"seen": [2, 2, 2], "total": torch.ones(3)}),
+    ],
+)
+def test_a_state_is_looked_at_before_it_is_taken(name: str, hyper: dict[str, Any], wrong: dict[str, Any]) -> None:
+    m = method(name, 2, **hyper)
+    before = m.state_dict()
+    with pytest.raises(ValueError, match="state"):
+        m.load_state_dict({**before, **wrong})
+    after = m.state_dict()
+    assert str(before) == str(after)
+
+
+def test_a_resumed_graddrop_takes_a_batch_that_lacks_a_task() -> None:
+    G, L = data(3)
+    first, second = method("graddrop", 3, seed=2), method("graddrop", 3)
+    first.combine([G.clone()], L)
+    second.load_state_dict(first.state_dict())
+    found = []
+    for m in (first, second):
+        with present(m, [0, 2]) as few:
+            found.append(few.combine([G[[0, 2]]], L[[0, 2]])[0])
+    assert torch.equal(*found) and torch.equal(first.generator.get_state(), second.generator.get_state())
+    second.load_state_dict({"generator": None})
+    assert second.generator is None
 
 
 # ---- errors ------------------------------------------------------------------------------------------------

@@ -116,3 +116,9 @@ def test_graddrop_on_features_needs_features() -> None:
         method("emtl", 3, base="graddrop", base_hyper={"on": "features"}, rho=0.1)
     with pytest.raises(ValueError, match="on: must be one of parameters, features, found 'heads'"):
         method("graddrop", 3, on="heads")
+
+
+def test_adatask_without_eps_rests_where_there_never_was_a_gradient() -> None:
+    m = method("adatask", 2, eps=0.0)
+    found = m.combine([torch.tensor([[0.0, 2.0, 0.0], [0.0, -3.0, 5.0]])], torch.ones(2))[0]
+    assert torch.allclose(found, torch.tensor([0.0, 0.0, 1.0]), atol=1e-6)

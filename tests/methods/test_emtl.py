@@ -105,3 +105,13 @@ def test_cr_mogm_starts_at_each_task_s_own_first_weight() -> None:
     # 1/L = (2, 4, 1): two tasks move a quarter of their way, the second has come from nowhere
     assert m.weights(torch.tensor([0.5, 0.25, 1.0])).tolist() == [1.25, 4.0, 0.625]
     assert m.weights(torch.tensor([0.5, 0.5, 1.0])).tolist() == [1.4375, 3.5, 0.71875]
+
+
+@pytest.mark.parametrize("base", ["aligned", "imtl-g", "fairgrad"])
+def test_cr_mogm_tells_its_base_in_which_type_the_gradients_came(base: str) -> None:
+    """The second of three gradients is 1.7 times the first, as far as bfloat16 can tell: the rest is rounding."""
+    G = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    G[1] = 1.7 * G[0]
+    given = {"grads": G.bfloat16(), "losses": torch.ones(3, dtype=torch.bfloat16)}
+    own, averaged = aggregate(base, **given), aggregate("cr-mogm", base=base, **given)
+    assert torch.equal(averaged.weights, own.weights) and torch.equal(averaged.direction, own.direction)

@@ -115,3 +115,14 @@ def test_cagrad_at_a_stationary_point_goes_where_nobody_is_hurt() -> None:
     assert bool(a.certificate.stationary)
     assert bool(a.certificate.converged)
     assert float((G @ a.direction).min()) >= -1e-12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_config_takes_for_zero_what_the_gradients_rounding_hides(seed: int) -> None:
+    """Two parallel gradients, rounded to bfloat16: the relation between them is exact in what they stand for."""
+    G = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    G[1] = 1.7 * G[0]
+    exact = aggregate("config", grads=G, losses=torch.ones(3, dtype=torch.float64))
+    rounded = aggregate("config", grads=G.bfloat16(), losses=torch.ones(3, dtype=torch.bfloat16))
+    assert (rounded.direction - exact.direction).norm() < 0.02 * exact.direction.norm()
+    assert (rounded.weights - exact.weights).abs().max() < 0.02 * exact.weights.abs().max()

@@ -61,3 +61,10 @@ def test_validation_losses_that_balance_nothing_are_told_apart(
     wording = rf"validation losses: must be finite and > 0 \(Bandit\), found {found} for task 1"
     with pytest.raises(error, match=wording):
         method("bandit", 2, balance=True).begin_epoch(torch.tensor([1.0, value]))
+
+
+def test_famo_keeps_no_graph_of_the_losses_that_it_is_told() -> None:
+    m = method("famo", 2)
+    m.weights(torch.ones(2))
+    m.after_step(torch.tensor([0.5, 2.0], requires_grad=True))
+    assert not any(x.requires_grad for x in (m.xi, m.first, m.second))

@@ -69,6 +69,16 @@ def test_unknown_names_and_hyperparameters_list_the_valid_ones() -> None:
         ("rlw", {"seed": 1.5}, "seed: must be a whole number, found 1.5"),
         ("scalarization", {"c": 1.0}, "c: must have one weight for each of 2 tasks, found 1"),
         ("scalarization", {"c": "12"}, "c: must have one weight for each of 2 tasks, found"),
+        (
+            "scalarization",
+            {"c": {0: 0.7, 1: 0.3}},
+            "c: must be in the order of the tasks, as a list is, found {0: 0.7,",
+        ),
+        ("scalarization", {"c": {0.7, 0.3}}, "c: must be in the order of the tasks, as a list is, found {0"),
+        ("stch", {"lam": {1: 0.7, 0: 0.3}}, "lam: must be in the order of the tasks"),
+        ("stch", {"z": frozenset((1, 2))}, "z: must be in the order of the tasks"),
+        ("pbi", {"lam": {0: 0.7, 1: 0.3}.keys()}, "lam: must be in the order of the tasks"),
+        ("graddrop", {"leak": {0: 0.7, 1: 0.3}}, "leak: must be in the order of the tasks"),
         ("graddrop", {"leak": [0.1, True]}, r"leak: must be in \[0, 1\], found True"),
     ],
 )
@@ -117,6 +127,28 @@ def test_a_method_that_draws_takes_the_seed_and_others_need_none() -> None:
     assert method("graddrop", 2, seed=5).settings()["seed"] == 5
     assert method("rlw", 2).settings()["seed"] == 0
     assert method("cagrad", 2, seed=5, c=0.1).settings() == {"c": 0.1, "heads": None}
+
+
+@pytest.mark.parametrize("name", ["emtl", "cr-mogm"])
+def test_the_seed_reaches_a_base_that_draws(name: str) -> None:
+    def seed(given: int | None, **hyper: Any) -> int:
+        return method(name, 3, seed=given, **hyper).base.generator.initial_seed()
+
+    assert [seed(s, base="pcgrad") for s in (None, 0, 5)] == [0, 0, 5]
+    assert seed(5, base="gradvac", base_hyper={"beta": 0.1}) == 5
+    assert seed(5, base="pcgrad", base_hyper={"seed": 7}) == 7
+    within = method("cr-mogm", 3, seed=5, base=name, base_hyper={"base": "pcgrad"})
+    assert within.base.base.generator.initial_seed() == 5
+    assert method(name, 3, seed=5, base="mgda").settings() == method(name, 3).settings()
+    assert method(name, 3, seed=5, base=method("pcgrad", 3, seed=2)).base.generator.initial_seed() == 2
+    with pytest.raises(TypeError, match="base_hyper: must be a dict of hyperparameters or None, found 3"):
+        method(name, 3, seed=5, base="pcgrad", base_hyper=3)
+
+
+def test_the_base_of_a_fair_loss_draws_by_its_own_seed_alone() -> None:
+    """As in the published rows, whose training hands each run's seed to `method`."""
+    assert method("fair-loss", 3, seed=5, base="rlw").base.generator.initial_seed() == 0
+    assert method("fair-loss", 3, seed=5, base="rlw", base_hyper={"seed": 7}).base.generator.initial_seed() == 7
 
 
 def test_settings_are_what_was_given_as_json_holds_it() -> None:

@@ -105,3 +105,13 @@ def test_forty_tasks_over_sixty_decades(seed: int) -> None:
     w, proof = solvers.alpha_fair(K, 0.05)
     assert bool(proof.converged) and not bool(proof.stationary) and int(proof.iterations) <= 100
     assert check_alpha_fair(K[None], w[None], 0.05).max() < 1e-10
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9, 1.0, 2.0])
+def test_two_opposed_gradients_beside_a_third_are_stationary(alpha: float, lead: tuple[int, ...]) -> None:
+    """Without rounding no w has <g, d> > 0 for both; with it, weights of 1e4 and more do, and d is the third's."""
+    G = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    w, proof = solvers.alpha_fair((G @ G.T).expand(*lead, 3, 3), alpha)
+    assert (w - torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)).abs().max() < 1e-12
+    assert proof.stationary.all() and proof.converged.all() and (proof.residual < 1e-12).all()

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import permutations
 
 import pytest
 import torch
@@ -140,3 +141,39 @@ def test_the_residual_of_equal_angles_is_the_documented_one() -> None:
     slope, reach = K @ w, K.abs() @ w.abs()
     expected = (slope - slope.mean()).abs().max() / (reach.max() + slope.mean().abs())
     assert float(proof.residual) == pytest.approx(float(expected), rel=1e-3) and not bool(proof.converged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_that_no_weights_project_equally_get_the_least_unequal(seed: int, dtype: torch.dtype) -> None:
+    """One task is the mean of two others: neither K nor its null space has a solution, and the certificate says so."""
+    G = torch.randn(3, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    G[2] = (G[0] + G[1]) / 2
+    small = solvers.rounding(torch.float64, dtype)
+
+    def spread(w: Tensor) -> float:
+        return float(((G @ (w @ G)) / G.norm(dim=1)).var())
+
+    found = []
+    for order in permutations(range(3)):
+        rounded = G[list(order)].to(dtype).double()
+        w, proof = solvers.equal_angles(rounded @ rounded.T, small)
+        assert not bool(proof.converged) and not bool(proof.stationary) and float(proof.residual) > 1e-3
+        found.append(torch.empty_like(w).index_copy_(0, torch.tensor(order), w))
+        assert abs(float(w.sum()) - 1) < 1e-12 and float(w.abs().max()) < 2
+    assert all(torch.allclose(w, found[0], rtol=0, atol=1e-10) for w in found)
+    if dtype == torch.float64:
+        for move in torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0], [1.0, 1.0, -2.0]], dtype=torch.float64):
+            for step in (-1e-3, 1e-3):
+                assert spread(found[0] + step * move) >= spread(found[0]) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_parallel_gradients_below_float64_have_equal_projections(seed: int, dtype: torch.dtype) -> None:
+    G = torch.randn(3, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    G[2] = 1.7 * G[0]
+    exact, _ = solvers.equal_angles(G @ G.T)
+    G = G.to(dtype).double()
+    w, proof = solvers.equal_angles(G @ G.T, solvers.rounding(torch.float64, dtype))
+    assert bool(proof.converged) and (w @ G - exact @ G).norm() < 0.02 * (exact @ G).norm()

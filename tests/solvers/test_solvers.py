@@ -1,6 +1,7 @@
 """Solvers against closed forms, optimality conditions, scaling laws and independent oracles."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -420,3 +421,26 @@ def test_plain_small_problems_are_solved_in_python_floats_and_others_are_not(T: 
         assert small.read(k, None) is None
     assert small.read(odd, -0.1) is None and small.read(odd, 1.0) is None and small.read(odd, 0.5) is None
     assert small.read(odd, 0.01 / T) is not None and small.read(torch.eye(11), None) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: solvers.inverse_root(torch.eye(3), "foo"), "kind: must be one of min, median, rmse, found 'foo'"),
+        (lambda: solvers.inverse_root(torch.eye(2), "foo"), "kind: must be one of min, median, rmse, found 'foo'"),
+        (lambda: solvers.cagrad_dual(torch.tensor([[2, 1], [1, 2]]), 0.4), "K: must be floating point, found torch"),
+        (lambda: solvers.dual_cone(torch.eye(2), torch.ones(3)), r"v: must have one weight for each of 2 tasks, found"),
+        (lambda: solvers.dual_cone(torch.eye(3), torch.ones(1)), r"v: must have one weight for each of 3 tasks, found"),
+        (lambda: solvers.dual_cone(torch.eye(3), torch.ones(5, 1)), r"v: must have one weight .*"),
+        (lambda: solvers.min_norm(torch.tensor([[1.0, 0.9], [0.0, 1.0]])), r"K: must be symmetric, found 0"),
+        (lambda: solvers.min_norm(torch.eye(3) + torch.eye(3)[[1, 0, 2]].triu()), r"K: must be symmetric, found 1 at"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_divergence_of_one_player_is_one_number() -> None:
+    assert solvers.kl_to_uniform(torch.zeros(3).log_softmax(-1)).shape == ()
+    assert solvers.kl_to_uniform(torch.zeros(2, 3).log_softmax(-1)).shape == (2,)
