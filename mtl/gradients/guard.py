@@ -214,7 +214,11 @@ class Accumulator(gradients.Accumulator):
         super().__init__(shared=shared, heads=heads, **how)
 
     def add(self, losses: Any, weight: float = 1.0, *, features: Tensor | Sequence[Tensor] | None = None) -> None:
-        look(losses, self.shared, self.heads, features, self.method)
+        try:
+            look(losses, self.shared, self.heads, features, self.method)
+        except BaseException:
+            self._forget()
+            raise
         super().add(losses, weight, features=features)
 
     def step(self, *given: Any, **how: Any) -> gradients.Step:
