@@ -240,3 +240,29 @@ def test_an_accumulator_forgets_its_micro_batches_after_any_error(slip):
             acc.step()
     with pytest.raises(ValueError, match="losses: must be added before a step, found none"):
         acc.step()
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize(
+    "kind", [set, tuple, iter, torch.nn.ParameterList, lambda group: dict(enumerate(group)).values()]
+)
+def test_parameters_may_come_in_any_container(kind, collect):
+    """Those that are no sequence were said to get no gradient, and heads in a wrong order among them were taken."""
+    trunk, heads, losses = net()
+
+    def how(own_heads):
+        return {"shared": kind(list(trunk.parameters())), "heads": own_heads, "method": mtl.method("mgda", 3)}
+
+    def step(own_heads):
+        if not collect:
+            return mtl.backward(losses()[1], **how(own_heads))
+        acc = mtl.Accumulator(**how(own_heads))
+        acc.add(losses()[1])
+        return acc.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step([kind(head) for head in own(heads)])
+    assert all(p.grad is not None for module in (trunk, *heads) for p in module.parameters())
+    with pytest.raises(ValueError, match=r"heads\[0\]: must hold parameters that losses\[0\] depends on"):
+        step([kind(head) for head in own(heads[::-1])])
