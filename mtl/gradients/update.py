@@ -38,6 +38,7 @@ class Update:
         self.n = given.n_tasks
         self.dtype = given.dtype
         self.values, self.seeds = given.values.to(self.dtype, copy=True), scale
+        self.told: dict[str, Tensor] = {}  # of what a method combines or masks, for a report at the end of the step
         self.places: Sequence[int] | None = None if len(given.here) == self.n else given.here
         if ranks.size > 1:  # a task's gradient is the mean over the ranks that have its loss
             self.values, self.having = ranks.mean_of_those_with(self.values, given.here)
@@ -139,7 +140,9 @@ class Update:
         if not self._report(gram):
             return ones / self.n, ones, True
         if self.method.masks or self.method.needs == "gradients":
-            own: Tensor = self._there(lambda m, L, h: m.head_weights(L, h), self.values, ones)
+            own: Tensor = self._there(self._own_weights, self.values, ones)
+            if own is not ones:
+                self.told["head weights"] = own
             return ones, own, False
         return *self._weights(gram if self.method.needs != "losses" else None), False
 
@@ -155,6 +158,8 @@ class Update:
         sums = self.ranks.mean_(sums)
         mask: Tensor = self._there(asked, sums if self.scale is None else sums / self.scale, self.values)
         self.ranks.same_(mask)  # a random mask must not differ between ranks
+        sizes = mask.reshape(self.n, -1).abs().sum(1, dtype=torch.float64)  # finite where the mask is
+        self.told["mask"] = sizes + self.told.get("mask", 0)
         return mask
 
     def _spoil(self) -> None:
@@ -187,15 +192,19 @@ class Update:
         if self.method.solves and self.report.event is not None:
             losses, gram = self.report.problem(self.dtype)
         weights, own = self._there(self._asked, losses, self.values, gram=gram)
-        report = Report({"weights": weights}, name=f" ({type(self.method).__name__})")
-        if report.event is None and self.check == "raise":
-            report.check()
-        else:
-            Pending.add(self.method, report)
+        self._tell({"weights": weights} if own is weights else {"weights": weights, "head weights": own})
         for p in self.method.parameters():
             if p.grad is not None and self.scale is not None:
                 p.grad *= self.scale.to(p.grad.device)
         return weights, own
+
+    def _tell(self, rows: dict[str, Tensor]) -> None:
+        """Check what the method answered: at once where it lies on the host, else when it has arrived."""
+        report = Report(rows, name=f" ({type(self.method).__name__})")
+        if report.event is None and self.check == "raise":
+            report.check()
+        else:
+            Pending.add(self.method, report)
 
     def _asked(self, method: Method, losses: Tensor, values: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         weights = method.weights(losses, gram)
@@ -203,8 +212,16 @@ class Update:
             raise ValueError(f"weights: {type(method).__name__} must return shape ({n},), found {tuple(weights.shape)}")
         weights = weights.detach().to(values.device, non_blocking=True)
         self.ranks.same_(weights)
-        own = method.head_weights(values, weights)
+        own = self._own_weights(method, values, weights)
         return weights, own if own is weights else own.detach()
+
+    @staticmethod
+    def _own_weights(method: Method, losses: Tensor, weights: Tensor) -> Tensor:
+        own = method.head_weights(losses, weights)
+        if own.shape != weights.shape:
+            name, shape = type(method).__name__, tuple(weights.shape)
+            raise ValueError(f"head_weights: {name} must return shape {shape}, found {tuple(own.shape)}")
+        return own
 
     def _there(self, ask: Callable[..., Any], *rows: Tensor, **gram: Tensor | None) -> Any:
         """What `ask(method, *rows, **gram)` answers, asked of the tasks that are there; zero for the others."""
@@ -278,11 +295,14 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
+        sizes = torch.stack(torch._foreach_norm(update, dtype=torch.float64)).sum()  # finite where all of them are
         if self.scale is not None:
             update = [(g * self.scale.to(self.dtype)).to(p.dtype) for g, p in zip(update, shared, strict=True)]
         update = [g.contiguous() for g in update]
         for g in update:
             self.ranks.same_(g)  # a random combination must not differ between ranks
+        self.ranks.same_(sizes)
+        self.told["combine"] = sizes.expand(self.n)
         return [laid(g, layout(shared[i])) if i in tasks.places else None for i, g in enumerate(update)]
 
     def _heads(self, heads: Heads, factors: Tensor) -> None:
@@ -318,6 +338,8 @@ class Update:
 
     def _step(self, weights: Tensor, gram: Tensor | None, overflow: bool = False) -> Step:
         method = self.method
+        if self.told:
+            self._tell(self.told)
         told = None if method.masks or method.needs == "gradients" else weights
         if self.places is None:
             return Step(self.values, told, gram, method.certificate, overflow, (), method)
