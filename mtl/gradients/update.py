@@ -1,6 +1,6 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,17 @@ def signed(z: Tensor, grads: Tensor) -> Tensor:
     return (z.detach().sign() * grads).sum(1)
 
 
+def _narrowed(rows: dict[str, Tensor], kinds: Iterable[torch.dtype], seeds: Tensor | None = None) -> dict[str, Tensor]:
+    """Factors (T,), and beside those that one of `kinds` may not hold what becomes of them, times `seeds`, in it."""
+    found = dict(rows)
+    for kind in kinds:
+        for name, row in rows.items():
+            if torch.finfo(kind).max < torch.finfo(row.dtype if row.is_floating_point() else torch.float64).max:
+                factor = row if seeds is None else row * seeds
+                found[f"{name} in {str(kind).removeprefix('torch.')}"] = factor.to(kind)
+    return found
+
+
 class Update:
     """One call of `backward`, its arguments checked."""
 
@@ -49,7 +60,8 @@ class Update:
         """Weights first, then one backward of sum_t w_t L_t; a second one down to the heads where h differs."""
         given = self.given
         self._report()
-        weights, own = self._weights(None)
+        kinds = {given.values.dtype, *(root.dtype for root in given.roots)} if self.scale is None else ()
+        weights, own = self._weights(None, kinds, self.seeds)
         if own is weights:
             self._weighted(weights, given.parameters, self.retain_graph)
         else:  # dividing by w_t afterwards would fail at w_t = 0
@@ -142,9 +154,9 @@ class Update:
         if self.method.masks or self.method.needs == "gradients":
             own: Tensor = self._there(self._own_weights, self.values, ones)
             if own is not ones:
-                self.told["head weights"] = own
+                self.told |= _narrowed({"head weights": own}, self._kinds())
             return ones, own, False
-        return *self._weights(gram if self.method.needs != "losses" else None), False
+        return *self._weights(gram if self.method.needs != "losses" else None, self._kinds()), False
 
     def mask(self, z: Tensor, sums: Tensor) -> Tensor:
         """m (T, *shape) of a feature Z (B, *shape) from the sums over the joint batch."""
@@ -182,8 +194,18 @@ class Update:
             seeds = [seeds[t] for t in self.given.here]
         torch.autograd.backward(roots, seeds, inputs=list(into), retain_graph=retain_graph)
 
-    def _weights(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _kinds(self) -> set[torch.dtype]:
+        """The types of the gradients that w and h multiply; where losses alone are looked at, a scaler sees to it."""
+        if self.scale is not None and self.method.needs == "losses":
+            return set()
+        return {x.dtype for x in (*self.given.parameters, *self.given.features)}
+
+    def _weights(
+        self, gram: Tensor | None, kinds: Iterable[torch.dtype], seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest.
+
+        They must be finite, times `seeds`, in each of `kinds` as well.
 
         On a GPU a method that solves does so on the host, which waits for the losses and K once, whatever `check`.
         """
@@ -192,7 +214,8 @@ class Update:
         if self.method.solves and self.report.event is not None:
             losses, gram = self.report.problem(self.dtype)
         weights, own = self._there(self._asked, losses, self.values, gram=gram)
-        self._tell({"weights": weights} if own is weights else {"weights": weights, "head weights": own})
+        rows = {"weights": weights} if own is weights else {"weights": weights, "head weights": own}
+        self._tell(_narrowed(rows, kinds, seeds))
         for p in self.method.parameters():
             if p.grad is not None and self.scale is not None:
                 p.grad *= self.scale.to(p.grad.device)
