@@ -271,3 +271,32 @@ def test_what_is_no_name_or_option_is_refused(given):
         problem("digits", tasks=object if given is None or isinstance(given, int) else given)
     with pytest.raises(ValueError, match=r"scale must be one of .*, found"):
         problem("digits", given)
+
+
+class Tiny(BinaryProblem):
+    name = "tiny"
+    models = ()
+
+    def __init__(self, tasks=("a", "b"), **splits):
+        rows = (torch.zeros(4, 3), torch.zeros(4, 2))
+        every = {name: part for name, part in (dict.fromkeys(SPLITS, rows) | splits).items() if part is not None}
+        super().__init__("smoke", tasks, every, source="zeros", fingerprint="")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tasks": ("a", "b", "a")}, "tasks: must have names of their own, found 'a' 2 times"),
+        ({"test": None, "train": None}, "splits: must hold train, validation, test, found no train, test"),
+        (
+            {"train": (torch.zeros(4, 3), torch.zeros(3, 2))},
+            r"splits\['train'\]: must have as many rows in each tensor, found 3 and 4",
+        ),
+        ({"test": ()}, r"splits\['test'\]: must have as many rows in each tensor, found no tensor"),
+    ],
+)
+def test_a_problem_of_ones_own_is_told_what_is_wrong_with_it(given, said):
+    """Two tasks of one name made a wrong score; the others ended in an error of another place."""
+    assert Tiny().sizes == {"train": 4, "validation": 4, "test": 4}
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        Tiny(**given)
