@@ -72,8 +72,8 @@ class Accumulator:
 
     def add(self, losses: Losses, weight: float = 1.0, *, features: Tensor | Sequence[Tensor] | None = None) -> None:
         """Take in the task gradients of a micro-batch, whose graph is then free, and which counts `weight` times."""
-        weight = positive("weight", weight)
         try:
+            weight = positive("weight", weight)
             given = check_inputs(losses, self.shared, self.heads, features, self.method)
             if self._given is None:
                 self._begin(given)
@@ -126,9 +126,9 @@ class Accumulator:
         """Ask the method and fill `.grad`, as `mtl.backward` does; the next `add` begins another step."""
         if self._given is None:
             raise ValueError("losses: must be added before a step, found none")
-        Pending.read(self.method)
         last, totals = self._given, torch.tensor(self._totals, dtype=self._dtype)
         try:
+            Pending.read(self.method)
             totals = totals.to(last.values.device, non_blocking=True)
             here = [t for t, total in enumerate(self._totals) if total]
             given = Inputs([], [], here, self._losses / totals, last.shared, last.heads, [])

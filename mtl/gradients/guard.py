@@ -1,7 +1,7 @@
 """`mtl.backward` and `mtl.Accumulator`: those of `gradients`, and what a user's slip would make of them in silence."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,14 +22,14 @@ PATIENCE = 10  # steps: a GradScaler's first overflows and a look at one point c
 
 
 def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
-    """Both as given, generators as lists. Raises for a parameter that is complex or that FSDP2 has cut up.
+    """Both with each group of parameters as a list. Raises for a parameter that is complex or that FSDP2 has cut up.
 
     >>> whole([1], None)
     ([1], None)
     """
-    shared = list(shared) if isinstance(shared, Iterator) else shared
+    shared = _listed(shared)
     if isinstance(heads, Sequence):
-        heads = [list(head) if isinstance(head, Iterator) else head for head in heads]
+        heads = [_listed(head) for head in heads]
     for group in (shared, *(heads if isinstance(heads, list) else ())):
         for p in group if isinstance(group, Iterable) and not isinstance(group, Tensor) else ():
             if isinstance(p, Tensor) and p.is_complex():
@@ -40,6 +40,10 @@ def whole(shared: Any, heads: Any) -> tuple[Any, Any]:
                     "(FSDP2) has cut up: unsupported, a rank would take its part for all; use DistributedDataParallel"
                 )
     return shared, heads
+
+
+def _listed(group: Any) -> Any:
+    return list(group) if isinstance(group, Iterable) and not isinstance(group, Tensor) else group
 
 
 def look(losses: Any, shared: Any, heads: Any, features: Any, method: Any) -> None:
@@ -214,7 +218,11 @@ class Accumulator(gradients.Accumulator):
         super().__init__(shared=shared, heads=heads, **how)
 
     def add(self, losses: Any, weight: float = 1.0, *, features: Tensor | Sequence[Tensor] | None = None) -> None:
-        look(losses, self.shared, self.heads, features, self.method)
+        try:
+            look(losses, self.shared, self.heads, features, self.method)
+        except BaseException:
+            self._forget()
+            raise
         super().add(losses, weight, features=features)
 
     def step(self, *given: Any, **how: Any) -> gradients.Step:

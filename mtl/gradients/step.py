@@ -15,6 +15,7 @@ from mtl.methods.base import Method
 from mtl.solvers import Certificate
 
 RANKS, SCALE = "ranks with a loss", "scale"
+WHOLE = frozenset(["combine"])  # rows that tell one number of all tasks
 
 
 class Report:
@@ -83,7 +84,8 @@ class Report:
                 if self.places is not None and t not in self.places:
                     continue
                 if not -float("inf") < value < float("inf"):
-                    raise NonFiniteError(f"{kind}: must be finite, found {value} for task {t}{self.name}")
+                    whose = "" if kind in WHOLE else f" for task {t}"
+                    raise NonFiniteError(f"{kind}: must be finite, found {value}{whose}{self.name}")
                 if kind in self.positive and value <= 0:
                     raise NonPositiveError(f"{kind}: must be positive, found {value:.6g} for task {t}{self.name}")
                 if self.nonnegative and kind == "losses" and value < 0:

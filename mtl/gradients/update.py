@@ -1,6 +1,6 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,17 @@ def signed(z: Tensor, grads: Tensor) -> Tensor:
     return (z.detach().sign() * grads).sum(1)
 
 
+def _narrowed(rows: dict[str, Tensor], kinds: Iterable[torch.dtype], seeds: Tensor | None = None) -> dict[str, Tensor]:
+    """Factors (T,), and beside those that one of `kinds` may not hold what becomes of them, times `seeds`, in it."""
+    found = dict(rows)
+    for kind in kinds:
+        for name, row in rows.items():
+            if torch.finfo(kind).max < torch.finfo(row.dtype if row.is_floating_point() else torch.float64).max:
+                factor = row if seeds is None else row * seeds
+                found[f"{name} in {str(kind).removeprefix('torch.')}"] = factor.to(kind)
+    return found
+
+
 class Update:
     """One call of `backward`, its arguments checked."""
 
@@ -38,6 +49,7 @@ class Update:
         self.n = given.n_tasks
         self.dtype = given.dtype
         self.values, self.seeds = given.values.to(self.dtype, copy=True), scale
+        self.told: dict[str, Tensor] = {}  # of what a method combines or masks, for a report at the end of the step
         self.places: Sequence[int] | None = None if len(given.here) == self.n else given.here
         if ranks.size > 1:  # a task's gradient is the mean over the ranks that have its loss
             self.values, self.having = ranks.mean_of_those_with(self.values, given.here)
@@ -48,7 +60,8 @@ class Update:
         """Weights first, then one backward of sum_t w_t L_t; a second one down to the heads where h differs."""
         given = self.given
         self._report()
-        weights, own = self._weights(None)
+        kinds = {given.values.dtype, *(root.dtype for root in given.roots)} if self.scale is None else ()
+        weights, own = self._weights(None, kinds, self.seeds)
         if own is weights:
             self._weighted(weights, given.parameters, self.retain_graph)
         else:  # dividing by w_t afterwards would fail at w_t = 0
@@ -139,9 +152,11 @@ class Update:
         if not self._report(gram):
             return ones / self.n, ones, True
         if self.method.masks or self.method.needs == "gradients":
-            own: Tensor = self._there(lambda m, L, h: m.head_weights(L, h), self.values, ones)
+            own: Tensor = self._there(self._own_weights, self.values, ones)
+            if own is not ones:
+                self.told |= _narrowed({"head weights": own}, self._kinds())
             return ones, own, False
-        return *self._weights(gram if self.method.needs != "losses" else None), False
+        return *self._weights(gram if self.method.needs != "losses" else None, self._kinds()), False
 
     def mask(self, z: Tensor, sums: Tensor) -> Tensor:
         """m (T, *shape) of a feature Z (B, *shape) from the sums over the joint batch."""
@@ -155,6 +170,8 @@ class Update:
         sums = self.ranks.mean_(sums)
         mask: Tensor = self._there(asked, sums if self.scale is None else sums / self.scale, self.values)
         self.ranks.same_(mask)  # a random mask must not differ between ranks
+        sizes = mask.reshape(self.n, -1).abs().sum(1, dtype=torch.float64)  # finite where the mask is
+        self.told["mask"] = sizes + self.told.get("mask", 0)
         return mask
 
     def _spoil(self) -> None:
@@ -177,8 +194,18 @@ class Update:
             seeds = [seeds[t] for t in self.given.here]
         torch.autograd.backward(roots, seeds, inputs=list(into), retain_graph=retain_graph)
 
-    def _weights(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _kinds(self) -> set[torch.dtype]:
+        """The types of the gradients that w and h multiply; where losses alone are looked at, a scaler sees to it."""
+        if self.scale is not None and self.method.needs == "losses":
+            return set()
+        return {x.dtype for x in (*self.given.parameters, *self.given.features)}
+
+    def _weights(
+        self, gram: Tensor | None, kinds: Iterable[torch.dtype], seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """w and h of the method, the same on every rank; its learned weights' gradients are scaled with the rest.
+
+        They must be finite, times `seeds`, in each of `kinds` as well.
 
         On a GPU a method that solves does so on the host, which waits for the losses and K once, whatever `check`.
         """
@@ -187,15 +214,20 @@ class Update:
         if self.method.solves and self.report.event is not None:
             losses, gram = self.report.problem(self.dtype)
         weights, own = self._there(self._asked, losses, self.values, gram=gram)
-        report = Report({"weights": weights}, name=f" ({type(self.method).__name__})")
-        if report.event is None and self.check == "raise":
-            report.check()
-        else:
-            Pending.add(self.method, report)
+        rows = {"weights": weights} if own is weights else {"weights": weights, "head weights": own}
+        self._tell(_narrowed(rows, kinds, seeds))
         for p in self.method.parameters():
             if p.grad is not None and self.scale is not None:
                 p.grad *= self.scale.to(p.grad.device)
         return weights, own
+
+    def _tell(self, rows: dict[str, Tensor]) -> None:
+        """Check what the method answered: at once where it lies on the host, else when it has arrived."""
+        report = Report(rows, name=f" ({type(self.method).__name__})")
+        if report.event is None and self.check == "raise":
+            report.check()
+        else:
+            Pending.add(self.method, report)
 
     def _asked(self, method: Method, losses: Tensor, values: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         weights = method.weights(losses, gram)
@@ -203,8 +235,16 @@ class Update:
             raise ValueError(f"weights: {type(method).__name__} must return shape ({n},), found {tuple(weights.shape)}")
         weights = weights.detach().to(values.device, non_blocking=True)
         self.ranks.same_(weights)
-        own = method.head_weights(values, weights)
+        own = self._own_weights(method, values, weights)
         return weights, own if own is weights else own.detach()
+
+    @staticmethod
+    def _own_weights(method: Method, losses: Tensor, weights: Tensor) -> Tensor:
+        own = method.head_weights(losses, weights)
+        if own.shape != weights.shape:
+            name, shape = type(method).__name__, tuple(weights.shape)
+            raise ValueError(f"head_weights: {name} must return shape {shape}, found {tuple(own.shape)}")
+        return own
 
     def _there(self, ask: Callable[..., Any], *rows: Tensor, **gram: Tensor | None) -> Any:
         """What `ask(method, *rows, **gram)` answers, asked of the tasks that are there; zero for the others."""
@@ -278,11 +318,14 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
+        sizes = torch.stack(torch._foreach_norm(update, dtype=torch.float64)).sum()  # finite where all of them are
         if self.scale is not None:
             update = [(g * self.scale.to(self.dtype)).to(p.dtype) for g, p in zip(update, shared, strict=True)]
         update = [g.contiguous() for g in update]
         for g in update:
             self.ranks.same_(g)  # a random combination must not differ between ranks
+        self.ranks.same_(sizes)
+        self.told["combine"] = sizes.expand(self.n)
         return [laid(g, layout(shared[i])) if i in tasks.places else None for i, g in enumerate(update)]
 
     def _heads(self, heads: Heads, factors: Tensor) -> None:
@@ -318,6 +361,8 @@ class Update:
 
     def _step(self, weights: Tensor, gram: Tensor | None, overflow: bool = False) -> Step:
         method = self.method
+        if self.told:
+            self._tell(self.told)
         told = None if method.masks or method.needs == "gradients" else weights
         if self.places is None:
             return Step(self.values, told, gram, method.certificate, overflow, (), method)

@@ -66,6 +66,16 @@ class Problem:
         self.stands_in_for, self.embedded_default = stands_in_for, stands_in_for is not None
         self.scale = check_scale(scale)
         self.tasks = tuple(tasks)
+        if twice := [task for task in self.tasks if self.tasks.count(task) > 1]:
+            raise ValueError(
+                f"tasks: must have names of their own, found {twice[0]!r} {self.tasks.count(twice[0])} times"
+            )
+        if absent := [split for split in SPLITS if split not in splits]:
+            raise ValueError(f"splits: must hold {', '.join(SPLITS)}, found no {', '.join(absent)}")
+        for split in SPLITS:
+            if len(lengths := {len(tensor) for tensor in splits[split]}) != 1:
+                found = " and ".join(map(str, sorted(lengths))) or "no tensor"
+                raise ValueError(f"splits[{split!r}]: must have as many rows in each tensor, found {found}")
         named = {"stands_in_for": stands_in_for} if stands_in_for else {}
         self.options = {**(options or {}), **named}  # as given to `problem`, for a row's configuration
         self.source = source

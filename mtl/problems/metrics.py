@@ -18,19 +18,35 @@ def _finite(scores: Tensor, name: str) -> Tensor:
     return scores
 
 
+def _labelled(outputs: Tensor, name: str, labels: Tensor, classes: int = 2) -> Tensor:
+    """The outputs, detached, if they are finite and each label is one of so many classes; waits for the device once."""
+    outputs = outputs.detach()
+    good = (labels >= 0) & (labels < classes) & (labels == labels.to(torch.int64))
+    if not bool(outputs.isfinite().all() & good.all()):
+        found = labels[~good][:1].tolist()
+        _finite(outputs, name)
+        raise ValueError(f"labels: must be whole numbers from 0 to {classes - 1}, found {found[0]:g}")
+    return outputs
+
+
+def _alike(name: str, outputs: Tensor, labels: Tensor) -> None:
+    if outputs.shape != labels.shape or outputs.dim() != 1:
+        found = f"{tuple(outputs.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"{name} and labels must be (N,) alike, found {found}")
+
+
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the ROC curve from ranks, ties counted half, on the device of `scores`.
 
     AUC = (sum of the positives' ranks - n1 (n1 + 1) / 2) / (n1 n0), tied scores sharing their mean rank
     (Mann and Whitney 1947; Hanley and McNeil 1982). Shapes: scores (N,), labels (N,) of 0 and 1 -> scalar
-    float64. Raises ValueError where the labels hold one class only, NonFiniteError for NaN scores.
+    float64. Raises ValueError where the labels hold one class only or other numbers, NonFiniteError for NaN scores.
 
     >>> auc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1])).item()
     0.75
     """
-    if scores.shape != labels.shape or scores.dim() != 1:
-        raise ValueError(f"scores and labels must be (N,) alike, found {tuple(scores.shape)} and {tuple(labels.shape)}")
-    scores = _finite(scores.detach(), "scores")
+    _alike("scores", scores, labels)
+    scores = _labelled(scores, "scores", labels)
     ordered = scores.sort().values
     # searchsorted instead of unique: fixed shapes, and it gives each score the mean rank of its ties at once
     below = torch.searchsorted(ordered, scores.contiguous())
@@ -47,21 +63,28 @@ def auc(scores: Tensor, labels: Tensor) -> Tensor:
 def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy in nats, -mean(y log p + (1 - y) log(1 - p)) with p = sigmoid(logit).
 
-    Shapes: logits (N,), labels (N,) -> scalar float64.
+    Shapes: logits (N,), labels (N,) of 0 and 1 -> scalar float64. Raises as `auc` does, but takes one class only.
 
     >>> round(log_loss(torch.zeros(4), torch.tensor([0, 1, 1, 0])).item(), 4)
     0.6931
     """
-    return F.binary_cross_entropy_with_logits(_finite(logits.detach(), "logits").double(), labels.double())
+    _alike("logits", logits, labels)
+    return F.binary_cross_entropy_with_logits(_labelled(logits, "logits", labels).double(), labels.double())
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers: sign of a logit (N,), or largest of C class scores (N, C). Scalar float64.
 
+    Labels (N,) of 0 and 1, or 0 to C - 1. Raises ValueError for others, NonFiniteError for NaN outputs.
+
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
     0.5
     """
-    outputs = _finite(outputs.detach(), "outputs")
+    classes = outputs.shape[1] if outputs.dim() == 2 else 2
+    if outputs.dim() not in (1, 2) or labels.shape != outputs.shape[:1]:
+        found = f"{tuple(outputs.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"outputs and labels must be (N,) or (N, C) and (N,), found {found}")
+    outputs = _labelled(outputs, "outputs", labels, classes)
     guess = outputs.argmax(1) if outputs.dim() == 2 else outputs > 0
     return (guess == labels.to(guess.dtype)).double().mean()
 

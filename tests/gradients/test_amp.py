@@ -1,6 +1,7 @@
 """Autocast and loss scaling for every method, on the CPU and where there is one on a GPU; there also nccl and waits."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from mtl.gradients import Step, backward
+import mtl
+from mtl.errors import NonFiniteError
+from mtl.gradients import Accumulator, Step, backward
 from mtl.methods.base import Method
 from tests.methods.cases import CASES, Case
 
@@ -122,3 +125,67 @@ def test_the_profiler_sees_at_most_one_wait_a_step(case: Case, check: str) -> No
         net.step(case, check=check, method=method)
     waits = {event.key: event.count for event in seen.key_averages() if event.key in WAITS or "emcpy" in event.key}
     assert sum(waits.get(key, 0) for key in WAITS) <= 2, waits  # one, and the profiler's own at its end
+
+
+class Fixed(Method):
+    """Weights and head weights as given."""
+
+    def __init__(self, needs: str, weights: list[float], own: list[float]) -> None:
+        super().__init__(2)
+        self.needs, self.w, self.own = needs, torch.tensor(weights), torch.tensor(own)  # type: ignore[assignment]
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        return self.w
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return self.own
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        return [g.sum(0) for g in grads]
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("needs", ["losses", "gram", "features", "gradients"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32])
+def test_weights_that_float16_does_not_hold_are_refused(needs: str, kind: torch.dtype, collect: bool) -> None:
+    """They became infinite where they met a loss or gradient in float16, and `.grad` NaN, without a word."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(4, 3).to(kind), [nn.Linear(3, 1).to(kind) for _ in range(2)]
+    x = torch.randn(8, 4).to(kind)
+
+    def step(method: Method, **how: float) -> Step:
+        for p in [*trunk.parameters(), *heads[0].parameters(), *heads[1].parameters()]:
+            p.grad = None
+        z = trunk(x).tanh()
+        losses = [head(z).square().mean() * 1e-3 for head in heads]
+        given = {"shared": trunk.parameters(), "heads": [h.parameters() for h in heads], "method": method, **how}
+        if not collect:
+            return backward(losses, features=z, **given)
+        acc = Accumulator(**given)
+        acc.add(losses, features=z)
+        return acc.step()
+
+    large = [("weights", Fixed(needs, [1.1e5, 1], [1, 1])), ("head weights", Fixed(needs, [1, 1], [1.1e5, 1]))]
+    for name, method in large[needs == "gradients" :]:
+        if kind == torch.float32:
+            step(method)
+            assert all(p.grad.isfinite().all() for p in [*trunk.parameters(), *heads[0].parameters()])
+            continue
+        said = rf"^{name} in float16: must be finite, found inf for task 0 \(Fixed\)$"
+        with pytest.raises(NonFiniteError, match=said):
+            step(method)
+        assert trunk.weight.grad is None and heads[0].weight.grad is None
+        if needs == "losses":  # the scaler sees to it
+            assert not step(method, scale=2.0).overflow
+            assert not all(p.grad.isfinite().all() for p in [*trunk.parameters(), *heads[0].parameters()])
+        else:
+            with pytest.raises(NonFiniteError, match=said):
+                step(method, scale=2.0)
+
+
+def test_losses_in_float16_of_a_method_that_divides_by_them() -> None:
+    theta = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    losses = [theta[0] * 9e-6, theta[1] * 0.25]
+    with pytest.raises(NonFiniteError, match=r"^weights in float16: must be finite, found inf for task 0 \(SI\)$"):
+        backward(losses, shared=[theta], method=mtl.method("si", 2))
+    assert theta.grad is None

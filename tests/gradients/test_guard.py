@@ -7,6 +7,7 @@ import torch
 
 import mtl
 from mtl.gradients.guard import PATIENCE
+from mtl.gradients.step import Pending, Report
 from mtl.methods import METHODS
 
 
@@ -220,3 +221,48 @@ def test_an_overflow_reaches_learned_weights_too():
     how = {"shared": list(trunk.parameters()), "heads": own(heads), "method": method}
     assert mtl.backward([1e3 * value for value in losses()[1]], **how, scale=1e38).overflow
     assert method.parameters()[0].grad.isinf().all()
+
+
+@pytest.mark.parametrize("slip", ["weight", "order", "pending"])
+def test_an_accumulator_forgets_its_micro_batches_after_any_error(slip):
+    """A weight, or a graph, that was refused left the batches before it, and the next step was made of them."""
+    trunk, heads, losses = net()
+    acc = mtl.Accumulator(shared=trunk.parameters(), heads=own(heads), method=mtl.method("mgda", 3), check="defer")
+    first, second = losses()[1], losses()[1]
+    acc.add([first[0], None, None], weight=32)
+    with pytest.raises(ValueError, match=r"weight: must be|heads\[1\]: must hold|losses: must be finite"):
+        if slip == "weight":
+            acc.add(second, weight=-1)
+        elif slip == "order":
+            acc.add([second[0], second[2], second[1]])
+        else:
+            Pending.add(acc.method, Report({"losses": torch.tensor([torch.nan])}))
+            acc.step()
+    with pytest.raises(ValueError, match="losses: must be added before a step, found none"):
+        acc.step()
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize(
+    "kind", [set, tuple, iter, torch.nn.ParameterList, lambda group: dict(enumerate(group)).values()]
+)
+def test_parameters_may_come_in_any_container(kind, collect):
+    """Those that are no sequence were said to get no gradient, and heads in a wrong order among them were taken."""
+    trunk, heads, losses = net()
+
+    def how(own_heads):
+        return {"shared": kind(list(trunk.parameters())), "heads": own_heads, "method": mtl.method("mgda", 3)}
+
+    def step(own_heads):
+        if not collect:
+            return mtl.backward(losses()[1], **how(own_heads))
+        acc = mtl.Accumulator(**how(own_heads))
+        acc.add(losses()[1])
+        return acc.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step([kind(head) for head in own(heads)])
+    assert all(p.grad is not None for module in (trunk, *heads) for p in module.parameters())
+    with pytest.raises(ValueError, match=r"heads\[0\]: must hold parameters that losses\[0\] depends on"):
+        step([kind(head) for head in own(heads[::-1])])

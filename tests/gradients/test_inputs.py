@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -303,3 +303,69 @@ def test_heads_that_were_forgotten_are_named_once() -> None:
         scene = Scene()
         acc = Accumulator(shared=scene.shared, heads=[scene.own[0], scene.own[1][1:]], method=Ones())
         acc.add(scene.losses)
+
+
+class Broken(Method):
+    """One whose answer is not finite at one place."""
+
+    def __init__(self, needs: str, masks: bool, where: str) -> None:
+        super().__init__(2)
+        self.needs, self.masks, self.where = needs, masks, where  # type: ignore[assignment]
+
+    def _said(self, x: Tensor, name: str) -> Tensor:
+        return x.index_fill(0, torch.tensor([1]), torch.nan) if name == self.where else x
+
+    def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+        return self._said(torch.ones_like(losses), "weights")
+
+    def head_weights(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return self._said(torch.ones_like(weights), "head weights")
+
+    def combine(self, grads: Sequence[Tensor], losses: Tensor) -> list[Tensor]:
+        return [self._said(g.sum(0), "combine") for g in grads]
+
+    def mask(self, grads: Tensor, losses: Tensor) -> Tensor:
+        return self._said(torch.ones_like(grads), "mask")
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize(
+    ("needs", "masks", "where"),
+    [(needs, False, "head weights") for needs in ("losses", "gram", "features", "gradients")]
+    + [("features", True, "head weights"), ("features", True, "mask"), ("gradients", False, "combine")],
+)
+def test_what_a_method_answers_must_be_finite(needs: str, masks: bool, where: str, collect: bool) -> None:
+    """NaN in combined gradients, masks and head weights went to `.grad` without a word."""
+    method, whose = Broken(needs, masks, where), "" if where == "combine" else " for task 1"
+    for _ in range(2):  # a refused step is not kept for the next one
+        scene = Scene()
+        how = scene.args | {"method": method}
+        before = [p.grad for p in scene.parameters]
+        with pytest.raises(NonFiniteError, match=rf"^{where}: must be finite, found nan{whose} \(Broken\)$"):
+            if collect:
+                acc = Accumulator(**how)
+                acc.add(scene.losses, features=scene.z)
+                acc.step()
+            else:
+                backward(scene.losses, features=scene.z, **how)
+        assert all(p.grad is g for p, g in zip(scene.parameters, before, strict=True))
+    scene = Scene()
+    step = backward(scene.losses, features=scene.z, check="defer", **scene.args | {"method": method})
+    with pytest.raises(NonFiniteError, match=f"^{where}: must be finite"):
+        step.check()
+
+
+def test_a_combination_may_overflow_by_its_scale_alone() -> None:
+    """What float16 does not hold of a scaled update is left to the scaler, which skips that step."""
+    theta = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    step = backward([theta.sum(), theta[0] * 2], shared=[theta], method=Broken("gradients", False, ""), scale=3e4)
+    assert not step.overflow and theta.grad.isinf().any()
+    empty = torch.ones(0, requires_grad=True)
+    backward([theta.sum() + empty.sum(), theta[0] * 2], shared=[theta, empty], method=Broken("gradients", False, ""))
+
+
+def test_head_weights_are_one_for_each_task() -> None:
+    scene, method = Scene(), Broken("losses", False, "")
+    method.head_weights = lambda losses, weights: torch.ones(1)  # type: ignore[method-assign]
+    scene.args["method"] = method
+    scene.raises(ValueError, "head_weights: Broken must return shape (2,), found (1,)")

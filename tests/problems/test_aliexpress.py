@@ -303,6 +303,7 @@ def test_a_conversion_that_is_killed_leaves_nothing_that_is_taken_for_whole(fold
 
 def test_nowhere_says_where_to_put_it_and_the_stand_in_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_ROOT", str(tmp_path / "project"))
+    (tmp_path / "nothing").mkdir()
     monkeypatch.setenv("MTL_DATA", str(tmp_path / "nothing"))
     with pytest.raises(MissingDataError, match=r"aliexpress: train.csv and test.csv of ES must lie in one of "
                        r"\$MTL_DATA/aliexpress/AliExpress_ES, data/raw/aliexpress/AliExpress_ES, .*74690"):  # fmt: skip

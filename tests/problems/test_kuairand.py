@@ -183,6 +183,7 @@ def test_faults_in_the_tables_and_missing_parts(place):
 
 
 def test_nowhere_names_the_route_and_mtl_data_knows_it(place):
+    place.mkdir()
     with pytest.raises(MissingDataError, match=r"found in none; unpack KuaiRand-Pure\.tar\.gz of zenodo"):
         problem("kuairand")
     row = next(row for row in download.status() if row["name"] == "kuairand")

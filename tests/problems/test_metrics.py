@@ -80,3 +80,32 @@ def test_delta_m_is_zero_at_the_baseline_batched_and_careful():
         metrics.delta_m([1.0, 2.0], [1.0, 0.0], [True, True])
     with pytest.raises(ValueError, match=r"one task per metric \(9\), found 2"):
         metrics.delta_m(STL, STL, UP, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "labels", [[-1.0, 1.0, 1.0, -1.0], [0, 2, 1, 0], [0.0, 0.5, 1.0, 1.0], [0.0, np.nan, 1.0, 1.0]]
+)
+@pytest.mark.parametrize("metric", [metrics.auc, metrics.log_loss, metrics.accuracy])
+def test_binary_labels_are_zero_or_one(metric, labels):
+    """Of -1 and 1 the AUC was 1.25."""
+    bad = next(x for x in labels if x not in (0, 1))
+    with pytest.raises(ValueError, match=f"^labels: must be whole numbers from 0 to 1, found {bad:g}$"):
+        metric(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor(labels))
+    for kind in (torch.bool, torch.uint8, torch.int64, torch.float32, torch.float16):
+        taken = metric(torch.tensor([-0.1, 0.2, 0.3, 0.4]), torch.tensor([0, 1, 0, 1]).to(kind))
+        assert taken == metric(torch.tensor([-0.1, 0.2, 0.3, 0.4]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+
+
+def test_outputs_and_labels_agree_in_shape():
+    """(4,) beside (4, 1) made a table of (4, 4) answers."""
+    outputs, labels = torch.tensor([-1.0, 1.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert metrics.accuracy(outputs, labels) == 1
+    for one, other in ((outputs, labels[:, None]), (outputs[:3], labels), (torch.eye(4), labels[:, None])):
+        with pytest.raises(ValueError, match=r"outputs and labels must be \(N,\) or \(N, C\) and \(N,\), found \("):
+            metrics.accuracy(one, other)
+    with pytest.raises(ValueError, match=r"logits and labels must be \(N,\) alike, found \(4,\) and \(4, 1\)"):
+        metrics.log_loss(outputs, labels[:, None])
+    with pytest.raises(ValueError, match=r"^labels: must be whole numbers from 0 to 3, found 4$"):
+        metrics.accuracy(torch.eye(4), torch.tensor([0, 1, 4, 2]))
+    with pytest.raises(NonFiniteError, match="outputs: every value must be finite, found 1 NaN or infinite of 4"):
+        metrics.accuracy(torch.tensor([0.0, torch.nan, 1.0, 2.0]), labels)

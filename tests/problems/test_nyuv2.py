@@ -279,6 +279,7 @@ def test_fewer_images_than_the_official_split_are_refused_unless_allowed(data):
 
 
 def test_missing_data_say_where_to_put_them(data):
+    data.parent.mkdir()
     with pytest.raises(MissingDataError, match=r"nyuv2: found .* in none of \$MTL_DATA/nyuv2, data/raw/nyuv2"):
         small()
 

@@ -231,8 +231,45 @@ def test_half_a_data_set_is_told_from_none(nowhere):
     folder = nowhere / "data" / "raw" / "census_income"
     folder.mkdir(parents=True)
     (folder / "census-income.data.gz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"data/raw/census_income \(without census-income\.test\.gz\)"):
+    with pytest.raises(
+        DataError, match=r"data/raw/census_income: must hold .*, found no census-income\.test\.gz; complete"
+    ):
         problem("census")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file"])
+def test_a_data_variable_that_names_no_folder_is_not_passed_over(kind, nowhere, monkeypatch):
+    """The data of another place were taken, and nothing said so."""
+    named = nowhere / kind
+    if kind == "file":
+        named.write_text("")
+    monkeypatch.setenv("MTL_DATA", str(named))
+    for ask in (lambda: problem("census"), lambda: problem("census", fallback="digits"), lambda: problem("aliexpress")):
+        with pytest.raises(DataError, match=r"^\$MTL_DATA: must name a folder, found '.*'; correct or unset it$"):
+            ask()
+    for empty in ("", str(nowhere)):  # it may hold other sets alone
+        monkeypatch.setenv("MTL_DATA", empty)
+        with pytest.raises(MissingDataError):
+            problem("census")
+
+
+def test_half_a_data_set_is_not_passed_over_for_a_whole_one(nowhere, monkeypatch):
+    files, folder = ["a.csv", "b.csv"], nowhere / "named" / "toy"
+    other = nowhere / "data" / "raw" / "toy"
+    for made in (folder, other):
+        made.mkdir(parents=True)
+    for file in files:
+        (other / file).write_bytes(b"")
+    monkeypatch.setenv("MTL_DATA", str(nowhere / "named"))
+    assert raw.find("toy", "toy", files).where == "data/raw/toy"
+    (folder / "b.csv").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"^\$MTL_DATA/toy: must hold a\.csv and b\.csv, found no a\.csv; complete"
+    ) as e:
+        raw.find("toy", "toy", files)
+    assert not isinstance(e.value, MissingDataError), "no fallback answers it"
+    (folder / "a.csv").write_bytes(b"")
+    assert raw.find("toy", "toy", files).where == "$MTL_DATA/toy"
 
 
 def test_the_stand_in_is_taken_only_when_asked_for_and_says_so(nowhere):
@@ -271,3 +308,32 @@ def test_what_is_no_name_or_option_is_refused(given):
         problem("digits", tasks=object if given is None or isinstance(given, int) else given)
     with pytest.raises(ValueError, match=r"scale must be one of .*, found"):
         problem("digits", given)
+
+
+class Tiny(BinaryProblem):
+    name = "tiny"
+    models = ()
+
+    def __init__(self, tasks=("a", "b"), **splits):
+        rows = (torch.zeros(4, 3), torch.zeros(4, 2))
+        every = {name: part for name, part in (dict.fromkeys(SPLITS, rows) | splits).items() if part is not None}
+        super().__init__("smoke", tasks, every, source="zeros", fingerprint="")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tasks": ("a", "b", "a")}, "tasks: must have names of their own, found 'a' 2 times"),
+        ({"test": None, "train": None}, "splits: must hold train, validation, test, found no train, test"),
+        (
+            {"train": (torch.zeros(4, 3), torch.zeros(3, 2))},
+            r"splits\['train'\]: must have as many rows in each tensor, found 3 and 4",
+        ),
+        ({"test": ()}, r"splits\['test'\]: must have as many rows in each tensor, found no tensor"),
+    ],
+)
+def test_a_problem_of_ones_own_is_told_what_is_wrong_with_it(given, said):
+    """Two tasks of one name made a wrong score; the others ended in an error of another place."""
+    assert Tiny().sizes == {"train": 4, "validation": 4, "test": 4}
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        Tiny(**given)

@@ -802,3 +802,18 @@ def test_weight_decay_is_for_all_parameters_of_adatask() -> None:
     run = small(Blind(), method("adatask", 2), budget=budget)
     for p, old in zip(run.model.shared_parameters(), start, strict=True):
         torch.testing.assert_close(p.detach(), old * (1 - 0.1 * 0.5))
+
+
+def test_labels_of_minus_one_and_one_are_refused_and_not_scored():
+    from mtl.models.small import mlp
+    from mtl.problems.base import BinaryProblem
+
+    class Signs(BinaryProblem):
+        name, models, builders = "signs", ("mlp",), {"mlp": mlp}
+        net_sizes, net_inputs = {"smoke": {"width": 4, "hidden": 4}}, (3, 1)
+
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    parts = {split: (x, 2 * (x[:, :1] > 0).float() - 1) for split in ("train", "validation", "test")}
+    data = Signs("smoke", ["sign"], parts, source="drawn", fingerprint="1")
+    with pytest.raises(ValueError, match="labels: must be whole numbers from 0 to 1, found -1"):
+        fit(data, method("ls", 1), model="mlp", seed=0, budget=Budget(1, 20))

@@ -30,8 +30,13 @@ class Found(NamedTuple):
 
 
 def places(folder: str) -> list[Found]:
-    """Where a data folder may lie, first one first: $MTL_DATA, data/raw, ../shared/data."""
+    """Where a data folder may lie, first one first: $MTL_DATA, data/raw, ../shared/data.
+
+    Raises DataError where $MTL_DATA is set and names no folder: another place would be taken for it.
+    """
     named = os.environ.get("MTL_DATA")
+    if named and not Path(named).is_dir():
+        raise DataError(f"$MTL_DATA: must name a folder, found {named!r}; correct or unset it")
     first = [Found(Path(named) / folder, f"$MTL_DATA/{folder}")] if named else []
     return [
         *first,
@@ -41,13 +46,19 @@ def places(folder: str) -> list[Found]:
 
 
 def find(name: str, folder: str, files: Sequence[str]) -> Found:
-    """First place that holds all `files`; raises MissingDataError saying what was looked for and what to run."""
+    """First place that holds all `files`; raises MissingDataError saying what was looked for and what to run.
+
+    Raises DataError for a place that holds some of them: the next one would be taken for it.
+    """
     seen = []
     for place in places(folder):
         absent = [file for file in files if not (place.path / file).is_file()]
         if not absent:
             return place
-        seen.append(f"{place.where} (without {', '.join(absent)})" if len(absent) < len(files) else place.where)
+        if len(absent) < len(files):
+            rule = f"must hold {' and '.join(files)}, found no {', '.join(absent)}"
+            raise DataError(f"{place.where}: {rule}; complete the folder or move it away")
+        seen.append(place.where)
     unset = "" if os.environ.get("MTL_DATA") else " ($MTL_DATA is not set)"
     raise MissingDataError(
         f"{name}: {' and '.join(files)} must lie in one of {', '.join(seen)}{unset}, found in none; "
