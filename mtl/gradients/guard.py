@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from mtl import gradients
-from mtl.gradients.layers import USED
+from mtl.gradients.layers import MARK, USED
 from mtl.methods.base import Method
 
 SEEN: WeakKeyDictionary[Method, set[int]] = WeakKeyDictionary()
@@ -197,6 +197,8 @@ def backward(
         if first:
             USED.discard(method)
         raise
+    if first:
+        setattr(method, MARK, True)
     after(method, found, step)
     return step
 

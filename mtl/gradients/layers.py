@@ -28,6 +28,7 @@ WORTH = 1 << 16  # numbers in a weight from where on looking through the graph i
 SOME = 16  # tasks whose products with C are there at once
 USED: WeakSet[Method] = WeakSet()
 """Methods that have made a step."""
+MARK = "_used"  # the attribute by which copies and pickles of such a method tell, which is no part of its state
 Uses = dict[Node, list[tuple[Node, int]]]
 
 
@@ -105,9 +106,15 @@ def _uses(outputs: list[Any]) -> Uses:
     return uses
 
 
+def used(method: Method) -> bool:
+    """Whether it, or what it is a copy of, has made a step."""
+    return method in USED or MARK in vars(method)
+
+
 def begin(method: Method, given: Inputs) -> None:
     """A method's first step: warn of parameters that the losses depend on and that will get no gradient."""
     USED.add(method)
+    setattr(method, MARK, True)
     known = {id(p) for p in given.parameters}
     leaves = [getattr(node, "variable", None) for node in _uses(given.outputs)]
     if lost := [p for p in leaves if isinstance(p, nn.Parameter) and id(p) not in known]:

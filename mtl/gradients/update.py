@@ -318,7 +318,8 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
-        sizes = torch.stack(torch._foreach_norm(update, dtype=torch.float64)).sum()  # finite where all of them are
+        norms = [x.to(self.values.device) for x in torch._foreach_norm(update, dtype=torch.float64)]
+        sizes = torch.stack(norms).sum()  # finite where all of them are
         if self.scale is not None:
             update = [(g * self.scale.to(self.dtype)).to(p.dtype) for g, p in zip(update, shared, strict=True)]
         update = [g.contiguous() for g in update]

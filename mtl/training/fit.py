@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from mtl import sources
 from mtl.errors import RunError
 from mtl.files import atomic, seal, unseal
-from mtl.gradients.layers import USED
+from mtl.gradients.layers import used
 from mtl.methods.base import Method, made, whole
 from mtl.problems.base import Problem
-from mtl.training.loop import Budget, Loop, Progress
+from mtl.training.loop import Budget, Loop, Progress, placed, spent
 from mtl.training.trace import Failure, direction, finite
 
 __all__ = ["Budget", "Run", "fit"]
@@ -108,9 +108,9 @@ def fit(
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"problem: must be one made by mtl.problem(name), found {problem!r}")
-    if made(method) in USED and method.state_dict() | dict(enumerate(method.parameters())):
+    if used(made(method)) and method.state_dict() | dict(enumerate(method.parameters())):
         raise ValueError(f"method: must be fresh, found a {type(method).__name__} that has made steps; make another")
-    device, seed = torch.device(device), whole("seed", seed, 0)
+    budget, device, seed = spent(budget), placed(device), whole("seed", seed, 0)
     start = seed if init_seed is None else whole("init_seed", init_seed, 0)
     sign = direction(problem, select)
     path = None if checkpoint is None else Path(checkpoint)

@@ -99,6 +99,27 @@ class Budget:
         return factors
 
 
+def spent(budget: Any) -> Budget:
+    """The budget itself, else TypeError."""
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget: must be a mtl.Budget(epochs, batch_size, ...), found {budget!r}")
+    return budget
+
+
+def placed(device: Any) -> torch.device:
+    """The device that is meant, if it can hold values here, else ValueError or TypeError."""
+    rule = 'device: must be a torch.device or its name, as "cpu" or "cuda:0"'
+    try:
+        found = torch.device(device)
+    except TypeError as error:
+        raise TypeError(f"{rule}, found {device!r}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{rule}, found {device!r}") from error
+    if found.type == "meta" or (found.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device: must be one that holds values here, found {str(found)!r}")
+    return found
+
+
 class Loop:
     """Everything that changes while a run goes on, and therefore all that a checkpoint holds."""
 

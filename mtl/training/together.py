@@ -12,7 +12,7 @@ from mtl.methods import method
 from mtl.methods.base import Method
 from mtl.problems.base import Problem
 from mtl.training.fit import Run, finished
-from mtl.training.loop import Budget, Loop
+from mtl.training.loop import Budget, Loop, placed, spent
 from mtl.training.stacked import Group, Methods
 from mtl.training.trace import Failure, direction, finite
 
@@ -68,7 +68,7 @@ def fit_seeds(
     >>> [(run.seed, run.status, len(run.history)) for run in runs]
     [(0, 'ok', 1), (1, 'ok', 1)]
     """
-    device, seeds = torch.device(device), list(seeds)
+    budget, device, seeds = spent(budget), placed(device), list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: must be distinct, and one at least, found {seeds}")
     sign = direction(problem, select)

@@ -1,8 +1,10 @@
 """The training loop: what is kept, what is stopped, what survives a kill."""
 
+import copy
 import json
 import math
 import os
+import pickle
 import random
 import re
 import signal
@@ -20,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mtl
 from mtl import sources
 from mtl.errors import NonFiniteError, RunError
 from mtl.files import unseal
@@ -33,6 +36,7 @@ from mtl.problems.base import Metric, Problem
 from mtl.training import fit as training
 from mtl.training import loop
 from mtl.training.fit import Budget, fit
+from mtl.training.together import fit_seeds
 
 BUDGET = Budget(epochs=4, batch_size=16, lr=0.02, weight_decay=1e-4)
 
@@ -783,8 +787,50 @@ def test_a_used_method_is_refused(name: str) -> None:
     small(method=m)
     with pytest.raises(ValueError, match=r"method: must be fresh, found a \w+ that has made steps; make another"):
         small(method=m)
+    for again in (copy.deepcopy(m), copy.copy(m), pickle.loads(pickle.dumps(m))):
+        with pytest.raises(ValueError, match="method: must be fresh"):
+            small(method=again)
+    fresh = method(name, 2)
+    fresh.load_state_dict(m.state_dict() if name != "emtl" else fresh.state_dict())
+    assert set(fresh.state_dict()) == set(fresh.state), "the mark is no part of it"
+    small(method=copy.deepcopy(fresh))
     plain = method("mgda", 2)
     assert numbers(small(method=plain)) == numbers(small(method=plain))
+
+
+def test_copies_of_a_method_that_made_steps_of_ones_own_are_refused(tmp_path: Path) -> None:
+    for collect in (False, True):
+        m, theta = method("dwa", 2), torch.ones(2, requires_grad=True)
+        with pytest.raises(ValueError, match="losses: must be differentiable"):
+            mtl.backward([theta.detach().sum(), theta.sum()], shared=[theta], method=m)
+        small(method=copy.deepcopy(m))
+        if collect:
+            acc = mtl.Accumulator(shared=[theta], method=m)
+            acc.add([theta.sum(), theta[0] * 2])
+            acc.step()
+        else:
+            mtl.backward([theta.sum(), theta[0] * 2], shared=[theta], method=m)
+        for again in (m, copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+            with pytest.raises(ValueError, match="method: must be fresh, found a DWA that has made steps"):
+                small(method=again)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"budget": None}, TypeError, r"budget: must be a mtl\.Budget\(.*\), found None"),
+        ({"budget": {"epochs": 2}}, TypeError, r"budget: must be a mtl\.Budget\(.*\), found \{'epochs': 2\}"),
+        ({"device": None}, TypeError, "device: must be a torch.device or its name, .* found None"),
+        ({"device": "foo"}, ValueError, "device: must be a torch.device or its name, .* found 'foo'"),
+        ({"device": "meta"}, ValueError, "device: must be one that holds values here, found 'meta'"),
+    ],
+)
+def test_a_budget_or_device_of_another_kind_is_named(given: dict[str, Any], kind: type[Exception], said: str) -> None:
+    how = {"model": "small", "seed": 0, "budget": Budget(1, 20)} | given
+    with pytest.raises(kind, match=said):
+        fit(Lines(), method("mgda", 2), **how)
+    with pytest.raises(kind, match=said):
+        fit_seeds(Lines(), "mgda", {}, **{k: v for k, v in how.items() if k != "seed"}, seeds=[0])
 
 
 def test_weight_decay_is_for_all_parameters_of_adatask() -> None:
