@@ -196,7 +196,7 @@ def _around(rng: random.Random) -> tuple[Callable[[], Any], Callable[[Any], str]
         lambda: arguments.pairs([word, f"a={word}"]),
         lambda: arguments.seeds(word),
         lambda: arguments.device(word),
-        lambda: arguments.deadline(rng.choice([None, 1.0, float("nan"), -1.0])),
+        lambda: arguments.seconds(rng.choice([None, 1.0, float("nan"), -1.0])),
         lambda: stats.mean_ci(rng.choice([odd, np.array([1.0, 2.0]), np.array([np.nan, 1.0]), np.zeros(0)])),
         lambda: stats.paired_permutation(
             rng.choice([odd, np.array([1.0, 2.0])]), rng.choice([other, np.array([2.0, 1.0]), np.zeros(1)]),
