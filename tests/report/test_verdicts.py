@@ -62,7 +62,9 @@ def test_readme_and_paper_have_these_words() -> None:
     abstract = " ".join((ROOT / "paper/sections/introduction.tex").read_text(encoding="utf-8").split())
     said = f"Of {len(here)} sentences, one of them our repair of EMTL's theorem, {count['reproduced']} are reproduced "
     said += f"(five on theory or solvers), {count['contradicted']} contradicted and {count['practically equal']} "
-    said += f"practically equal, {count['depends on the reading']} depend on the reading (six of EMTL's formulas, two of "
+    said += (
+        f"practically equal, {count['depends on the reading']} depend on the reading (six of EMTL's formulas, two of "
+    )
     said += f"a statement), {count['parts']} have parts that differ, and "
     assert f"{said}{count['inconclusive (assay)']} cannot be decided" in abstract, said
     page = (ROOT / "paper/generated/claims.md").read_text(encoding="utf-8")
