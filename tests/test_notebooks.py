@@ -211,19 +211,17 @@ def test_the_rules_can_fail() -> None:
                 cell("code", "1") | ran | {"outputs": [{"output_type": "stream", "text": ["[1/9] done\n"] * 41}]},
             ]
         },
-        "cell 3 shows ** in a table": {
-            "cells": [*good, cell("code", "1") | ran | {"outputs": [html("**1**")]}],
-        },
+        "cell 3 shows ** in a table": {"cells": [*good, cell("code", "1") | ran | {"outputs": [html("**1**")]}]},
         "cell 3 has a picture without alternative text; .ci/outputs --alt gives it": {
             "cells": [
                 *good,
                 cell("code", "1")
                 | ran
                 | {"outputs": [{"output_type": "x", "metadata": {}, "data": {"image/png": ""}}]},
-            ],
+            ]
         },
         "cell 3 has outputs but no number, which nbval takes for not run": {
-            "cells": [*good, cell("code", "1") | {"execution_count": None, "outputs": [html("1")]}],
+            "cells": [*good, cell("code", "1") | {"execution_count": None, "outputs": [html("1")]}]
         },
     }
     for said, notebook in cases.items():

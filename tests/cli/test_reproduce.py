@@ -111,12 +111,6 @@ def test_an_int_is_a_float_but_a_float_no_int(root: Path) -> None:
     assert plan("smoke", parameters={"rate": 1})[0].parameters == {"scale": "smoke", "rate": 1}
 
 
-def test_unknown_scale(root: Path) -> None:
-    write(root, "00_start")
-    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
-        plan("full")
-
-
 def test_order_follows_the_metadata(root: Path) -> None:
     write(root, "00_claims", after=("*",))
     write(root, "01_second", after=("02",))

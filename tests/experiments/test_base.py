@@ -15,7 +15,7 @@ from mtl.experiments import ab_test, alpha, base, cost, fairness, figure1, galle
 from mtl.experiments.base import Experiment
 from mtl.experiments.beside import beside_paper, differences, standing
 from mtl.experiments.declared import declared
-from mtl.experiments.gap import rates
+from mtl.experiments.gap import dose, rates
 from mtl.experiments.registry import EXPERIMENTS
 from mtl.experiments.start import with_rule
 from mtl.experiments.study import Study
@@ -56,8 +56,6 @@ def test_every_experiment_names_what_exists(name: str) -> None:
 
 
 def test_what_does_not_exist_is_named() -> None:
-    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, paper, found 'full'"):
-        EXPERIMENTS["census"].cells("full")
     with pytest.raises(ValueError, match=r"methods: must be among LS, UW,.*, found 'SGD'"):
         EXPERIMENTS["census"].cells("smoke", methods=["SGD"])
 
@@ -76,7 +74,7 @@ def test_seeds_and_methods_are_lists_that_say_nothing_twice(name: str) -> None:
             one.study("smoke", [0], methods)  # type: ignore[arg-type]
 
 
-DESIGNS = (ab_test, cost, fairness, figure1, gallery, gap, loss_scale, rates, readings, theorem)  # of their own
+DESIGNS = (ab_test, cost, dose, fairness, figure1, gallery, gap, loss_scale, rates, readings, theorem)  # of their own
 OWN = {one.__name__.split(".")[-1]: one.study for one in DESIGNS} | {"alpha": partial(alpha.study, alpha.SWEEPS)}
 
 

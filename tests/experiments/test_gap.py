@@ -175,8 +175,6 @@ def test_the_second_dose_is_judged_by_its_own_runs(effect: float, word: str) -> 
 
 def test_the_second_dose_shows_fresh_seeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = Ledger(tmp_path / "gap.jsonl")
-    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, study, paper, found 'gpu'"):
-        dose.study("gpu", book)
     few = [gap.Stratum("causal", "digits", "shared-bottom", True, 40, 14, 6)]
     monkeypatch.setattr(dose, "design", lambda scale: few)
     made = dose.study("smoke", book)

@@ -56,8 +56,6 @@ def test_all_thirty_six_and_their_bases_are_declared() -> None:
     assert len(cells) == 39 * 3 * 3 and {cell["factor"] for cell in cells} == {0.01, 1.0, 100.0}
     few = readings.READINGS.wanted("study", [11], ["L · product · ls"])
     assert {(cell["payoff"], cell["base"], cell["seed"]) for cell in few} == {("L", "ls", 11)} and len(few) == 3
-    with pytest.raises(ValueError, match="scale: must be one of smoke, quick, study, paper, found 'gpu'"):
-        readings.study("gpu")
     with pytest.raises(ValueError, match="readings runs one by one on the CPU, found 2"):
         readings.READINGS.run("smoke", jobs=2)
 

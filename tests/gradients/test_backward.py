@@ -121,12 +121,7 @@ def assert_update(net: Net, jac: dict[str, Tensor], w: Tensor, h: Tensor) -> Non
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14, msg=lambda m, name=name: f"{name}: {m}")
 
 
-WAYS = [
-    {"vjp": "loop"},
-    {"vjp": "loop", "features": True},
-    {"vjp": "batched"},
-    {"vjp": "batched", "features": True},
-]
+WAYS = [{"vjp": "loop"}, {"vjp": "loop", "features": True}, {"vjp": "batched"}, {"vjp": "batched", "features": True}]
 
 
 def run(net: Net, batch: tuple[Tensor, Tensor], method: Method, features: bool = False, form: str = "list", **options):
@@ -135,12 +130,7 @@ def run(net: Net, batch: tuple[Tensor, Tensor], method: Method, features: bool =
         torch.stack(losses) if form == "stack" else torch.cat([x[None] for x in losses]) if form == "cat" else losses
     )
     return backward(
-        given,
-        shared=net.shared(),
-        heads=net.own(),
-        method=method,
-        features=z if features else None,
-        **options,
+        given, shared=net.shared(), heads=net.own(), method=method, features=z if features else None, **options
     )
 
 

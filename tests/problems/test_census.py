@@ -152,10 +152,7 @@ def test_wrong_number_of_columns(by, folder):
     table = rows(300, 0)
     table[41] = table[41][:-1] if by < 0 else [*table[41], "more"]
     write(folder, table, TRAIN)
-    refused(
-        folder,
-        rf"census-income\.data\.gz line 42: must have 42 columns, found {42 + by}; correct the line",
-    )
+    refused(folder, rf"census-income\.data\.gz line 42: must have 42 columns, found {42 + by}; correct the line")
 
 
 @pytest.mark.parametrize(

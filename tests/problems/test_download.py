@@ -266,11 +266,7 @@ def test_lookup_order_and_status(place, tmp_path, monkeypatch):
         row = download.status()[0]
         assert (
             row["where"]
-            == {
-                shared: "not found",
-                raw: "../shared/data/toy_folder",
-                tmp_path / "named": "data/raw/toy_folder",
-            }[base]
+            == {shared: "not found", raw: "../shared/data/toy_folder", tmp_path / "named": "data/raw/toy_folder"}[base]
         )
         assert row["found"] is (base != shared) and row["size"] == 440
         (base / "toy_folder").mkdir(parents=True)

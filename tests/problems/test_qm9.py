@@ -163,11 +163,7 @@ def test_the_manifest_fetches_the_files_that_are_read():
 
 def test_splits_are_those_of_the_literature_disjoint_and_fixed():
     rows = split_rows(130_831, (None, 10_000, 10_000))
-    assert {split: len(own) for split, own in rows.items()} == {
-        "train": 110_831,
-        "validation": 10_000,
-        "test": 10_000,
-    }
+    assert {split: len(own) for split, own in rows.items()} == {"train": 110_831, "validation": 10_000, "test": 10_000}
     assert len(np.unique(np.concatenate(list(rows.values())))) == 130_831
     small = split_rows(130_831, (600, 200, 400))
     assert all(np.array_equal(small[split], rows[split][: len(small[split])]) for split in rows)

@@ -13,16 +13,7 @@ from mtl import solvers
 from mtl.errors import NonFiniteError
 from mtl.methods import aggregate
 from mtl.solvers import Certificate
-from tests.solvers.families import (
-    CONSISTENT,
-    DTYPES,
-    FAMILIES,
-    complementary,
-    draw,
-    near_opposed,
-    rational,
-    square,
-)
+from tests.solvers.families import CONSISTENT, DTYPES, FAMILIES, complementary, draw, near_opposed, rational, square
 
 
 def upgrad(K: Tensor, rounding: float | None = None) -> tuple[Tensor, Certificate]:

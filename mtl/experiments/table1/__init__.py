@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mtl.experiments.base import Entry, Experiment
 from mtl.experiments.beside import beside_paper
-from mtl.experiments.study import NO_ROWS, Study, judged, keys
+from mtl.experiments.study import NO_ROWS, Study, keys
 from mtl.experiments.table1 import says
 from mtl.experiments.table1.grids import BACKBONES, BUDGET, GRIDS, all_searched, line, points, split_line
 from mtl.report import Table, captioned, plots, style
@@ -32,6 +32,7 @@ class Table1(Study):
     """Lines are methods on backbones, "emtl (MMoE)"; STL has no backbone."""
 
     by, reference = "line", "stl"
+    sentences = ("emtl-table1-best", "emtl-table1-stl", "emtl-table1-consistent", "emtl-table3-industrial")
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -94,20 +95,15 @@ class Table1(Study):
         return Table(pd.DataFrame(said, columns=["method", "its one point"]))
 
 
-def figure(left: Table1, right: Table1, heads: Sequence[str]) -> Figure:
-    """Two data sets side by side: each line's mean test AUC of the tasks and its interval."""
+def study_figure(left: Table1, right: Table1) -> tuple[Table1, Figure]:
+    """The published studies side by side, and the study that their figure is of."""
     fig, axes = style.subplots(1, 2, height=4.2)
-    for ax, study, head in zip(axes.T, (left, right), heads, strict=True):
+    for ax, study in zip(axes.T, (left, right), strict=True):
         raw = study.raw.rename(index=str)
+        head = f"{study.name}, all rows\nmean of tasks, test AUC"
         plots.intervals(ax, raw, {"score": head}, lambda line: split_line(line)[0])
         again = study is right and list(raw.index) == list(left.raw.index)
         ax[0].set_yticklabels([] if again else [style.look(line)[0] for line in raw.index])
-    return fig
-
-
-def study_figure(left: Table1, right: Table1) -> tuple[Table1, Figure]:
-    """The published studies side by side, and the study that their figure is of."""
-    fig = figure(left, right, [f"{s.name}, all rows\nmean of tasks, test AUC" for s in (left, right)])
     said = "Mean test AUC by method and backbone, all rows of Census-Income, tuned: mean and 95 % interval over seeds"
     both = left.also(right, n=", ".join(f"{s.name}: {len(s.seeds)} seeds" for s in (left, right)))
     return both, captioned(fig, said)
@@ -137,20 +133,12 @@ def searched(study: Table1) -> Table1:
     return replace(study, rows=rows, tuning=own.tuning, options=own.options)
 
 
-SENTENCES = ("emtl-table1-best", "emtl-table1-stl", "emtl-table1-consistent", "emtl-table3-industrial")
-
-
 def findings(studies: Sequence[Table1], appendix: Sequence[Table1] = ()) -> list[Finding]:
     """The sentences of section 5.2: `studies` decide, one for each data set; `appendix` is of the same people."""
     frames, beside = ({study.name: study.frame for study in some} for some in (studies, appendix))
     rows = keys(row for study in studies for row in study.rows)
     gates = {study.name: study.gate for study in studies}
     return says.findings(frames, gates, beside, scale=studies[0].scale, rows=rows)
-
-
-def verdicts() -> Table:
-    """The recorded words of section 5.2's sentences and of Table 3's."""
-    return judged(SENTENCES)
 
 
 class Tuned(Experiment):
