@@ -14,9 +14,10 @@ def test_a_study_says_its_data_net_budget_tuning_and_seeds() -> None:
     assert said["tuned"] == "4 points, seeds 100–101" and said["rows"] == 390 and "Census" in said["data"]
     untuned = budgets.line(UNET.published("gpu", methods=GROUP_A))
     assert untuned["study"] == "table2_unet (gpu)" and untuned["tuned"] == "–" and "adamw" in untuned["training"]
-    every = {(study.experiment.name, group): study.seeds for group, study in budgets.studies()}
-    assert len(every["table2_unet", "group A"]) == 10 > len(every["table2_unet", "all rows"]) > 0
-    assert ("table2_unet", "first rows") not in every, "the larger group has the same seeds"
+    every = {(study.experiment.name, study.scale, group): study.seeds for group, study in budgets.studies()}
+    assert len(every["table2_unet", "gpu", "group A"]) == 10 > len(every["table2_unet", "gpu", "all rows"]) > 0
+    assert ("table2_unet", "gpu", "first rows") not in every, "the larger group has the same seeds"
+    assert len(every["table2_unet", "study", "first rows"]) == 10
     assert f"| {said['study']} | " in (root() / "paper/generated/studies.md").read_text()
 
 
