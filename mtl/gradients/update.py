@@ -95,7 +95,11 @@ class Update:
         """`.grad` from the task gradients of all ranks; `masked` goes through the trunk where features are masked."""
         given, whole = self.given, self.method.needs == "gradients"
         weights, own, overflow = self._decided(gram)
-        update = self._combined(tasks) if whole and not overflow else tasks.update(weights)
+        if whole and not overflow:
+            update = self._combined(tasks)
+            own = self._beside(own)  # after `combine`, whose weights a method may hand on to its heads
+        else:
+            update = tasks.update(weights)
         for p, g in zip(given.shared, update, strict=True):
             p.grad = g
         if masked is not None and not overflow:
@@ -151,12 +155,18 @@ class Update:
         ones = torch.ones_like(self.values)
         if not self._report(gram):
             return ones / self.n, ones, True
-        if self.method.masks or self.method.needs == "gradients":
-            own: Tensor = self._there(self._own_weights, self.values, ones)
-            if own is not ones:
-                self.told |= _narrowed({"head weights": own}, self._kinds())
-            return ones, own, False
+        if self.method.needs == "gradients":
+            return ones, ones, False
+        if self.method.masks:
+            return ones, self._beside(ones), False
         return *self._weights(gram if self.method.needs != "losses" else None, self._kinds()), False
+
+    def _beside(self, ones: Tensor) -> Tensor:
+        """h of a method that combines or masks."""
+        own: Tensor = self._there(self._own_weights, self.values, ones)
+        if own is not ones:
+            self.told |= _narrowed({"head weights": own}, self._kinds())
+        return own
 
     def mask(self, z: Tensor, sums: Tensor) -> Tensor:
         """m (T, *shape) of a feature Z (B, *shape) from the sums over the joint batch."""
@@ -303,8 +313,10 @@ class Update:
             raise ValueError(f"shared[{sparse[0]}]: {name} needs dense gradients, found sparse ones")
         # a method may keep state per parameter, so it always sees all of them
         every = [tasks.view(i) if i in tasks.places else p.new_zeros(self.n, *p.shape) for i, p in enumerate(shared)]
-        if self.scale is not None:  # the method's buffers outlive it, and half precision may not hold what is left
-            every = [(g.to(self.dtype) if g.dtype == torch.float16 else g) / self.scale.to(self.dtype) for g in every]
+        # float16 may hold neither what is left without the scale, which the method's buffers outlive, nor a square
+        every = [g.to(self.dtype) if g.dtype == torch.float16 else g for g in every]
+        if self.scale is not None:
+            every = [g / self.scale.to(self.dtype) for g in every]
         if self.places is None:
             update = self.method.combine(every, self.values)
         else:
@@ -318,6 +330,8 @@ class Update:
                     f"combine: {name} must return shape {tuple(shared[i].shape)} for shared[{i}], "
                     f"found {tuple(g.shape)}"
                 )
+        if self.scale is None:  # else a scaler sees to what float16 does not hold
+            update = [g.to(p.dtype) if p.dtype == torch.float16 else g for g, p in zip(update, shared, strict=True)]
         norms = [x.to(self.values.device) for x in torch._foreach_norm(update, dtype=torch.float64)]
         sizes = torch.stack(norms).sum()  # finite where all of them are
         if self.scale is not None:

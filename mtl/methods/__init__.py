@@ -95,7 +95,7 @@ def _seeded(name: Any, hyper: Any, seed: int) -> Any:
         return hyper
     if "seed" in _valid(kind):
         return {"seed": seed, **(hyper or {})}
-    if not (kind.seeds_base and hyper and "base" in hyper):
+    if not (hyper and "base" in hyper):
         return hyper
     own = hyper.get("base_hyper")
     found = _seeded(hyper["base"], own, seed)

@@ -47,8 +47,6 @@ class Method:
     """How attributes go with the tasks, for a step that lacks some of them (`mtl.methods.absent`): "each" has one entry
     per task, in its last dimension or as a list of numbers, "pairs" in its last two, "rows" in the first of each tensor
     of a list; a "share" is an "each" that sums to 1, a "log share" its logarithm."""
-    seeds_base: ClassVar[bool] = False
-    """`mtl.method` hands its seed to the base that this method names, if that draws."""
     alone: ClassVar[bool] = False
     """Each task has a model to itself, so that there is no common point."""
     official_hyper: ClassVar[dict[str, Any]] = {}

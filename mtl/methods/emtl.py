@@ -43,7 +43,6 @@ class EMTL(Method):
     label, family, marker = "EMTL", "rates", "o"
     needs: Needs = "gram"
     state = ("log_p", "base")
-    seeds_base = True
     tasks: ClassVar[dict[str, Kind]] = {"log_p": "log share"}
     solves = True
     player: Certificate | None = None
@@ -113,8 +112,7 @@ class FairLoss(Method):
 
     The method sees the transformed losses and the gradients f_t g_t, f_t = L_t^-alpha; w_t = f_t (its weight), heads
     move by f_t times its head factor. alpha = 0 is the method itself, base="ls" with alpha = 1 is SI. Losses must be
-    positive. A base that draws takes its seed from base_hyper={"seed": s} and not from `mtl.method`, 0 without it:
-    published rows drew so.
+    positive.
 
     >>> FairLoss(2, base="ls", alpha=1.0).weights(torch.tensor([4.0, 0.5])).tolist()
     [0.25, 2.0]
@@ -202,7 +200,6 @@ class CRMOGM(Method):
 
     label, family, marker = "CR-MOGM", "min-norm", "X"
     state = ("w", "started", "base")
-    seeds_base = True
     tasks: ClassVar[dict[str, Kind]] = {"w": "each", "started": "each"}
 
     def __init__(

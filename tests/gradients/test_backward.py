@@ -553,3 +553,36 @@ def test_combining_methods_choose_their_heads_factor() -> None:
     backward(losses, shared=list(trunk.parameters()), heads=own, method=method("db-mtl", n_tasks=2))
     for head, loss, gradient in zip(heads, losses, raw, strict=True):
         assert torch.allclose(head.weight.grad, gradient / (loss.detach() + 1e-8), rtol=1e-5)
+
+
+def test_heads_of_excessmtl_move_by_the_weights_of_this_step() -> None:
+    """They moved by those of the step before, the shared parameters by its own."""
+    shared = torch.ones(2, requires_grad=True)
+    heads = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    m = method("excessmtl", 2, eta=1.0)
+    for step in range(3):
+        for p in (shared, *heads):
+            p.grad = None
+        losses = [((k + step**k) * shared * head).square().sum() for k, head in enumerate(heads, 1)]
+        alone = [
+            torch.autograd.grad(loss, head, retain_graph=True)[0] for loss, head in zip(losses, heads, strict=True)
+        ]
+        before = m.log_w.exp()
+        backward(losses, shared=[shared], heads=[[head] for head in heads], method=m)
+        for head, own, w in zip(heads, alone, m.log_w.exp().tolist(), strict=True):
+            assert head.grad is not None and torch.allclose(head.grad, w * own)
+    assert (m.log_w.exp() - before).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adatask", "moco", "excessmtl", "db-mtl"])
+def test_methods_that_combine_take_parameters_in_float16(name: str) -> None:
+    """Squares and sums of float16 overflow, or vanish, where their quotient is an ordinary number."""
+    theta = torch.full((4,), 0.5, dtype=torch.float16, requires_grad=True)
+    exact = theta.detach().float().requires_grad_()
+    for x in (theta, exact):
+        m = method(name, 2)
+        for _ in range(2):
+            x.grad = None
+            backward([(300 * x).sum(), (1e-3 * x).sum()], shared=[x], method=m)
+    assert theta.grad is not None and exact.grad is not None and theta.grad.dtype == torch.float16
+    assert torch.allclose(theta.grad.float(), exact.grad, rtol=2e-3)
