@@ -46,6 +46,7 @@ RESULTS = TABLES | {  # those whose rows are no methods by name, or say somethin
     "loss_scale": "A loss in another unit",
     "15_relative_rates": "Relative rates of EMTL and others",
     "hyperparameters_study": "EMTL's hyperparameters",
+    "hyperparameters_nyuv2_spread": "EMTL's hyperparameters on NYUv2",
 }
 PICTURES = {"loss": "loss", "gram": "gram", "surgery": "surgery", "EMTL and fair": "emtl"}
 NEEDS = {
