@@ -151,8 +151,8 @@ def run(
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
         from mtl.experiments.registry import DESIGNED, EXPERIMENTS
-        from mtl.report.captions import known_scale
         from mtl.runs.engines import plain_progress
+        from mtl.scales import known_scale
 
         if experiment not in (known := [*EXPERIMENTS, *DESIGNED]):
             hint = arguments.nearest(experiment, known)

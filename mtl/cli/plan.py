@@ -15,8 +15,7 @@ from typing import Any
 from mtl import sources
 from mtl.cli.arguments import literal, nearest
 from mtl.files import atomic, root
-from mtl.report.captions import known_scale
-from mtl.scales import NOTEBOOKS
+from mtl.scales import NOTEBOOKS, known_scale
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib")
 SUFFIXES = {"figure": (".pdf", ".png", ".json"), "table": (".tex", ".md", ".json")}

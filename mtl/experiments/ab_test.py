@@ -21,8 +21,8 @@ from mtl.experiments.once import once
 from mtl.experiments.table3 import BUDGET
 from mtl.ledger import Ledger, Row, key, ledger
 from mtl.report import captioned, style
-from mtl.report.captions import known_scale
 from mtl.report.stats import mean_ci, users_needed
+from mtl.scales import known_scale
 from mtl.sources import entries
 
 SEED = 10  # of the first reported network

@@ -17,10 +17,10 @@ from mtl.experiments.study import BLIND, Study
 from mtl.ledger import Row
 from mtl.methods import METHODS
 from mtl.report import captioned, frame, style
-from mtl.report.captions import known_scale
 from mtl.report.claims import Check, Finding, Part, blind_check, compare, converged_check, decide, passed, same_check
 from mtl.report.stats import mean_ci
 from mtl.runs.tuning import NoRowsError
+from mtl.scales import known_scale
 from mtl.training.fit import Budget
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0)

@@ -14,10 +14,10 @@ from mtl.experiments.once import once
 from mtl.experiments.study import Options, Study
 from mtl.ledger import Row, ledger
 from mtl.problems import problem
-from mtl.report.captions import known_scale
 from mtl.runs.cells import Cell, Point, grid
 from mtl.runs.engines import run_grid, shown
 from mtl.runs.tuning import NoRowsError, Tuning, choose, combine_stl, published, tried, tune
+from mtl.scales import known_scale
 from mtl.training.fit import Budget
 
 Entry = tuple[str, str, Point | None]  # label, method, its point; None: chosen from `Experiment.grids`

@@ -17,8 +17,8 @@ from mtl.files import root
 from mtl.ledger import plain
 from mtl.methods import METHODS
 from mtl.report import captioned, style
-from mtl.report.captions import known_scale
 from mtl.runs.engines import device_type
+from mtl.scales import known_scale
 
 SOME = ("ls", "mgda", "fairgrad", "emtl")
 QUICK = ("ls", "uw", "famo", "db-mtl", "mgda", "mgda-ub", "pcgrad", "cagrad", "nash", "fairgrad", "upgrad", "emtl")

@@ -16,8 +16,8 @@ from mtl.experiments.theorem import explore
 from mtl.experiments.theory_claims import fair_claims
 from mtl.methods.base import whole
 from mtl.report import Table, captioned, style
-from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
+from mtl.scales import known_scale
 from mtl.theory import fairness
 
 CONE2 = torch.tensor([[1.2, 0.2], [-0.45, 0.35]], dtype=torch.float64)

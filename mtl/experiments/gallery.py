@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from mtl import methods
 from mtl.report import captioned
-from mtl.report.captions import known_scale
 from mtl.report.style import RED, look, subplots
+from mtl.scales import known_scale
 
 Cases = Mapping[str, tuple[str, Mapping[str, Any]]]  # label: method, hyperparameters
 

@@ -15,7 +15,6 @@ from mtl.experiments.table1.equal import EQUAL, EqualTerms
 from mtl.experiments.table1.grids import BUDGET
 from mtl.experiments.table1.says import READINGS, D
 from mtl.report import captioned, style
-from mtl.report.captions import known_scale
 from mtl.report.claims import (
     Check,
     Finding,
@@ -28,6 +27,7 @@ from mtl.report.claims import (
     same_check,
 )
 from mtl.runs.tuning import NO_STUDY, NoRowsError
+from mtl.scales import known_scale
 
 FACTORS = {
     "smoke": (1e-3, 1.0, 1e3),

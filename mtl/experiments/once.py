@@ -13,10 +13,11 @@ def once(
     book: Ledger, config: Mapping[str, Any], fingerprint: str, make: Callable[[], Mapping[str, Any]],
     modules: Sequence[str], *, source: str, device: torch.device | str = "cpu", **facts: Any,
 ) -> Row:  # fmt: skip
-    """The row with this configuration and fingerprint; where the ledger has none, `make` gives its metrics and it is
-    appended. Metrics may say that they are not all `finite`, and `facts` that the data are synthetic or embedded."""
+    """The row with this configuration and fingerprint; where the ledger has none, or one that older sources made here,
+    `make` gives its metrics and it is appended. Metrics may say that they are not all `finite`, and `facts` that the
+    data are synthetic or embedded."""
     name = key(config, fingerprint)
-    if (found := book.find(name)) is not None:
+    if (found := book.find(name, older=False)) is not None:
         return found
     start = time.perf_counter()
     metrics = make()

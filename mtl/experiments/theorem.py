@@ -15,8 +15,8 @@ from mtl.experiments.study import judged
 from mtl.experiments.theory_claims import GRID, RADII, ROUNDS, theorem_claims, worst_regret
 from mtl.methods.base import number
 from mtl.report import Table, captioned, style
-from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
+from mtl.scales import known_scale
 from mtl.theory import bounds, steps
 from mtl.theory.finite import CLASSES, FiniteClass, violation_table
 from mtl.theory.rates import kl_ball_sandwich, kl_ball_sup

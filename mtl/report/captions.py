@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 
 from mtl.ledger import Row, plain, stale
 from mtl.report.again import outcome
-from mtl.scales import NOTEBOOKS, SCALES
+from mtl.scales import SCALES, known_scale
 
 BOLD = re.compile(r"\*\*(.+?)\*\*")
 _SYMBOLS = {"±": r"\pm", "×": r"\times", "↑": r"\uparrow", "↓": r"\downarrow", "≤": r"\le", "≥": r"\ge", "∞": r"\infty"}
@@ -25,18 +25,6 @@ _TEX = str.maketrans(
     | {">": "$>$", "|": r"\textbar{}"}
     | {symbol: f"${tex}$" for symbol, tex in _SYMBOLS.items()}
 )
-
-
-def known_scale(scale: str, known: Iterable[str] = NOTEBOOKS) -> str:
-    """`scale` itself if it is among those known; else ValueError lists them.
-
-    >>> known_scale("quick")
-    'quick'
-    """
-    names = list(known)
-    if scale not in names:
-        raise ValueError(f"scale: must be one of {', '.join(names)}, found {scale!r}")
-    return scale
 
 
 def caption(

@@ -127,5 +127,5 @@ def test_a_small_batch_sees_a_smaller_rate_by_what_noise_makes_of_it() -> None:
 def test_a_batch_of_every_row_sees_the_rate_itself() -> None:
     sample = draw(condition("digits"), 20, [0])
     nets = rates.Nets("shared-bottom", 64, 1, 5, 1, "cpu")
-    whole = rates._rates(nets, sample.losses(nets(sample.x), sample.y))[:, 0]
+    whole = rates.rates_of(nets, sample.losses(nets(sample.x), sample.y))[:, 0]
     assert torch.allclose(rates._batch_rates(nets, sample, torch.arange(20)[None]), whole, rtol=1e-5)

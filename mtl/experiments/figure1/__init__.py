@@ -20,8 +20,8 @@ from mtl.files import atomic, plain, root
 from mtl.ledger import provenance
 from mtl.problems.data import raw
 from mtl.report import Table, captioned
-from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
+from mtl.scales import known_scale
 
 SENTENCES = ("emtl-fig1-bandit", "emtl-fig1-mgda", "emtl-fig1-nash-imtl", "emtl-fig1-emtl")
 SCALES = [10.0, 1.0, 0.1, 0.01]  # of loss 1

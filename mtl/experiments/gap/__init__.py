@@ -18,8 +18,8 @@ from mtl.experiments.theory_claims import gap_claims
 from mtl.ledger import Row, ledger
 from mtl.methods.base import whole
 from mtl.report import Table, captioned
-from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
+from mtl.scales import known_scale
 
 SENTENCES = ("gap-observational", "gap-causal", "emtl-lowers-variance")
 

@@ -16,8 +16,8 @@ from mtl.experiments.once import once
 from mtl.experiments.theory_claims import causal_claim, gap_gate
 from mtl.ledger import Ledger, Row, ledger
 from mtl.report import captioned
-from mtl.report.captions import known_scale
 from mtl.report.claims import Finding
+from mtl.scales import known_scale
 
 ARM, SEEN = "rrv 1", 12  # its penalty; how many seeds the registered study has, which are left out
 SEEDS = {"smoke": 14, "quick": 16, "study": 36, "paper": 36}  # of which the first `SEEN` are only run along

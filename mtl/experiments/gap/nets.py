@@ -1,6 +1,7 @@
 """The gap study's networks and weighting rules: all units and all seeds of a stratum in one batch."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -95,6 +96,11 @@ def made(unit: str, n_tasks: int, seed: int) -> Method:
     if "rho" in given:
         given = {"rho": effective_radius(given["rho"], n_tasks), "eta": ETA}
     return method(name, n_tasks, seed=seed, **given)
+
+
+def modules(rules: Iterable[Method]) -> list[str]:
+    """Where these methods are written, of which the rows that they make name the sources."""
+    return sorted({type(rule).__module__ for rule in rules})
 
 
 class Weights:

@@ -3,7 +3,7 @@
 And what a mini-batch sees of them. Declared in paper/decision_rule.md.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,106 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
-from mtl.experiments.gap.data import CONDITIONS, Draw, available, condition, draw
+from mtl.experiments.gap import rate_runs
+from mtl.experiments.gap.data import Draw, available, condition, draw
 from mtl.experiments.gap.hypotheses import NEEDED, cluster_means
-from mtl.experiments.gap.nets import ETA, FLOOR, WIDTH, Nets, gradient_norms
-from mtl.experiments.gap.runs import crossing, plain, training, weighted
+from mtl.experiments.gap.nets import Nets, gradient_norms
+from mtl.experiments.gap.rate_runs import LEVELS, READINGS, UNITS, Setting, design, rates_of, run
 from mtl.experiments.once import once
 from mtl.experiments.study import judged
 from mtl.ledger import Ledger, Row, ledger
-from mtl.methods import Method, method
 from mtl.report import Table, captioned, style
-from mtl.report.captions import known_scale
 from mtl.report.claims import Check, Finding, Part, by_reading, compare, decide
-from mtl.theory.rates import effective_radius, relative_rate, relative_rate_variance
+from mtl.scales import known_scale
 
-READINGS: dict[str, dict[str, Any]] = {
-    "emtl": {},
-    "emtl (raw)": {"rate": "raw"},
-    "emtl (frozen norm)": {"combine": "frozen_norm"},
-    "emtl (product)": {"combine": "product"},
-}
-UNITS = ("mgda", *READINGS)  # the base alone, and EMTL on it
-LEVELS = (0.5, 0.3)
-QUANTITIES = ("normalised", "plain", "ratio")  # variance over mean^2; Definition 1; log of largest over smallest
 D = 0.05  # ours
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One stratum: a condition, an architecture, full batch or batches of 32 drawn with replacement."""
-
-    condition: str
-    arch: str
-    full: bool
-    n: int = 100
-    seeds: int = 8
-    steps: int = 600
-    record: int = 3
-    batch: int = 32
-    lr: float = 5e-3
-
-
-def design(scale: str, conditions: Iterable[str] = CONDITIONS) -> list[Setting]:
-    """The strata of a scale: of the gap study with n = 100 at scale paper, else small ones of the digits."""
-    if known_scale(scale) == "paper":
-        return [Setting(c, arch, full) for c in conditions for arch in WIDTH for full in (True, False)]
-    return [Setting("digits", "shared-bottom", True, seeds=3, steps=60 if scale == "smoke" else 240)]
-
-
-def run(cell: Setting) -> dict[str, Any]:
-    """Train every unit and seed; each quantity at the first crossing of each level and after the last step.
-
-    {quantity: {"0.5" | "0.3" | "end": [seed][unit]}}, None where a run never crossed, and q after the last step.
-    """
-    sample = draw(condition(cell.condition), cell.n, range(cell.seeds))
-    n_tasks = sample.y.shape[-1]
-    nets = Nets(cell.arch, sample.x.shape[-1], len(UNITS), n_tasks, cell.seeds, "cpu")
-    rules = [_rule(unit, n_tasks) for unit in UNITS]
-    records = [
-        _record(nets, sample)
-        for step in training(cell, nets, sample, partial(weighted, nets, partial(_weights, rules)))
-        if step % cell.record == 0 or step == cell.steps
-    ]
-    return _found({name: torch.stack([one[name] for one in records]) for name in records[0]})
-
-
-def _rule(unit: str, n_tasks: int) -> Method:
-    if unit == "mgda":
-        return method(unit, n_tasks)
-    return method("emtl", n_tasks, rho=effective_radius(0.3, n_tasks), eta=ETA, **READINGS[unit])
-
-
-def _weights(rules: Sequence[Method], losses: Tensor, K: Tensor) -> Tensor:
-    """Of every unit on (S, U, T) losses and (S, U, T, T) Gram matrices; they sum to 1 over tasks."""
-    w = torch.stack([rule.weights(losses[:, u].double(), K[:, u].double()) for u, rule in enumerate(rules)], 1)
-    return w / w.sum(-1, keepdim=True)
-
-
-def _rates(nets: Nets, losses: Tensor) -> Tensor:
-    norms = gradient_norms([g.detach() for g in nets.task_gradients(losses)]).double()
-    return relative_rate(losses.detach().double(), norms, FLOOR)
-
-
-def _record(nets: Nets, sample: Draw) -> dict[str, Tensor]:
-    losses = sample.losses(nets(sample.x), sample.y)
-    r = _rates(nets, losses)
-    return {
-        "q": losses.detach().double().mean(-1) / sample.constant_loss().double()[:, None],
-        "normalised": relative_rate_variance(r, normalised=True),
-        "plain": relative_rate_variance(r),
-        "ratio": (r.amax(-1) / r.amin(-1)).log(),
-    }
-
-
-def _found(table: Mapping[str, Tensor]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {"end": plain(table[name][-1])} for name in (*QUANTITIES, "q")}
-    for level in LEVELS:
-        values, reached = crossing(table, level)
-        for name in QUANTITIES:
-            found[name][f"{level:g}"] = plain(values[name], reached)
-    return found
 
 
 def study(scale: str) -> "Rates":
@@ -138,7 +52,7 @@ def _same(row: Row, cell: Setting) -> bool:
 
 def _row(cell: Setting, book: Ledger) -> Row:
     data, config = condition(cell.condition), {"study": "rates", **asdict(cell), "units": list(UNITS)}
-    return once(book, config, data.fingerprint, partial(run, cell), [__name__], source=data.source)
+    return once(book, config, data.fingerprint, partial(run, cell), rate_runs.modules(), source=data.source)
 
 
 def leads(rows: Iterable[Row], quantity: str, at: str, unit: str) -> Array:
@@ -314,7 +228,7 @@ def seen(batches: int = 100, n: int = 300) -> pd.DataFrame:
     for step in range(max(STAGES) + 1):
         losses = sample.losses(nets(sample.x), sample.y)
         if step in STAGES:
-            rate, each = _rates(nets, losses)[0, 0], _norms(nets, sample, torch.arange(n)[:, None])
+            rate, each = rates_of(nets, losses)[0, 0], _norms(nets, sample, torch.arange(n)[:, None])
             norm = losses[0, 0].detach().double() / rate
             trace = each.square().mean(0) - norm.square()
             for size in SIZES:
@@ -341,7 +255,7 @@ def _copies(nets: Nets, sample: Draw, chosen: Tensor) -> tuple[Nets, Tensor]:
 
 
 def _batch_rates(nets: Nets, sample: Draw, chosen: Tensor) -> Tensor:
-    return _rates(*_copies(nets, sample, chosen))[:, 0]
+    return rates_of(*_copies(nets, sample, chosen))[:, 0]
 
 
 def _norms(nets: Nets, sample: Draw, chosen: Tensor) -> Tensor:

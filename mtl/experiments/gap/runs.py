@@ -13,10 +13,21 @@ import torch
 from torch import Tensor
 
 from mtl.experiments.gap.data import CONDITIONS, Condition, Draw, condition, draw
-from mtl.experiments.gap.nets import FLOOR, METHODS, WIDTH, Nets, Weights, gradient_norms, gram, rrv_penalty
+from mtl.experiments.gap.nets import (
+    FLOOR,
+    METHODS,
+    WIDTH,
+    Nets,
+    Weights,
+    gradient_norms,
+    gram,
+    made,
+    modules,
+    rrv_penalty,
+)  # fmt: skip
 from mtl.experiments.once import once
 from mtl.ledger import Ledger, Row, canonical
-from mtl.report.captions import known_scale
+from mtl.scales import known_scale
 from mtl.theory.rates import relative_rate, relative_rate_variance
 
 LEVELS = (0.8, 0.7, 0.6, 0.5, 0.3)
@@ -187,11 +198,12 @@ def plain(values: Tensor, usable: Tensor | bool = True) -> list[list[float | Non
 
 def study(scale: str, conditions: Iterable[str], ledger: Ledger, *, device: str = "cpu") -> list[Row]:
     """Every stratum of `scale`, read from the ledger where it has been run, else run and appended; resumable."""
-    rows = []
+    rows, rules = [], modules(made(unit, 2, 0) for unit in METHODS)
     for cell in strata(scale, conditions):
         data, config = condition(cell.condition), {**cell.design, "device": device}
         make, facts = partial(run, cell, device, data), {"source": data.source, "device": device}
-        rows.append(once(ledger, config, data.fingerprint, make, [__name__], **facts))
+        own = [__name__, *(rules if cell.kind == "observational" else [])]
+        rows.append(once(ledger, config, data.fingerprint, make, own, **facts))
     return rows
 
 
