@@ -59,14 +59,20 @@ class Molecules(NamedTuple):
 
 
 def locate() -> tuple[raw.Found, tuple[str, ...]]:
-    """The first folder that holds the archive or all CSV files, and their names; else raises MissingDataError."""
+    """The first folder that holds the archive or all CSV files, and their names.
+
+    Raises MissingDataError where there is none, DataError for a folder that holds some of the CSV files alone.
+    """
     seen = []
     for place in raw.places(FOLDER):
         for names in (COMPACT, PARTS):
             absent = [name for name in names if not (place.path / name).is_file()]
             if not absent:
                 return place, names
-        seen.append(f"{place.where} (without {', '.join(absent)})" if len(absent) < len(PARTS) else place.where)
+        if len(absent) < len(PARTS):
+            rule = f"must hold {', '.join(PARTS)}, found no {', '.join(absent)}"
+            raise DataError(f"{place.where}: {rule}; complete the folder or move it away")
+        seen.append(place.where)
     raise raw.MissingDataError(
         f"qm9: {', '.join(PARTS)} (or {COMPACT[0]}) must lie in one of {', '.join(seen)}, found in none; "
         "run `mtl data get qm9`, or accept generated molecules with fallback='molecules'"

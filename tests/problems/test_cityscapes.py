@@ -1,5 +1,7 @@
 """Cityscapes: the real layout in miniature, two tasks, and what can be wrong with it."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,9 @@ def test_a_lost_file_and_a_cut_one_are_named(data):
 def test_an_incomplete_or_absent_set_is_refused(data, monkeypatch):
     with pytest.raises(DataError, match=r"must hold 2975 training and 500 test images, found 6 and 4"):
         Cityscapes("smoke", images="4+1+3")
+    shutil.rmtree(data / "train" / "image")
+    with pytest.raises(DataError, match=r"train/image/0.npy: missing, found 0 of 6 files"):
+        small()
     monkeypatch.setenv("MTL_DATA", str(data))
     with pytest.raises(MissingDataError, match=r"cityscapes: found train/image/.*npy in none of"):
         small()

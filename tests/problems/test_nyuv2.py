@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from mtl.errors import DataError
-from mtl.problems import MissingDataError
+from mtl.problems import MissingDataError, problem
 from mtl.problems.data import raw
 from mtl.problems.scenes.base import SCALES, crop
 from mtl.problems.scenes.files import split_rows
@@ -158,7 +158,7 @@ def test_official_mat_is_read_upright(data):
 def test_official_mat_names_what_is_missing(data, monkeypatch):
     data.mkdir(parents=True)
     (data / MAT[0]).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"needs splits.mat, classMapping40.mat, class13Mapping.mat beside it"):
+    with pytest.raises(DataError, match=r"found no splits.mat, classMapping40.mat, class13Mapping.mat beside"):
         small()
     for name in MAT[1:]:
         (data / name).write_bytes(b"x")
@@ -270,6 +270,16 @@ def test_half_copied_folders_are_refused(data):
     (data / "val" / "depth" / "2.npy").unlink()
     with pytest.raises(DataError, match=r"val/depth/2.npy: missing, found 3 of 4 files; copy the folder again"):
         small()
+
+
+@pytest.mark.parametrize("left", ["val/image/0.npy", "splits.mat"])
+def test_half_a_copy_is_not_passed_over(data, left):
+    """A stand-in was taken where `train/image` or the large file had not been copied yet."""
+    (data / left).parent.mkdir(parents=True)
+    (data / left).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"found no|missing") as caught:
+        problem("nyuv2", "smoke", fallback="rooms")
+    assert not isinstance(caught.value, MissingDataError)
 
 
 def test_fewer_images_than_the_official_split_are_refused_unless_allowed(data):

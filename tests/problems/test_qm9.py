@@ -107,8 +107,8 @@ def test_another_header_and_a_missing_part_are_refused(folder):
     with pytest.raises(DataError, match=r"qm9_part2\.csv line 1: must name the columns XYZ_file, .*found XYZ_file"):
         problem("qm9")
     (folder / PARTS[1]).unlink()
-    with pytest.raises(MissingDataError, match=r"\$MTL_DATA/qm9 \(without qm9_part2\.csv\)"):
-        problem("qm9")
+    with pytest.raises(DataError, match=r"\$MTL_DATA/qm9: must hold .*, found no qm9_part2\.csv; complete"):
+        problem("qm9", fallback="molecules")
 
 
 @pytest.mark.parametrize(

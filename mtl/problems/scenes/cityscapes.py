@@ -44,7 +44,7 @@ class Cityscapes(Scenes):
 def _folder() -> Path:
     places = raw.places("cityscapes")
     for path, _ in places:
-        if (path / "train" / KINDS[0]).is_dir():
+        if Folders.begun(path):
             return path
     raise raw.MissingDataError(
         f"cityscapes: found train/{KINDS[0]}/*.npy in none of {', '.join(where for _, where in places)}; "

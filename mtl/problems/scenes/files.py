@@ -80,6 +80,11 @@ class Folders(Source):
     `kinds` are the folders of image, label, depth and (if any) normal. Label -1 is void.
     """
 
+    @staticmethod
+    def begun(folder: Path) -> bool:
+        """Whether some of it is there: half a copy is refused, never passed over for another place."""
+        return any((folder / place).is_dir() for place in ("train", "val"))
+
     def __init__(self, folder: Path, kinds: Sequence[str], words: str) -> None:
         self.folder, self.kinds, self.words = folder, tuple(kinds), words
         self.normals = "given" if len(kinds) == len(PARTS) else type(self).normals

@@ -69,7 +69,7 @@ class Official(Source):
     def __init__(self, folder: Path) -> None:
         absent = [name for name in MAT if not (folder / name).is_file()]
         if absent:
-            raise DataError(f"{MAT[0]}: needs {', '.join(MAT[1:])} beside it, found no {', '.join(absent)}")
+            raise DataError(f"nyuv2: {', '.join(MAT)} must lie together, found no {', '.join(absent)} beside others")
         try:
             import h5py
         except ImportError as error:
@@ -125,10 +125,10 @@ def find_source(resolution: Sequence[int]) -> Source:
         fitting = sorted(p for p in packed if not p[0]) or sorted(packed, reverse=True)
         if fitting:
             return Packed(fitting[0][2])
-        if (path / "train" / "image").is_dir():
+        if Folders.begun(path):
             given = (path / "train" / "normal").is_dir() or (path / "val" / "normal").is_dir()
             return Folders(path, KINDS if given else KINDS[:3], "NYUv2 as preprocessed folders (.npy)")
-        if (path / MAT[0]).is_file():
+        if any((path / name).is_file() for name in MAT):
             return Official(path)
         seen.append(where)
     raise raw.MissingDataError(
