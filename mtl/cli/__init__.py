@@ -133,6 +133,9 @@ def run(
     ledger: Annotated[Path | None, typer.Option(help="a folder for the rows; default: data/ledger/local")] = None,
     together: Annotated[bool, typer.Option("--together", help="train a method's seeds side by side, on a GPU")] = False,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="keep rows that older sources made")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="make published rows anew, too: after a change of sources")
+    ] = False,
     blind: Annotated[
         bool, typer.Option("--blind", help="only the gate's row: the best predictor without inputs")
     ] = False,
@@ -147,7 +150,8 @@ def run(
         options = arguments.pairs(parameter or ())
         how: dict[str, Any] = {"seeds": arguments.seeds(seeds), "methods": None}
         how |= {"device": arguments.device(device), "deadline": arguments.seconds(deadline)}
-        how |= {"jobs": jobs, "engine": engine, "address": address, "together": together, "rerun_stale": not keep_stale}
+        how |= {"jobs": jobs, "engine": engine, "address": address, "together": together}
+        how |= {"rerun_stale": not keep_stale, "rerun_published": again}
         if taken := [key for key in options if key in {*how, "ledger", "scale"}]:
             raise ValueError(f"-p {taken[0]}: it has an option of its own, --{taken[0].replace('_', '-')}")
         from mtl.experiments.registry import DESIGNED, EXPERIMENTS

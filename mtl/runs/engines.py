@@ -78,6 +78,7 @@ def run_grid(
     checkpoints: bool = True,
     deadline: float | None = None,
     rerun_stale: bool = True,
+    rerun_published: bool = False,
     made: Callable[..., Row] | None = None,
     together: bool = False,
     engine: str = "auto",
@@ -88,7 +89,8 @@ def run_grid(
     `engine` is "here", in `jobs` "processes" of one thread each, "ray", on the cluster of `address` or this machine
     alone, or "ranks", where processes that torchrun started share each run; "auto" is what $MTL_ENGINE says, else here
     for one job and processes for more. Rows do not depend on it, those of ranks agree to rounding. Local rows made by
-    older sources count as missing if `rerun_stale`; published ones are taken as they are. After `deadline` seconds no
+    older sources count as missing if `rerun_stale`; published ones are taken as they are, or not looked at if
+    `rerun_published`. After `deadline` seconds no
     run is started: its row is then missing in the answer and `progress` hears of it, as of each cell: `shown("census")`
     draws a bar. `made` makes rows in place of `run_cell`, here and one by one.
     `together` trains runs that differ in the seed alone side by side, for a GPU that one run leaves idle: rows then
@@ -115,6 +117,7 @@ def run_grid(
     until = None if deadline is None else time.monotonic() + deadline
     device = ranks.join(device) if engine == "ranks" else device
     agreed = ranks.told if engine == "ranks" else lambda value: value
+    ledger = Ledger(ledger.path) if rerun_published else ledger
     known = agreed(ledger.latest(older=not rerun_stale))
     names = {cell.key(kind): cell for cell in cells}
     rows: dict[str, Row] = {}

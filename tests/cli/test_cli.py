@@ -230,7 +230,9 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
 
 
 def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path) -> None:
-    words = "run census --scale study --seeds 0-2,5 --jobs 2 --device cuda:1 --deadline 60 --together --keep-stale"
+    words = (
+        "run census --scale study --seeds 0-2,5 --jobs 2 --device cuda:1 --deadline 60 --together --keep-stale --again"
+    )
     words += " --engine ray --address host:6379"
     result = call(
         *words.split(), "--methods", "LS, FairGrad (alpha=2),LS, losses 1", "-p", "tasks=3", "--ledger", str(tmp_path)
@@ -245,6 +247,7 @@ def test_run_hands_on_what_is_asked(experiments: dict[str, Fake], tmp_path: Path
         "deadline": 60.0,
         "together": True,
         "rerun_stale": False,
+        "rerun_published": True,
         "engine": "ray",
         "address": "host:6379",
         "tasks": 3,
@@ -266,7 +269,7 @@ def test_run_makes_the_row_without_inputs_of_every_variant(experiments: dict[str
 
 @pytest.mark.parametrize(
     "option",
-    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--jobs=-1",
+    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--again", "--jobs=-1",
      "--seeds=99", "--methods=LS", "--engine=bogus"],
 )  # fmt: skip
 def test_what_a_run_does_not_take_is_refused(experiments: dict[str, Fake], option: str, tmp_path: Path) -> None:
@@ -280,7 +283,14 @@ def test_what_a_run_does_not_take_is_refused(experiments: dict[str, Fake], optio
 
 def test_run_without_options_leaves_them_to_the_experiment(experiments: dict[str, Fake]) -> None:
     assert call("run", "census").exit_code == 0
-    how = {"jobs": 1, "device": "cpu", "deadline": None, "together": False, "rerun_stale": True}
+    how = {
+        "jobs": 1,
+        "device": "cpu",
+        "deadline": None,
+        "together": False,
+        "rerun_stale": True,
+        "rerun_published": False,
+    }
     how |= {"engine": "auto", "address": None}
     assert experiments["census"].asked == {"scale": "quick", "seeds": None, "methods": None, **how}
 

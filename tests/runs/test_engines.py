@@ -227,6 +227,9 @@ def test_stale_rows_are_run_again_unless_published_or_kept(book: Ledger, own_roo
     assert run_grid([cell], ledger=book, rerun_stale=False)[0]["metrics"]["score"] == -1.0
     assert run_grid([cell], ledger=book)[0]["metrics"] == row["metrics"]
     assert run_grid([cell], ledger=published)[0]["metrics"]["score"] == -1.0 and not published.path.exists()
+    made = run_grid([cell], ledger=published, rerun_published=True)
+    assert made[0]["metrics"] == row["metrics"] == run_grid([cell], ledger=published)[0]["metrics"], "kept here"
+    assert run_grid([cell], ledger=published, rerun_published=True) == made, "which is current"
 
 
 def test_a_row_is_found_by_the_problem_and_method_that_made_it_whatever_else_changes(book: Ledger) -> None:
