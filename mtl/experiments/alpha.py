@@ -44,6 +44,12 @@ class AlphaStudy(Study):
             found.setdefault(f"{name} {targets}".strip(), []).append(row)
         return found
 
+    @property
+    def kinds(self) -> str:
+        """Which error that is, by data set."""
+        found = {name: {one.rpartition("/")[2] for one in errors(own).values()} for name, own in self.groups.items()}
+        return "; ".join(f"{name}: {', '.join(sorted(kinds))}" for name, kinds in found.items())
+
     def parts(self, on: str = "metrics") -> dict[str, pd.DataFrame]:
         """Per data set the runs with label, seed, a column per task and their average, of test or "validation" rows."""
         taken = {
@@ -138,9 +144,9 @@ class Sweep(AlphaStudy):
         table = pd.DataFrame(found).T.rename_axis(["data", "method"])
         hard = ", ".join(f"{name}: {task}" for name, task in self.hard.items())
         said = (
-            "Change of the test error against STL of the same seed in per cent (below 0 is better), mean ± 95 % "
-            f"interval over seeds. Hardest: what LS sets back most on validation rows ({hard}). QM9 counts U0 "
-            "for U0, U, H and G; nothing is tuned. Input-blind: the best predictor that never sees an input"
+            f"Change of the test error ({self.kinds}) against STL of the same seed in per cent (below 0 is better), "
+            f"mean ± 95 % interval over seeds. Hardest: what LS sets back most on validation rows ({hard}). QM9 counts "
+            "U0 for U0, U, H and G; nothing is tuned. Input-blind: the best predictor that never sees an input"
         )
         return captioned(table, said)
 
@@ -241,9 +247,9 @@ class FairLosses(AlphaStudy):
         cells["sign test"] = {f"{n}, {a:g}": self.signs(n, a) for n, a in columns}
         said = (
             "Gain of alpha-fair losses over the base itself (alpha = 0): points of the mean change of the test errors "
-            "against STL, above 0 the transform helps; mean and an interval that holds for all cells of a data set "
-            "together (Bonferroni t, 95 %). Last line: bases that gain, and p of the sign test over them, as "
-            "if they were independent (they share seeds and data). "
+            f"({self.kinds}) against STL, above 0 the transform helps; mean and an interval that holds for all cells "
+            "of a data set together (Bonferroni t, 95 %). Last line: bases that gain, and p of the sign test over "
+            "them, as if they were independent (they share seeds and data). "
             "L^(1 - alpha) / (1 - alpha) is negative for alpha > 1 and log L may be for 1: no cell where a base needs "
             "positive losses. Nothing is tuned"
         )

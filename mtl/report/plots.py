@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
@@ -180,9 +181,9 @@ def dashboard(findings: Sequence[Finding]) -> Figure:
     ax.annotate("estimate / d (right of 0: for the sentence)", (0, 1.005), **head)
     ax.annotate("verdict [of the numbers alone]", (1.015, 1.005), **head | {"xycoords": "axes fraction", "ha": "left"})
     words = {**WORD_COLOURS, "open": GREY}
-    for x, (word, colour) in zip((0.0, 0.23, 0.46, 0.83, 1.15), words.items(), strict=True):
-        ax.annotate(word, (x, -0.055), xycoords="axes fraction", fontsize=6.5, color=colour, va="center")
-        ax.plot(x - 0.02, -0.055, "s", color=colour, ms=4, transform=ax.transAxes, clip_on=False)
+    handles = [Line2D([], [], marker="s", ls="", ms=4, color=colour) for colour in words.values()]
+    how: dict[str, Any] = {"labelcolor": [*words.values()], "fontsize": 6.5, "frameon": False, "handletextpad": 0.1}
+    fig.legend(handles, words, loc="outside lower center", ncols=len(words), **how)
     return fig
 
 

@@ -269,8 +269,8 @@ def test_run_makes_the_row_without_inputs_of_every_variant(experiments: dict[str
 
 @pytest.mark.parametrize(
     "option",
-    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--again", "--jobs=-1",
-     "--seeds=99", "--methods=LS", "--engine=bogus"],
+    ["--device=cuda", "--device=cpu", "--deadline=0", "--address=h:1", "--together", "--keep-stale", "--again",
+     "--jobs=-1", "--seeds=99", "--methods=LS", "--engine=bogus"],
 )  # fmt: skip
 def test_what_a_run_does_not_take_is_refused(experiments: dict[str, Fake], option: str, tmp_path: Path) -> None:
     flag = option.partition("=")[0]

@@ -122,6 +122,16 @@ def test_the_click_model_is_asked_for_clicks_alone():
     assert "STL (no rows)" in less.findings()[0].gate[0].said, "a row that the gate asks for has to be there"
 
 
+@pytest.mark.parametrize(("gain", "passed"), [(0.01, True), (-0.01, False), (None, None)])
+def test_single_task_nets_must_be_ahead_at_clicks(gain, passed):
+    """The control of paper/protocols/table3.md."""
+    good = study({})
+    stl = [row | {"label": "STL", "key": f"stl {row['key']}", "metrics": row["metrics"] | {"click/auc": 0.7 + gain}}
+           for row in good.rows if row["label"] == "EMTL" and gain is not None]  # fmt: skip
+    (found,) = replace(good, rows=[*good.rows, *stl]).findings()
+    assert {check.name: check.passed for check in found.gate}["control"] is passed
+
+
 def test_the_noise_floor_is_asked_for_each_metric_in_units_of_its_d():
     good = study({})
     for metric, gap, passed in (("click/auc", 0.0005, True), ("watch/mse", 60.0, True), ("watch/mse", -90.0, False)):

@@ -37,7 +37,7 @@ class EqualTerms(Table1):
         said = (
             f"{self.name}, all rows, at most {self.epochs} epochs: {METRICS}; rate: learning rate that validation "
             "chose (seeds 100 and 101, four epochs), † at the edge of the grid; A/A: LS from another initialisation; "
-            "the paper has no such data"
+            "STL stops at each task's own best epoch, a shared net at one; the paper has no such data"
         )
         return captioned(table.rename(index=lambda line: style.look(line)[0]), said)
 

@@ -3,7 +3,7 @@
 Nothing is tuned: published settings, but for BanditMTL, whose rho = 1.2 is beyond ln 3, where its ball is no ball.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from mtl.training.fit import Budget
 paper_says = results.paper_says
 SEEN = ("STL", "LS", "EMTL", "FairGrad (alpha=2)")  # whose nets the panel trains anew
 PRINTED: dict[str, Any] = {"data": "EMTL, Table 2, as printed", "n": "14 rows x 9 metrics", **NO_ROWS}
+CHANGE = "mean change of each metric against single-task learning, below 0 is better, 95 % intervals over seeds"
 WORDS = (
     "nine test metrics and delta-m against STL in per cent (mean over metrics; by task: mean over tasks), "
     "mean ± 95 % interval over seeds"
@@ -51,9 +52,14 @@ class Table2(Study):
         """The data, as captions begin."""
         return "NYUv2, SegNet" if self.at else f"Scenes, {self.rows[-1]['config']['model']}"
 
+    @property
+    def when(self) -> str:
+        """The epoch that is reported."""
+        return "epoch chosen on validation"
+
     @cached_property
     def table(self) -> pd.DataFrame:
-        return captioned(results.formatted(self.frame, self.blind), f"{self.name}, epoch chosen on validation: {WORDS}")
+        return captioned(results.formatted(self.frame, self.blind), f"{self.name}, {self.when}: {WORDS}")
 
     @property
     def last(self) -> pd.DataFrame:
@@ -80,8 +86,8 @@ class Table2(Study):
 
     def figure(self) -> Figure:
         """Each method's mean change of each metric against STL; five lines stand out."""
-        said = f"{self.name}: mean change of each metric against single-task learning, below 0 is better"
-        return captioned(change_figure(self.frame, ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA", "Nash-MTL")), said)
+        strong = ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA", "Nash-MTL")
+        return captioned(change_figure(self.frame, strong), f"{self.name}, {self.when}: {CHANGE}")
 
     def training(self) -> Figure:
         """Shares of the weight and relative rates while training."""
@@ -185,9 +191,17 @@ class Seeing(Table2):
     def name(self) -> str:
         return "NYUv2, a small U-Net" if self.experiment.problem == self.rows[0]["config"]["problem"] else super().name
 
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        return captioned(results.formatted(self.frame, self.blind), f"{self.name}, last epoch: {WORDS}")
+    @property
+    def when(self) -> str:
+        """The epoch that is reported, and what was chosen for it."""
+        said = f"last of {self.experiment.budget[self.scale].epochs} epochs"
+        if not (grids := self.experiment.grids(self.scale)):
+            return said
+        (tuned,) = self.tuning.values()
+        chosen = [_chosen(label, point, [p["lr"] for p in grids[label]]) for label, point in tuned.best.items()]
+        return (
+            f"{said}; learning rate that validation chose († at an end of the grid; STL: by task): {', '.join(chosen)}"
+        )
 
     @cached_property
     def checks(self) -> dict[str, Check]:
@@ -247,6 +261,14 @@ class Seeing(Table2):
         said = f"{self.name}, scale {self.scale}: lead in delta-m, points, seeds {named}"
         facts = {"rows": [row for rows in self.doubled for row in rows], "n": f"{len(seeds)} seeds"}
         return captioned(table, f"{said}, and for twice the epochs; where they differ, training was too short", **facts)
+
+
+def _chosen(label: str, point: Point, rates: Sequence[float]) -> str:
+    """A row with its rates, and what else it chose among."""
+    own = point["lr"] if isinstance(point["lr"], list) else [point["lr"]]
+    said = " ".join(f"{rate:g}" + "†" * (rate in (rates[0], rates[-1])) for rate in own)
+    more = ", ".join(f"{name} {point[name]}" for name in (THEN[label][0] if label in THEN else ()))
+    return f"{label} {said}" + f" ({more})" * bool(more)
 
 
 UNET = Experiment(

@@ -1,6 +1,7 @@
 """Table 2: its figures, and what the nets see."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +15,33 @@ from mtl.ledger import Row
 from mtl.models.base import MultiTaskModel
 from mtl.problems.scenes.base import COLUMNS, Scenes
 from mtl.report import plots, style
+from mtl.report.stats import mean_ci
 
 
 def change_figure(table: pd.DataFrame, strong: Sequence[str]) -> Figure:
     """Parallel coordinates: each method's mean change of each metric against STL, per cent, down is better; the
-    `strong` in colour, the others grey."""
-    means = table.groupby("label", sort=False)[list(METRICS)].mean()
-    base = means.loc["STL"]
-    change = 100 * np.where(list(METRICS.values()), -1.0, 1.0) * (means - base) / base.abs()
-    change = pd.DataFrame(change, means.index).drop(index="STL")
+    `strong` in colour with 95 % intervals over seeds, the others grey."""
+    values = table[list(METRICS)].astype(float)
+    base = values[table["label"] == "STL"].mean()
+    runs = (100 * np.where(list(METRICS.values()), -1.0, 1.0) * (values - base) / base.abs()).assign(
+        label=table["label"]
+    )
+    change = runs.groupby("label", sort=False).mean().drop(index="STL")
     methods = dict(zip(table["label"], table["method"], strict=True))
     fig, axes = style.subplots(1, 1, height=3.0)
     ax = axes[0, 0]
     ax.axhline(0, color="0.3", lw=0.8)
-    for label, values in change.iterrows():
+    for label, line in change.iterrows():
         if label in strong:
             _, colour, marker = style.look(methods[str(label)])
-            ax.plot(range(len(METRICS)), values, marker + "-", color=colour, ms=4, lw=1.8, zorder=4, label=label)
+            own = runs[runs["label"] == label]
+            half = [mean_ci(own[name].dropna()).half for name in METRICS]
+            how: dict[str, Any] = {"fmt": marker + "-", "color": colour, "ms": 3.5, "lw": 1.2, "elinewidth": 0.9}
+            ax.errorbar(range(len(METRICS)), line, half, capsize=2, zorder=4, label=label, **how)
         else:
-            ax.plot(range(len(METRICS)), values, color="0.7", lw=0.7, zorder=2)
-    if set(change.index) - set(strong):
-        ax.plot([], [], color="0.7", lw=0.7, label="the others")
+            ax.plot(range(len(METRICS)), line, color="0.7", lw=0.7, zorder=2)
+    if others := [str(label) for label in change.index if label not in strong]:
+        ax.plot([], [], color="0.7", lw=0.7, label=others[0] if len(others) == 1 else f"{len(others)} others")
     ax.set_xticks(
         range(len(METRICS)),
         [f"{HEADS[task]}\n{name.partition('/')[2]}" for task, name in zip(TASKS, METRICS, strict=True)],
