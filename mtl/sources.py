@@ -7,14 +7,19 @@ benchmark or method therefore changes no other row's hash.
 
 import ast
 import hashlib
-from collections.abc import Iterable
-from functools import lru_cache
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from itertools import takewhile
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 REGISTRIES = {"mtl": "", "mtl.models": "", "mtl.methods": "METHODS", "mtl.problems": "PROBLEMS"}  # name of the dict
 REGISTRIES |= {"mtl.problems.registry": ""}  # where `mtl.problems` has what it names
+PLACE = re.compile(r" at 0x[0-9a-f]+")  # in memory, which differs from process to process
 Import = tuple[str, str | None]  # (module, name) of `from module import name`, (module, None) of `import module`
 
 
@@ -151,3 +156,72 @@ def used_by(text: str) -> dict[str, Path]:
         words = frozenset().union(*(one.words for one in files))
         found |= closure(module for key, module in entries(registry).items() if everything or key in words)
     return dict(sorted(found.items()))
+
+
+def code_digest(function: FunctionType, *more: Any) -> str:
+    """Eight digits of what a function does, its defaults, what it took from a function around it, and of `more`.
+
+    Its place in a file or notebook does not count, nor does what it reads from its module.
+
+    >>> one, same, other = (lambda x: x + 2), (lambda x: x + 2), (lambda x: x + 3)
+    >>> code_digest(one) == code_digest(same), code_digest(one) == code_digest(other)
+    (True, False)
+    """
+    around = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # of a name that is not bound yet
+            around.append(cell.cell_contents)
+    defaults = function.__defaults__, sorted((function.__kwdefaults__ or {}).items())
+    return _code(function.__code__, *defaults, *around, *more)
+
+
+def class_digest(kind: type) -> str:
+    """Eight digits of the classes from outside of this package that `kind` is made of; "" for one of its own.
+
+    >>> from mtl.methods import METHODS
+    >>> class Mine(METHODS["ls"]):
+    ...     def weights(self, losses, gram=None):
+    ...         return losses / losses.sum()
+    >>> class_digest(METHODS["ls"]), len(class_digest(Mine))
+    ('', 8)
+    """
+    own = list(takewhile(lambda one: not one.__module__.startswith("mtl."), kind.__mro__))
+    if not own:
+        return ""
+    told = [
+        (name, _told(value, deep=True))
+        for one in own
+        for name, value in sorted(vars(one).items())
+        if _counts(name, value)
+    ]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+
+def _counts(name: str, value: Any) -> bool:
+    return not name.startswith("__") or isinstance(value, FunctionType)
+
+
+def _code(code: CodeType, *more: Any) -> str:
+    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
+    for value in (*code.co_consts, *more):
+        digest.update(_told(value).encode())
+    return digest.hexdigest()[:8]
+
+
+def _told(value: Any, deep: bool = False) -> str:
+    """A value in a text that is the same in every process."""
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    elif isinstance(value, property | cached_property):
+        value = value.fget if isinstance(value, property) else value.func
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, FunctionType):
+        return code_digest(value) if deep else _code(value.__code__)  # it may have taken itself from around it
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # whose repr leaves out what is long
+        return f"{value.dtype} {value.tolist()}"
+    if isinstance(value, Mapping) and value:
+        return "{" + ", ".join(f"{_told(k)}: {_told(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, frozenset):  # whose order differs from process to process
+        return repr(sorted(map(repr, value)))
+    return PLACE.sub("", repr(value))

@@ -125,6 +125,17 @@ DAMAGES += ['{"key": "b", "metrics": {"auc": NaN}}', '{"key": "b", "x": 1e999}',
 DAMAGES += ['{"key": "b", "x": ' + "[" * 100_000, '{"key": "b", "n": 2, "sha256": "0f0f0f0f0f0f0f0f"}', "7", "null"]
 
 
+def test_a_row_without_its_seal_is_not_believed(tmp_path) -> None:
+    """Whoever changed a number took the seal away with it, and the row was shown."""
+    book = Ledger(tmp_path / "a")
+    book.append({"key": "k", "metrics": {"auc": 0.5}})
+    path = book.path / "k.json"
+    for seal in ("", ', "sha256": ""', ', "sha257": "0f0f0f0f0f0f0f0f"'):
+        path.write_text('{"key": "k", "metrics": {"auc": 0.999}' + seal + "}\n")
+        with pytest.raises(DataError, match=r"a/k.json is not the ledger row of its name \(its content is not that of"):
+            book.find("k")
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda text: text[:30].encode(errors="replace").decode())
 def test_a_damaged_row_is_named_and_blocks_no_other(tmp_path, damage: str) -> None:
     book = Ledger(tmp_path / "a")

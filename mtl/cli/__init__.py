@@ -1,6 +1,7 @@
 """The command line: `mtl reproduce | run | data | claims | row | report | ledger | doctor`."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -56,6 +57,7 @@ def one_sentence() -> Iterator[None]:
         said = " ".join(str(wrong).split()) or type(wrong).__name__
         if isinstance(wrong, ModuleNotFoundError) and (install := lacking(wrong)):
             known, said = True, f"this command {install}"
+        said = re.sub(r"with fallback='(\w+)'", r"with -p fallback=\1", said)  # as a command takes it
         said += "" if known else f" ({type(wrong).__name__}, not foreseen: MTL_DEBUG=1 shows where)"
         console(stderr=True).print(f"mtl: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -193,6 +195,8 @@ def run(
             rows = []  # what chooses between the rows that were left cannot do so yet
         broken, seconds = sum(row["status"] != "ok" for row in rows), time.monotonic() - started
         said = f"{len(rows)} rows, {broken} without a result, {events['left']} left by the deadline, {seconds:.0f} s"
+        if stood := sorted({row["config"]["problem"] for row in rows if row.get("embedded_default")}):
+            said += f"; EMBEDDED DEFAULT: {', '.join(stood)} in place of data that were not found"
         typer.echo(said, err=True)
     raise typer.Exit(3 if events["left"] else 0)
 

@@ -53,10 +53,13 @@ def backward(
     GradScaler pass `scaler.scale(torch.ones((), device=...))`. If the scaled gradients overflow, the method is not
     asked, `step.overflow` is set, no `.grad` is finite and `scaler.step` skips the update.
     `group`: ranks whose task gradients are averaged ("auto": all, if torch.distributed is initialised), each over the
-    ranks that have its loss; pass the module itself, not its DistributedDataParallel wrapper. Sparse embeddings need
+    ranks that have its loss; take parameters from the module itself, not its DistributedDataParallel wrapper, and call
+    the module itself too where features are given or tasks are absent: the wrapper waits for parameters that such a
+    step reaches late or never. Sparse embeddings need
     a task on each rank. `diagnostics`: compute K for methods that do not need it.
 
-    Raises ValueError or TypeError (argument, rule, value found) and NonFiniteError; every `.grad` is then as before.
+    Raises ValueError or TypeError (argument, rule, value found) and NonFiniteError, of losses and of what the method
+    looks at (one that looks at losses alone sees no gradient); every `.grad` is then as before.
 
     >>> from mtl.methods.base import Method
     >>> class Equal(Method):

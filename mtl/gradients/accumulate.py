@@ -77,6 +77,11 @@ class Accumulator:
             given = check_inputs(losses, self.shared, self.heads, features, self.method)
             if self._given is None:
                 self._begin(given)
+            elif [*map(id, given.parameters)] != [*map(id, self._given.parameters)]:
+                raise ValueError(
+                    "shared: must be the same parameters in each micro-batch of a step, as heads must, found that some "
+                    "were frozen or thawed in between"
+                )
             if self.method not in USED:
                 begin(self.method, given)
             self._given = given

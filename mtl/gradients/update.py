@@ -1,8 +1,10 @@
 """One step from checked inputs to `.grad`, by what the method needs: losses, features, or task gradients."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -18,6 +20,11 @@ from mtl.methods.absent import index_of, present
 from mtl.methods.base import Method
 
 NORMS = "squared gradient norms"
+HALF = (torch.float16, torch.bfloat16)
+ORDER: WeakKeyDictionary[Method, list[ref[Tensor]]] = WeakKeyDictionary()
+"""The shared parameters of the last step, of methods that keep something for each."""
+LOOKED: WeakSet[Method] = WeakSet()
+"""Methods whose heads' gradients were looked at, at their first step."""
 
 
 def signed(z: Tensor, grads: Tensor) -> Tensor:
@@ -36,6 +43,12 @@ def _narrowed(rows: dict[str, Tensor], kinds: Iterable[torch.dtype], seeds: Tens
                 factor = row if seeds is None else row * seeds
                 found[f"{name} in {str(kind).removeprefix('torch.')}"] = factor.to(kind)
     return found
+
+
+def _rows(method: Method) -> bool:
+    """Whether a method, or one within it, keeps a tensor for each shared parameter."""
+    inner = any(_rows(one) for one in vars(method).values() if isinstance(one, Method))
+    return inner or "rows" in method.tasks.values()
 
 
 class Update:
@@ -241,8 +254,9 @@ class Update:
 
     def _asked(self, method: Method, losses: Tensor, values: Tensor, gram: Tensor | None) -> tuple[Tensor, Tensor]:
         weights = method.weights(losses, gram)
-        if weights.shape != (n := method.n_tasks,):
-            raise ValueError(f"weights: {type(method).__name__} must return shape ({n},), found {tuple(weights.shape)}")
+        if not isinstance(weights, Tensor) or weights.shape != (method.n_tasks,):
+            found = tuple(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+            raise ValueError(f"weights: {type(method).__name__} must return shape ({method.n_tasks},), found {found}")
         weights = weights.detach().to(values.device, non_blocking=True)
         self.ranks.same_(weights)
         own = self._own_weights(method, values, weights)
@@ -309,12 +323,14 @@ class Update:
 
     def _combined(self, tasks: TaskGradients) -> list[Tensor | None]:
         name, shared = type(self.method).__name__, self.given.shared
+        self._ordered()
         if sparse := [i for i in tasks.sparse if i not in tasks.places]:
             raise ValueError(f"shared[{sparse[0]}]: {name} needs dense gradients, found sparse ones")
         # a method may keep state per parameter, so it always sees all of them
         every = [tasks.view(i) if i in tasks.places else p.new_zeros(self.n, *p.shape) for i, p in enumerate(shared)]
-        # float16 may hold neither what is left without the scale, which the method's buffers outlive, nor a square
-        every = [g.to(self.dtype) if g.dtype == torch.float16 else g for g in every]
+        # half a word may hold neither what is left without the scale, which the method's buffers outlive, nor a square,
+        # and in bfloat16 a running mean stands still
+        every = [g.to(self.dtype) if g.dtype in HALF else g for g in every]
         if self.scale is not None:
             every = [g / self.scale.to(self.dtype) for g in every]
         if self.places is None:
@@ -331,7 +347,7 @@ class Update:
                     f"found {tuple(g.shape)}"
                 )
         if self.scale is None:  # else a scaler sees to what float16 does not hold
-            update = [g.to(p.dtype) if p.dtype == torch.float16 else g for g, p in zip(update, shared, strict=True)]
+            update = [g.to(p.dtype) if p.dtype in HALF else g for g, p in zip(update, shared, strict=True)]
         norms = [x.to(self.values.device) for x in torch._foreach_norm(update, dtype=torch.float64)]
         sizes = torch.stack(norms).sum()  # finite where all of them are
         if self.scale is not None:
@@ -343,7 +359,40 @@ class Update:
         self.told["combine"] = sizes.expand(self.n)
         return [laid(g, layout(shared[i])) if i in tasks.places else None for i, g in enumerate(update)]
 
+    def _ordered(self) -> None:
+        """Raise where a method that keeps something for each shared parameter would take one for another."""
+        if not _rows(self.method):
+            return
+        known, shared, name = ORDER.get(self.method), self.given.shared, type(self.method).__name__
+        if known and any((old := one()) is not None and old is not p for one, p in zip(known, shared, strict=False)):
+            raise ValueError(
+                f"shared: must hold the parameters that {name} began with, in their order, found others: it keeps "
+                "something for each; to rest some, set their learning rate to 0, or begin with a fresh method"
+            )
+        ORDER[self.method] = [ref(p) for p in shared]
+
+    def _idle(self, heads: Heads) -> None:
+        """Warn of heads that do not move by their task's loss: in another order than losses that are one vector."""
+        sizes = {
+            t: torch.stack(
+                [(g._values() if g.is_sparse else g).abs().amax().float() for g in own if g is not None]
+            ).amax()
+            for t, own in enumerate(heads.own)
+            if any(g is not None and g.numel() for g in own)
+        }
+        if sizes and not all(moved := torch.stack([*sizes.values()]).gt(0).tolist()):
+            idle = ", ".join(str(t) for t, one in zip(sizes, moved, strict=True) if not one)
+            warnings.warn(
+                f"heads: those of tasks {idle} have no gradient of their task's loss at the first step; heads come in "
+                "the order of the losses",
+                stacklevel=2,
+            )
+
     def _heads(self, heads: Heads, factors: Tensor) -> None:
+        if self.method not in LOOKED:
+            LOOKED.add(self.method)
+            if self.given.roots and self.given.roots[0].dim():  # the graphs of scalars were looked at before
+                self._idle(heads)
         for t, grads in enumerate(heads.own):
             self._add(self.given.heads[t], grads, factors[t])
         self.reduce(self._own())
@@ -378,7 +427,7 @@ class Update:
         method = self.method
         if self.told:
             self._tell(self.told)
-        told = None if method.masks or method.needs == "gradients" else weights
+        told = None if method.masks or method.needs == "gradients" else weights.clone()  # a method may keep its own
         if self.places is None:
             return Step(self.values, told, gram, method.certificate, overflow, (), method)
         absent = [t for t in range(self.n) if t not in self.places]

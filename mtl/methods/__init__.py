@@ -18,8 +18,9 @@ from mtl.methods.gram import IMTL, IMTLG, MGDA, MGDAUB, CAGrad, ConFIG, FairGrad
 from mtl.methods.learned import FAMO, IMTLL, UW, Bandit, GradNorm
 from mtl.methods.losses import DWA, GLS, LS, PBI, RLW, SI, STCH, STL, Scalarization
 from mtl.solvers import Certificate
+from mtl.sources import class_digest
 
-__all__ = ["METHODS", "Aggregate", "Method", "aggregate", "look_of", "method"]
+__all__ = ["METHODS", "Aggregate", "Method", "aggregate", "digest_of", "look_of", "method"]
 
 METHODS: dict[str, type[Method]] = {
     "ls": LS,
@@ -129,6 +130,11 @@ def method(name: str, n_tasks: int, seed: int | None = None, **hyper: Any) -> Me
             raise ValueError(f"base: must be made for {n_tasks} tasks as well, found one for {base.n_tasks}")
     made: Method = kind(n_tasks, **(hyper if seed is None else _seeded(name, hyper, seed)))
     return made
+
+
+def digest_of(name: str) -> str:
+    """Eight digits of a method whose class is not of this package, "" of all others and of unknown names."""
+    return class_digest(METHODS[name]) if name in METHODS else ""
 
 
 def look_of(name: str) -> tuple[str, str, str]:

@@ -50,13 +50,21 @@ def _few(method: Method, index: Tensor) -> Method:
             setattr(few, name, _taken(kind, value, index))
         elif name == "generator":  # or its state, until the device is known
             continue
-        elif isinstance(value, Tensor) or (isinstance(value, list) and any(isinstance(x, Tensor) for x in value)):
-            raise ValueError(
-                f"losses: {type(method).__name__} must say in `tasks` how {name!r} goes with the tasks "
-                "to act on some of them, found that it does not"
-            )
+        elif _tensors(value):
+            raise _unsaid(method, name)
     few.reduce(index.tolist())
     return few
+
+
+def _tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list) and any(isinstance(x, Tensor) for x in value))
+
+
+def _unsaid(method: Method, name: str) -> ValueError:
+    return ValueError(
+        f"losses: {type(method).__name__} must say in `tasks` how {name!r} goes with the tasks "
+        "to act on some of them, found that it does not"
+    )
 
 
 def _taken(kind: str, value: Any, index: Tensor) -> Any:
@@ -92,6 +100,8 @@ def _give_back(method: Method, few: Method, index: Tensor, before: dict[int, dic
             if name in method.state:  # else it is a hyperparameter
                 setattr(method, name, _put(method, name, value, index))
         elif value is not old.get(name):
+            if name in method.state and _tensors(value):
+                raise _unsaid(method, name)
             setattr(method, name, value)
 
 

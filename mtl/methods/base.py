@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Method:
 
     def __init__(self, n_tasks: int) -> None:
         self.n_tasks = whole("n_tasks", n_tasks, 1)
+        if self.needs not in get_args(Needs):
+            raise ValueError(f"needs: must be one of {', '.join(get_args(Needs))}, found {self.needs!r}")
 
     def settings(self) -> dict[str, Any]:
         """The hyperparameters that it was made with, defaults included, as JSON holds them."""
@@ -247,6 +249,8 @@ def _fits(name: str, present: Any, value: Any, n_tasks: int) -> None:
             raise ValueError(f"{name}: must be a list of {n_tasks} of type {kind.__name__}, found {value!r}")
     elif type(present) is int and type(value) is not int:
         raise ValueError(f"{name}: must be a whole number, found {value!r}")
+    elif type(present) is float and not (type(value) is float and math.isfinite(value)):
+        raise ValueError(f"{name}: must be a finite number, found {value!r}")
 
 
 def _loaded(present: Any, value: Any) -> Any:

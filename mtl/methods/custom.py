@@ -1,33 +1,23 @@
 """Your own method from one function: registered under a name that changes whenever the function does."""
 
-import hashlib
 from collections.abc import Callable
-from types import CodeType
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
 
 from mtl.methods import METHODS
 from mtl.methods.base import Heads, Method, Needs
-
-
-def _digest(code: CodeType, *more: Any) -> str:
-    """Eight digits of what the function does, and of `more`; its place in a file or notebook does not count."""
-    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
-    for value in (*code.co_consts, *more):
-        if isinstance(value, frozenset):  # whose order differs from process to process
-            value = sorted(map(repr, value))
-        digest.update((_digest(value) if isinstance(value, CodeType) else repr(value)).encode())
-    return digest.hexdigest()[:8]
+from mtl.sources import code_digest
 
 
 def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", heads: Heads = "weighted") -> str:
     """Register w = weights(losses, K) as a method and return its name, e.g. "inverse-norm@1f0c2a9b".
 
     losses (T,), K (T, T) the Gram matrix of the task gradients; weights (T,). With needs="losses" the function
-    gets the losses alone. The digits in the name are a hash of the function, its defaults, needs and heads, so that
-    a ledger never takes the runs of an edited rule for those of the old one; values that the function reads from
-    outside are not part of it. Raises ValueError for a name that a built-in method has.
+    gets the losses alone. The digits in the name are a hash of the function, its defaults, what it took from a function
+    around it, needs and heads, so that a ledger never takes the runs of an edited rule for those of the old one; what
+    it reads from its module is not part of it. Raises ValueError for a name that a built-in method has.
 
     >>> import torch, mtl
     >>> name = rule("inverse-norm", lambda losses, K: 1 / K.diagonal().sqrt())
@@ -36,7 +26,7 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
     [1.0, 1.0]
     >>> _ = mtl.METHODS.pop(name)
     """
-    if not isinstance(name, str) or not isinstance(getattr(weights, "__code__", None), CodeType):
+    if not isinstance(name, str) or not isinstance(weights, FunctionType):
         raise TypeError(f"rule: takes a name and a function of Python, found {name!r} and {weights!r}")
     if name in METHODS or "@" in name:
         raise ValueError(f"name: must be new and without '@', found {name!r}")
@@ -59,8 +49,7 @@ def rule(name: str, weights: Callable[..., Tensor], *, needs: Needs = "gram", he
                 )
             return w.to(losses.dtype)
 
-    given = (weights.__defaults__, sorted((weights.__kwdefaults__ or {}).items()), chosen)
-    full = f"{name}@{_digest(weights.__code__, *given)}"
+    full = f"{name}@{code_digest(weights, chosen)}"
     Rule.__qualname__ = full  # by which checkpoints tell rules apart
     METHODS[full] = Rule
     return full

@@ -142,12 +142,13 @@ class Buffers(Method):
 
     def take(self, grads: Sequence[Tensor]) -> None:
         """One step more; buffers start at zero."""
+        shapes = [tuple(g.shape) for g in grads]
+        for name in self.kept:
+            if (began := [tuple(b.shape) for b in getattr(self, name)]) and began != shapes:
+                raise ValueError(f"grads: {type(self).__name__} began with shapes {began}, found {shapes}")
         self.steps += 1
         for name in self.kept:
             buffers: list[Tensor] = getattr(self, name) or [torch.zeros_like(g) for g in grads]
-            if (old := [b.shape for b in buffers]) != [g.shape for g in grads]:
-                began = [tuple(s) for s in old]
-                raise ValueError(f"grads: {type(self).__name__} began with shapes {began}, found others")
             setattr(self, name, [b.to(g) for b, g in zip(buffers, grads, strict=True)])  # resumed on another device
 
 

@@ -132,6 +132,12 @@ class FairLoss(Method):
         if (self.base.positive_losses or self.base.nonnegative_losses) and alpha >= 1:
             rule = "positive" if self.base.positive_losses else "at least 0"
             raise ValueError(f"alpha: must be < 1 for base={base!r}, whose losses must be {rule}, found {alpha}")
+        inner: Method | None = self.base
+        while inner is not None and alpha >= 1:  # log L and L^(1-alpha)/(1-alpha) may be negative, or are
+            if isinstance(inner, EMTL) or inner.wants_validation:
+                what = "relative rates L/|g|" if isinstance(inner, EMTL) else "losses over those of validation"
+                raise ValueError(f"alpha: must be < 1 for base={base!r}, whose {what} would change sign, found {alpha}")
+            inner = getattr(inner, "base", None)
 
     def _fair(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         L = losses.detach()
@@ -199,7 +205,7 @@ class CRMOGM(Method):
     """
 
     label, family, marker = "CR-MOGM", "min-norm", "X"
-    state = ("w", "started", "base")
+    state = ("w", "started", "alpha", "base")
     tasks: ClassVar[dict[str, Kind]] = {"w": "each", "started": "each"}
 
     def __init__(

@@ -132,6 +132,7 @@ class FAMO(Method):
     z = softmax(xi); w_t = z_t/D_t / sum_s z_s/D_s with D_t = L_t - b + 1e-8. After the optimiser step, on that batch:
     delta_t = log D_t(before) - log D_t(after), and xi takes an Adam step (0.025, L2 `gamma`) along J_softmax' delta.
     gamma = 1e-3 (the authors: 1e-5 in the class, 1e-2 or 1e-3 in the scripts). Clipping in famo.py is left to the loop.
+    Among several processes `after_step` takes the mean of the losses over the ranks, as `weights` does.
     Losses must be positive; `b` moves the zero of their logarithms.
 
     >>> FAMO(2).weights(torch.tensor([1.0, 1.0])).tolist()
@@ -149,16 +150,23 @@ class FAMO(Method):
         self.gamma, self.lr, self.b = positive("gamma", gamma, zero=True), positive("lr", lr), number("b", b)
         self.xi, self.first, self.second, self.before = torch.zeros(4, n_tasks, dtype=torch.float64).unbind()
         self.steps = [0] * n_tasks
+        self.asked = False
 
     def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
         self.check(losses, gram)
         D = losses.double() - self.b + 1e-8
-        self.before = D.log()
+        self.before, self.asked = D.log(), True
         w = torch.softmax(on(self.xi, losses), -1) / D
         return (w / w.sum(-1, keepdim=True)).to(losses.dtype)
 
     def after_step(self, losses: Tensor) -> None:
+        """Raises ValueError where no step came before, as after one that overflowed, or a second time."""
         self.check(losses)
+        if not self.asked:
+            raise ValueError(
+                "after_step: must come once after each step that did not overflow, found no such step before"
+            )
+        self.asked = False
         delta = on(self.before, losses) - (losses.detach().double() - self.b + 1e-8).log()
         xi = on(self.xi, losses)
         z = torch.softmax(xi, -1)

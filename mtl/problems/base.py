@@ -96,6 +96,10 @@ class Problem:
     def model(self, name: str, seed: int, **sizes: Any) -> MultiTaskModel:
         """A freshly initialised model, named in `models`; `sizes` (width, hidden, ...) overrides the scale's own."""
         build = choose(self.builders, name)
+        if self.scale not in self.net_sizes:
+            raise ValueError(
+                f"net_sizes: must have the scale {self.scale!r}, found {', '.join(self.net_sizes) or 'none'}"
+            )
         net: MultiTaskModel = build(*self.net_inputs, seed=seed, **{**self.net_sizes[self.scale], **sizes})
         return net
 

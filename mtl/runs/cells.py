@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 from mtl.errors import RunError
 from mtl.files import root
 from mtl.ledger import Ledger, Row, canonical, key, plain, provenance
+from mtl.methods import digest_of as method_digest
 from mtl.methods.base import whole
 from mtl.models.base import MultiTaskModel
 from mtl.problems import Problem, problem, registered
+from mtl.problems import digest_of as problem_digest
 from mtl.training.fit import Budget, Run, fit
 from mtl.training.together import fresh
 
@@ -91,7 +93,9 @@ class Cell:
         own = {name: getattr(self, name) for name in OWN}
         stand_in = {"stands_in_for": self.wanted} if self.stands_in else {}
         start = {} if self.init_seed is None else {"init_seed": self.init_seed}
-        found: dict[str, Any] = canonical(own | {"budget": self.budget.settings()} | stand_in | start)
+        outside = [problem_digest(self.wanted), method_digest(self.method)]  # of the caller's classes, which change
+        code = {"code": outside} if any(outside) else {}
+        found: dict[str, Any] = canonical(own | {"budget": self.budget.settings()} | stand_in | start | code)
         return found
 
     def key(self, device: str = "cpu") -> str:

@@ -201,12 +201,13 @@ def identity(
 
     def told(value: Any) -> Any:
         if isinstance(value, Method):
-            return {"kind": f"{type(value).__module__}.{type(value).__qualname__}", **vars(value)}
+            kind = type(value)
+            return {"kind": f"{kind.__module__}.{kind.__qualname__}", "code": sources.class_digest(kind), **vars(value)}
         if isinstance(value, torch.Generator):
             value = value.get_state()
         return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else type(value).__name__
 
-    data = [problem.name, problem.scale, problem.options, problem.fingerprint]
+    data = [problem.name, problem.scale, problem.options, problem.fingerprint, sources.class_digest(type(problem))]
     text = json.dumps([data, method, model, seeds, asdict(budget), select, device.type], default=told)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -134,6 +134,9 @@ class Loop:
         init_seed: int | None = None,
     ) -> None:
         self.problem, self.method, self.seed, self.budget, self.device = problem, method, seed, budget, device
+        if method.n_tasks != len(problem.tasks):
+            found = f"{type(method).__name__} for {method.n_tasks}"
+            raise ValueError(f"method: must be for the {len(problem.tasks)} tasks of {problem.name}, found {found}")
         self.model = problem.model(model, seed if init_seed is None else init_seed).to(device)
         if method.alone and isinstance(self.model, SingleTask):
             self.model.train_only(method.task)  # type: ignore[attr-defined]

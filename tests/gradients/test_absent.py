@@ -234,3 +234,19 @@ def test_one_s_own_rule_needs_no_more() -> None:
     step = backward([theta.sum(), None, 3 * theta.sum()], shared=[theta], method=method(name, 3))
     mtl.METHODS.pop(name)
     assert step.weights.tolist() == [0.25, 0, 0.75]
+
+
+def test_a_state_that_begins_as_none_is_said_too() -> None:
+    """What a first step with some of the tasks left became the state of all."""
+
+    class Averaged(Method):
+        needs, state, ema = "gram", ("ema",), None
+
+        def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+            self.ema = losses if self.ema is None else 0.5 * (self.ema + losses)
+            return self.ema
+
+    theta, m = torch.ones(2, requires_grad=True), Averaged(3)
+    with pytest.raises(ValueError, match=r"losses: Averaged must say in `tasks` how 'ema' goes with the tasks"):
+        backward([theta.sum(), None, None], shared=[theta], method=m)
+    assert m.ema is None

@@ -202,3 +202,16 @@ def test_ranks_agree_on_one_step() -> None:
         features = [z for _, z in parts]
         step = backward(losses, shared=net.shared, heads=net.own, method=m, features=features)
         same(ranks[0][name], outcome(net, m, step))
+
+
+def test_parameters_stay_the_same_within_a_step() -> None:
+    """Gradients of one were added to those of another of its shape."""
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    acc = Accumulator(shared=[a, b], method=method("mgda", 2))
+    acc.add([(a * b).sum(), a.sum()])
+    a.requires_grad_(False)
+    with pytest.raises(ValueError, match="shared: must be the same parameters in each micro-batch of a step"):
+        acc.add([(a * b).sum(), b.sum()])
+    a.requires_grad_(True)
+    acc.add([(a * b).sum(), a.sum()])
+    assert acc.step().weights is not None

@@ -1,6 +1,7 @@
 """`mtl.backward` against full Jacobians, on every way through the graph."""
 
 import copy
+import gc
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -586,3 +587,79 @@ def test_methods_that_combine_take_parameters_in_float16(name: str) -> None:
             backward([(300 * x).sum(), (1e-3 * x).sum()], shared=[x], method=m)
     assert theta.grad is not None and exact.grad is not None and theta.grad.dtype == torch.float16
     assert torch.allclose(theta.grad.float(), exact.grad, rtol=2e-3)
+
+
+def test_running_means_move_in_bfloat16() -> None:
+    """A mean that takes in a hundredth of what is new has no digits for it in bfloat16, and stood still."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        theta, m = torch.ones(3, dtype=dtype, requires_grad=True), method("adatask", 2)
+        for k in range(300):
+            theta.grad = None
+            x = torch.full((3,), 1.0 + 0.5 * (k % 2), dtype=dtype)
+            backward([(theta * x).sum(), 2 * (theta * x).sum()], shared=[theta], method=m)
+        assert theta.grad.dtype == dtype and m.second[0].dtype == torch.float32
+        found.append(m.second[0])
+    torch.testing.assert_close(*found, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", ["scalarization", "nash", "cr-mogm"])
+def test_the_weights_of_a_step_are_nobody_elses(name: str) -> None:
+    theta = torch.ones(2, dtype=F64, requires_grad=True)
+    m = method(name, 2, **({"c": [1.0, 2.0]} if name == "scalarization" else {}))
+    before = None
+    for _ in range(2):
+        step = backward([theta[0].exp(), theta.sum()], shared=[theta], method=m)
+        assert step.weights is not None
+        before, old = step.weights.clone(), before
+        assert old is None or name == "cr-mogm" or torch.allclose(old, before)
+        step.weights.mul_(10)
+
+
+@pytest.mark.parametrize("name", ["adatask", "db-mtl", "moco", "excessmtl", "fair-loss"])
+def test_what_is_kept_for_a_parameter_goes_to_no_other(name: str) -> None:
+    """Buffers lie in the order of the shared parameters: swapped ones of one shape took each other's."""
+    a, b = (torch.ones(3, requires_grad=True) for _ in range(2))
+    m = method(name, 2, **({"base": "adatask"} if name == "fair-loss" else {}))
+
+    def step(*shared: Tensor) -> None:
+        backward([(a * a).sum() + b.sum(), (b * b).sum() + a.sum()], shared=shared, method=m)
+
+    step(a, b)
+    rule = "shared: must hold the parameters that .* began with, in their order, found others"
+    for others in ((b, a), (b,)):
+        with pytest.raises(ValueError, match=rule):
+            step(*others)
+    a.requires_grad_(False)
+    with pytest.raises(ValueError, match=rule):
+        step(a, b)
+    a.requires_grad_(True)
+    step(a, b)
+
+
+def test_a_model_that_was_loaded_anew_may_take_the_place_of_one_that_is_gone() -> None:
+    m = method("adatask", 2)
+    for _ in range(2):
+        theta = torch.ones(3, requires_grad=True)
+        backward([theta.sum(), theta.square().sum()], shared=[theta], method=m)
+        del theta
+        gc.collect()
+    assert m.seen == [2, 2]
+
+
+def test_a_step_that_is_refused_counts_for_nothing() -> None:
+    m = method("moco", 2)
+    m.combine([torch.ones(2, 3)], torch.ones(2))
+    with pytest.raises(ValueError, match=r"grads: MoCo began with shapes \[\(2, 3\)\], found \[\(2, 4\)\]"):
+        m.combine([torch.ones(2, 4)], torch.ones(2))
+    assert m.steps == 1
+
+
+def test_weights_that_are_no_tensor_are_named() -> None:
+    class Listed(Fixed):
+        def weights(self, losses: Tensor, gram: Tensor | None = None) -> Tensor:
+            return [1.0, 1.0]  # type: ignore[return-value]
+
+    theta = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"weights: Listed must return shape \(2,\), found a list"):
+        backward([theta.sum(), theta[0]], shared=[theta], method=Listed(2))

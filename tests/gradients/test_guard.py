@@ -266,3 +266,21 @@ def test_parameters_may_come_in_any_container(kind, collect):
     assert all(p.grad is not None for module in (trunk, *heads) for p in module.parameters())
     with pytest.raises(ValueError, match=r"heads\[0\]: must hold parameters that losses\[0\] depends on"):
         step([kind(head) for head in own(heads[::-1])])
+
+
+@pytest.mark.parametrize("name", ["mgda", "fairgrad", "db-mtl"])
+@pytest.mark.parametrize("right", [True, False])
+def test_heads_in_another_order_than_losses_of_one_vector_are_said(name, right):
+    """Its graph is one for all tasks, so that heads in a wrong order got zeros and never trained."""
+    trunk, heads, _ = net()
+    z, y = torch.tanh(trunk(torch.randn(8, 4))), torch.randn(8, 3)
+    losses = (torch.cat([head(z) for head in heads], 1) - y).square().mean(0)
+    given = own(heads) if right else own([heads[1], heads[0], heads[2]])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        mtl.backward(losses, shared=list(trunk.parameters()), heads=given, method=mtl.method(name, 3))
+    said = [str(one.message) for one in told]
+    assert said == ([] if right else [f"heads: those of tasks 0, 1 {IDLE}"])
+
+
+IDLE = "have no gradient of their task's loss at the first step; heads come in the order of the losses"

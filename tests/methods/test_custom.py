@@ -80,3 +80,28 @@ def test_bad_rules_are_refused():
 def test_heads_follow_the_choice():
     raw = mtl.method(mtl.rule("raw", lambda losses, K: 2 * losses, heads="raw"), n_tasks=2)
     assert raw.head_weights(torch.ones(2), 2 * torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_rules_of_one_text_with_other_values_around_them_are_two():
+    """One replaced the other in silence, and a grid of both held one row."""
+
+    def scaled(c):
+        return lambda losses, K: losses * c
+
+    one, other = mtl.rule("tilt", scaled(1.0)), mtl.rule("tilt", scaled(50.0))
+    assert one != other and one == mtl.rule("tilt", scaled(1.0))
+    assert mtl.rule("tilt", scaled(torch.ones(2))) != mtl.rule("tilt", scaled(torch.zeros(2)))
+    assert mtl.aggregate(one, grads=G, losses=torch.ones(2)).weights.tolist() == [1.0, 1.0]
+
+    def again(losses, K):
+        return losses if len(losses) else again(losses, K)
+
+    assert mtl.rule("again", again) == mtl.rule("again", again), "which has itself around it"
+
+
+def test_what_a_class_needs_is_one_of_four():
+    class Gramm(mtl.methods.Method):
+        needs = "gramm"
+
+    with pytest.raises(ValueError, match="needs: must be one of losses, gram, features, gradients, found 'gramm'"):
+        Gramm(2)

@@ -115,3 +115,22 @@ def test_cr_mogm_tells_its_base_in_which_type_the_gradients_came(base: str) -> N
     given = {"grads": G.bfloat16(), "losses": torch.ones(3, dtype=torch.bfloat16)}
     own, averaged = aggregate(base, **given), aggregate("cr-mogm", base=base, **given)
     assert torch.equal(averaged.weights, own.weights) and torch.equal(averaged.direction, own.direction)
+
+
+@pytest.mark.parametrize(
+    ("base", "hyper"),
+    [("emtl", {}), ("cr-mogm", {"base": "emtl"}), ("bandit", {"balance": True})],
+)
+def test_fair_losses_that_change_sign_are_refused_where_the_sign_decides(base: str, hyper: dict[str, object]) -> None:
+    """At alpha = 2 the transformed losses are negative, and EMTL's player went to the smaller rate."""
+    method("fair-loss", 2, base=base, base_hyper=hyper, alpha=0.5)
+    for alpha in (1.0, 2.0):
+        with pytest.raises(ValueError, match=rf"alpha: must be < 1 for base='{base}', whose .* would change sign"):
+            method("fair-loss", 2, base=base, base_hyper=hyper, alpha=alpha)
+
+
+def test_cr_mogm_goes_on_with_the_alpha_that_was_set() -> None:
+    m, other = method("cr-mogm", 2), method("cr-mogm", 2)
+    m.alpha = 0.99  # type: ignore[attr-defined]
+    other.load_state_dict(m.state_dict())
+    assert other.alpha == 0.99  # type: ignore[attr-defined]

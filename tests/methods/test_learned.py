@@ -68,3 +68,13 @@ def test_famo_keeps_no_graph_of_the_losses_that_it_is_told() -> None:
     m.weights(torch.ones(2))
     m.after_step(torch.tensor([0.5, 2.0], requires_grad=True))
     assert not any(x.requires_grad for x in (m.xi, m.first, m.second))
+
+
+def test_famo_is_told_once_after_each_step() -> None:
+    """Told twice, or before its first step, it took a difference to losses of nowhere."""
+    m = method("famo", 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="after_step: must come once after each step that did not overflow"):
+            m.after_step(torch.ones(2))
+        m.weights(torch.ones(2))
+        m.after_step(torch.ones(2))

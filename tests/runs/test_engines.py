@@ -232,6 +232,25 @@ def test_stale_rows_are_run_again_unless_published_or_kept(book: Ledger, own_roo
     assert run_grid([cell], ledger=published, rerun_published=True) == made, "which is current"
 
 
+def test_an_edited_class_of_the_users_own_is_run_again(book: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows were found under the name alone, and shown for those of the new text."""
+
+    def made(value: float) -> type:
+        class Mine(METHODS["ls"]):  # type: ignore[misc]
+            def weights(self, losses: torch.Tensor, gram: torch.Tensor | None = None) -> torch.Tensor:
+                return losses.new_tensor([value, 1.0])
+
+        return Mine
+
+    names = []
+    for value in (1.0, 100.0, 1.0):
+        monkeypatch.setitem(METHODS, "mine", made(value))
+        (row,) = run_grid(cells((0,), [("Mine", "mine", {})]), ledger=book)
+        names.append(row["key"])
+        assert Cell.of(row).key() == row["key"]
+    assert names[0] == names[2] != names[1] and len(book.rows()) == 2
+
+
 def test_a_row_is_found_by_the_problem_and_method_that_made_it_whatever_else_changes(book: Ledger) -> None:
     """The hash of a run holds what its base method imports, and nothing of another method."""
     rows = run_grid(cells((0,), [("Fair", "fair-loss", {"base": "mgda"}), ("UW", "uw", {})]), ledger=book)
