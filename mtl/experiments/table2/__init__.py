@@ -86,7 +86,7 @@ class Table2(Study):
 
     def figure(self) -> Figure:
         """Each method's mean change of each metric against STL; five lines stand out."""
-        strong = ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA", "Nash-MTL")
+        strong = ("EMTL", "FairGrad (alpha=2)", "LS", "MGDA", "Nash-MTL", "fixed weights")
         return captioned(change_figure(self.frame, strong), f"{self.name}, {self.when}: {CHANGE}")
 
     def training(self) -> Figure:
@@ -220,14 +220,15 @@ class Seeing(Table2):
 
     @property
     def waiting(self) -> str:
-        """Rows of scale `gpu` decide nothing yet, and why."""
+        """What these rows do not decide yet, and why."""
         few = len(self.seeds) < len(self.experiment.seeds[self.scale])
         lacking = [label for label in results.EMTL_RIVALS if label not in set(self.frame["label"])]
         why = ["fewer seeds than declared"] * few
         epochs = f"{self.experiment.budget[self.scale].epochs} epochs are not enough"
         why += {True: [], False: [epochs], None: ["epochs were not doubled"]}[self.checks["converged"].passed]
         why += [f"{len(lacking)} of EMTL's {len(results.EMTL_RIVALS)} rivals lack seeds"] * bool(lacking)
-        return "no sentence is decided by them" + f" ({', '.join(why)})" * bool(why)
+        which = "no sentence is" if self.scale == "gpu" else f"{self.sentences[0]} is not"
+        return f"{which} decided by them" + f" ({', '.join(why)})" * bool(why)
 
     @property
     def leads(self) -> pd.DataFrame:
