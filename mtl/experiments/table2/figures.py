@@ -31,13 +31,21 @@ def change_figure(table: pd.DataFrame, strong: Sequence[str]) -> Figure:
     fig, axes = style.subplots(1, 1, height=3.0)
     ax = axes[0, 0]
     ax.axhline(0, color="0.3", lw=0.8)
+    drawn = set[str]()
     for label, line in change.iterrows():
         if label in strong:
             _, colour, marker = style.look(methods[str(label)])
             own = runs[runs["label"] == label]
             half = [mean_ci(own[name].dropna()).half for name in METRICS]
-            how: dict[str, Any] = {"fmt": marker + "-", "color": colour, "ms": 3.5, "lw": 1.2, "elinewidth": 0.9}
+            how: dict[str, Any] = {
+                "fmt": marker + ("--" if colour in drawn else "-"),
+                "color": colour,
+                "ms": 3.5,
+                "lw": 1.2,
+                "elinewidth": 0.9,
+            }
             ax.errorbar(range(len(METRICS)), line, half, capsize=2, zorder=4, label=label, **how)
+            drawn.add(colour)
         else:
             ax.plot(range(len(METRICS)), line, color="0.7", lw=0.7, zorder=2)
     if others := [str(label) for label in change.index if label not in strong]:
