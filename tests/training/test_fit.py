@@ -482,6 +482,23 @@ def test_training_knows_no_ledger() -> None:
     assert not [name for name in found if name.startswith(("mtl.ledger", "mtl.runs", "mtl.report", "mtl.experiments"))]
 
 
+def test_an_edited_class_does_not_go_on_with_the_checkpoint_of_the_old_one(tmp_path: Path) -> None:
+    """Its qualified name is the same, and five steps of one were followed by those of the other."""
+
+    def made(value: float) -> Any:
+        class Mine(METHODS["ls"]):  # type: ignore[misc]
+            def weights(self, losses: torch.Tensor, gram: torch.Tensor | None = None) -> torch.Tensor:
+                return losses.new_full(losses.shape, value)
+
+        return Mine(2)
+
+    path = tmp_path / "c.pt"
+    small(method=made(1.0), checkpoint=path, checkpoint_every=0)
+    with pytest.raises(RunError, match=r"checkpoint c.pt: belongs to run"):
+        small(method=made(2.0), checkpoint=path)
+    assert small(method=made(1.0), checkpoint=path).status == "ok"
+
+
 def test_no_checkpoint_before_its_time(tmp_path: Path) -> None:
     small(checkpoint=tmp_path / "c.pt", checkpoint_every=1000)
     assert list(tmp_path.iterdir()) == []
