@@ -15,9 +15,7 @@ from mtl.runs.tuning import NO_STUDY
 
 SCALES = ("study", "gpu")
 # Rows of one experiment that came in groups, of which the first have more seeds.
-GROUPS: dict[str, dict[str, tuple[str, ...] | None]] = {
-    UNET.name: {"first rows": UNET.doubled, "group A": GROUP_A, "all rows": None}
-}
+GROUPS: dict[str, dict[str, tuple[str, ...] | None]] = {UNET.name: {"group A": GROUP_A, "all rows": None}}
 
 
 def studies() -> list[tuple[str, Study]]:

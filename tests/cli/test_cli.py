@@ -148,7 +148,11 @@ def test_claims_of_this_checkout_without_a_run() -> None:
     rows = [line for line in call("claims").output.splitlines() if line.startswith(("emtl", "fairgrad", "gap"))]
     assert len(rows) >= 20 and not any("not tested" in row for row in rows)
     said = call("claims", "--why", "emtl-table2-best").output
-    for line in ("verdict: inconclusive (assay)", "  converged: not run", "  Nash-MTL +0.274 [-4.16, +4.7], d = 0.68"):
+    for line in (
+        "verdict: inconclusive (assay)",
+        "  converged: FAILED; moves",
+        "  Nash-MTL +1.02 [+0.114, +1.92], d = 0.68",
+    ):
         assert line in said
     assert "one of emtl-fig1-bandit, " in call("claims", "--why", "emtl").output
 
