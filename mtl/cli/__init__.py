@@ -343,8 +343,8 @@ def ledger_again(
 
     NAME is a ledger below data/ledger: table1, figures/census, ...
 
-    Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, any rows,
-    with what the sources of a commit give here. Where there is none to compare, the exit code is 1 too.
+    Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, those of
+    others too, with what the sources of a commit, which should be theirs, give here. Where there is none to compare, the exit code is 1 too.
     """
     from mtl.files import root
     from mtl.ledger import Ledger, key, provenance, stale
@@ -367,7 +367,8 @@ def ledger_again(
         same = []
         with sources_at(at) if at else nullcontext() as then:
             for row in old[:rows]:
-                same.append(record(row, run_again(row), at, then(row) if then else None))
+                before = then(row) if then and not comparable(row["provenance"], here) else None
+                same.append(record(row, run_again(row), at if before else "", before))
                 typer.echo(f"{row['key']}: {'identical' if same[-1] else 'DIFFERENT'}")
         typer.echo(
             f"{sum(same)} of {len(same)} identical, drawn from {len(old)} rows of other sources; "
