@@ -344,8 +344,8 @@ def ledger_again(
     NAME is a ledger below data/ledger: table1, figures/census, ...
 
     Another processor or torch rounds otherwise, so that only rows of this kind are compared, or, with `--at`, those of
-    others too, with what the sources of a commit, which should be theirs, give here. Where there is none to compare, the
-    exit code is 1 too.
+    others too, with what the sources of a commit, which should be theirs, give here. Where there is none to compare,
+    the exit code is 1 too.
     """
     from mtl.files import root
     from mtl.ledger import Ledger, key, provenance, stale
