@@ -20,6 +20,16 @@ from mtl.methods import method
 CELLS = gap.strata("paper", CONDITIONS)
 
 
+def test_the_strata_that_were_made_anew_are_the_registered_ones_of_another_processor() -> None:
+    first, anew = (
+        gap.recorded("paper", Ledger(root() / "data" / "ledger" / f"{name}.jsonl")) for name in ("gap", "gap_anew")
+    )
+    assert len(anew) == len(CELLS) == 48 and [row["key"] for row in anew] == [row["key"] for row in first]
+    processors = [{row["provenance"]["hardware"]["cpu"] for row in rows} for rows in (first, anew)]
+    assert not processors[0] & processors[1]
+    assert all(a["metrics"] != b["metrics"] for a, b in zip(first, anew, strict=True)), "hardly a digit stays"
+
+
 def planted(kind: str, correlation: float, effect: float, seed: int = 0, missing: float = 0.0) -> list[dict[str, Any]]:
     """Rows as `gap.study` writes them, with a given correlation over methods or relative effect of the arms."""
     rng = np.random.default_rng(seed)
